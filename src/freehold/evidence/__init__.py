@@ -1,0 +1,1 @@
+"""Append-only transparency log, signed statements, bundles and their offline verifier."""

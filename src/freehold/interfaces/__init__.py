@@ -1,0 +1,1 @@
+"""Command line; thin: it calls, it does not decide."""

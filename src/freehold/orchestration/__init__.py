@@ -1,0 +1,1 @@
+"""Lifecycle table, pure planner, engine and store."""

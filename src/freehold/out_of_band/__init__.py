@@ -1,0 +1,1 @@
+"""The landlord's door: Redfish client, BMC take-over, posture, vendor quirks as data."""

@@ -1,0 +1,1 @@
+"""Vault, operator keys and PKI, Secure Boot keys, TPM attestation."""

@@ -1,0 +1,1 @@
+"""The executed sovereignty test, its seven questions and the maturity stage."""

@@ -1,0 +1,1 @@
+"""Rack in a box: QEMU, OVMF, swtpm, Redfish BMCs, networks and faults. Imports nothing from freehold."""
