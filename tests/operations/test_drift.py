@@ -1,0 +1,58 @@
+import msgspec
+import pytest
+
+from freehold.operations.drift import DEFAULT_RESPONSE, DriftKind, Observation, Response, diff, finding, response
+
+BASE = Observation(
+    secure_boot=True,
+    boot_order=("Boot0001", "Boot0000"),
+    accounts={"freehold": "Administrator"},
+    bios={"NumLock": "On"},
+    firmware={"BIOS": "2.6.1"},
+    ipmi=False,
+    secure_boot_keys={"db": ("aa",)},
+)
+
+
+def test_nothing_changed_is_no_drift():
+    assert diff(BASE, BASE) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"secure_boot": False}, DriftKind.SECURE_BOOT, "Secure Boot is off, declared on"),
+        (
+            {"boot_order": ("Boot0000", "Boot0001")},
+            DriftKind.BOOT_ORDER,
+            "is Boot0000 Boot0001, declared Boot0001 Boot0000",
+        ),
+        ({"accounts": {"freehold": "Administrator", "eve": "Operator"}}, DriftKind.FOREIGN_ACCOUNT, "eve is Operator"),
+        (
+            {"accounts": {"freehold": "ReadOnly"}},
+            DriftKind.ACCOUNT_ROLE,
+            "freehold is ReadOnly, declared Administrator",
+        ),
+        ({"bios": {"NumLock": "Off"}}, DriftKind.BIOS_ATTRIBUTE, "NumLock is Off, declared On"),
+        ({"bios": {}}, DriftKind.BIOS_ATTRIBUTE, "NumLock is absent"),
+        ({"firmware": {"BIOS": "2.6.2"}}, DriftKind.FIRMWARE_VERSION, "BIOS is 2.6.2, declared 2.6.1"),
+        ({"ipmi": True}, DriftKind.IPMI, "IPMI over LAN is on"),
+        ({"secure_boot_keys": {"db": ("aa", "bb")}}, DriftKind.SECURE_BOOT_KEYS, "db is aa bb, declared aa"),
+    ],
+)
+def test_each_kind_of_drift_is_named(change, kind, words):
+    (drift,) = diff(BASE, msgspec.structs.replace(BASE, **change))
+    assert drift.kind == kind
+    assert words in drift.sentence()
+
+
+def test_policy_decides_and_an_unreadable_policy_quarantines():
+    (drift,) = diff(BASE, msgspec.structs.replace(BASE, ipmi=True))
+    assert response(drift, {}) is Response.REMEDIATE
+    assert response(drift, {DriftKind.IPMI: "report"}) is Response.REPORT
+    assert response(drift, {DriftKind.IPMI: "whatever"}) is Response.QUARANTINE
+    assert "freehold release s1" in finding("s1", drift, Response.QUARANTINE).remedy
+
+
+def test_every_kind_has_a_default():
+    assert set(DEFAULT_RESPONSE) == set(DriftKind)
