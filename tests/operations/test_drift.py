@@ -1,7 +1,8 @@
 import msgspec
 import pytest
 
-from freehold.operations.drift import DEFAULT_RESPONSE, DriftKind, Observation, Response, diff, finding, response
+from freehold.model.resources import DEFAULT_REACTIONS, DriftKind, Reaction
+from freehold.operations.drift import Observation, diff, finding, sentence
 
 BASE = Observation(
     secure_boot=True,
@@ -25,14 +26,11 @@ def test_nothing_changed_is_no_drift():
         (
             {"boot_order": ("Boot0000", "Boot0001")},
             DriftKind.BOOT_ORDER,
-            "is Boot0000 Boot0001, declared Boot0001 Boot0000",
+            "Boot0000 Boot0001, declared Boot0001 Boot0000",
         ),
-        ({"accounts": {"freehold": "Administrator", "eve": "Operator"}}, DriftKind.FOREIGN_ACCOUNT, "eve is Operator"),
-        (
-            {"accounts": {"freehold": "ReadOnly"}},
-            DriftKind.ACCOUNT_ROLE,
-            "freehold is ReadOnly, declared Administrator",
-        ),
+        ({"accounts": {"freehold": "Administrator", "eve": "Operator"}}, DriftKind.BMC_ACCOUNT, "eve is Operator"),
+        ({"accounts": {"freehold": "ReadOnly"}}, DriftKind.BMC_ACCOUNT, "freehold is ReadOnly, declared Administrator"),
+        ({"accounts": {}}, DriftKind.BMC_ACCOUNT, "freehold is absent"),
         ({"bios": {"NumLock": "Off"}}, DriftKind.BIOS_ATTRIBUTE, "NumLock is Off, declared On"),
         ({"bios": {}}, DriftKind.BIOS_ATTRIBUTE, "NumLock is absent"),
         ({"firmware": {"BIOS": "2.6.2"}}, DriftKind.FIRMWARE_VERSION, "BIOS is 2.6.2, declared 2.6.1"),
@@ -43,16 +41,11 @@ def test_nothing_changed_is_no_drift():
 def test_each_kind_of_drift_is_named(change, kind, words):
     (drift,) = diff(BASE, msgspec.structs.replace(BASE, **change))
     assert drift.kind == kind
-    assert words in drift.sentence()
+    assert words in sentence(drift)
 
 
-def test_policy_decides_and_an_unreadable_policy_quarantines():
+def test_every_kind_has_a_reaction_and_a_finding_says_what_to_do():
+    assert set(DEFAULT_REACTIONS) == set(DriftKind)
     (drift,) = diff(BASE, msgspec.structs.replace(BASE, ipmi=True))
-    assert response(drift, {}) is Response.REMEDIATE
-    assert response(drift, {DriftKind.IPMI: "report"}) is Response.REPORT
-    assert response(drift, {DriftKind.IPMI: "whatever"}) is Response.QUARANTINE
-    assert "freehold release s1" in finding("s1", drift, Response.QUARANTINE).remedy
-
-
-def test_every_kind_has_a_default():
-    assert set(DEFAULT_RESPONSE) == set(DriftKind)
+    assert "freehold release s1" in finding("s1", drift, Reaction.QUARANTINE).remedy
+    assert all(finding("s1", drift, reaction).remedy for reaction in Reaction)
