@@ -1,0 +1,165 @@
+"""What was observed and established about a server. Times are UNIX seconds (UTC)."""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from freehold.model.findings import Finding
+from freehold.model.resources import DriftKind
+
+
+class ServerState(StrEnum):
+    ENROLLED = "enrolled"
+    SECURING = "securing"
+    DISCOVERING = "discovering"
+    PREPARING = "preparing"
+    AVAILABLE = "available"
+    PROVISIONING = "provisioning"
+    ATTESTING = "attesting"
+    ACTIVE = "active"
+    DRIFTED = "drifted"
+    REMEDIATING = "remediating"
+    DECOMMISSIONING = "decommissioning"
+    QUARANTINED = "quarantined"
+    RETIRED = "retired"
+
+
+class ImageFact(msgspec.Struct, frozen=True, kw_only=True):
+    """The image that a server was given: `manifest` is the SHA-256 (hex) of the signed manifest's payload."""
+
+    name: str
+    version: str
+    manifest: str
+
+
+class Medium(msgspec.Struct, frozen=True, kw_only=True):
+    """One storage medium on its way out. `verified` is None until it was read back, False if data was found."""
+
+    serial: str
+    planted: bool = False
+    sanitized: bool = False
+    verified: bool | None = None
+    details: dict[str, Any] = {}
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    kind: DriftKind
+    subject: str
+    expected: str
+    observed: str
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What has been established. A field is None or False until a step established it; `lifecycle.FORGETS` says which
+    facts a server loses on entering a state."""
+
+    # securing
+    bmc_identity: str | None = None  # SHA-256 of the BMC certificate's SubjectPublicKeyInfo, hex
+    bmc_credential_committed: bool = False
+    factory_accounts_disabled: bool = False
+    ipmi_off: bool = False
+    posture_recorded: bool = False
+    # discovering
+    oob_inventory: dict[str, Any] | None = None
+    inband_inventory: dict[str, Any] | None = None
+    inventory_agrees: bool = False
+    ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
+    agent_released: bool = False
+    # preparing
+    bios_applied: bool = False
+    secure_boot_enrolled: bool = False
+    reference_values: dict[str, str] | None = None  # {"pcr0": hex, "pcr2": hex}
+    # agent: when the machine was last started into the agent's ramdisk
+    agent_booted_at: float | None = None
+    # provisioning, attesting
+    image: ImageFact | None = None
+    image_written: bool = False
+    seed_written: bool = False
+    boot_entry_set: bool = False
+    os_booted_at: float | None = None
+    last_attestation: float | None = None
+    # drift
+    drift: tuple[Drift, ...] = ()
+    last_drift_check: float | None = None
+    remediated: tuple[DriftKind, ...] = ()
+    last_remediation: float | None = None
+    # decommissioning
+    workload_stopped: bool = False
+    media: tuple[Medium, ...] | None = None
+    tpm_cleared: bool = False
+    keys_destroyed: bool = False
+    state_reasserted: bool = False
+    certificate_index: int | None = None  # leaf of the destruction certificate in the evidence log
+    ended_assignment: str | None = None  # revision of the assignment that a decommissioning ended
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Written by the engine only. `reason` says why the server is in this state, `waiting_for` what it needs."""
+
+    state: ServerState = ServerState.ENROLLED
+    state_since: float = 0.0
+    reason: str = "declared"
+    step: str = ""
+    waiting_for: str = ""
+    attempts: int = 0
+    retry_at: float | None = None
+    deadline: float | None = None
+    stuck: bool = False
+    paused: bool = False
+    observed_generation: int = 0
+    quarantined_from: ServerState | None = None
+    retiring: bool = False
+    facts: Facts = Facts()
+    findings: tuple[Finding, ...] = ()
+
+
+class AgentSession(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent that speaks for a server now. `started`: time of its hello; `attested_at`: of its accepted quote."""
+
+    id: str
+    mode: Literal["ramdisk", "os"]
+    boot_id: str
+    started: float
+    last_seen: float
+    attested_at: float | None = None
+    ready_at: float | None = None
+    details: dict[str, Any] = {}
+
+
+class OrderState(StrEnum):
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """One order to the agent. `key` is the step that gave it; a server has at most one order a key."""
+
+    id: str
+    key: str
+    kind: str
+    args: dict[str, Any] = {}
+    state: OrderState = OrderState.PENDING
+    result: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
+    progress: dict[str, Any] = {}
+
+
+class IntentKind(StrEnum):
+    """What people (and, for `quarantine`, the verifier) ask the engine for. Only the engine moves state."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    DECOMMISSION = "decommission"
+    RETIRE = "retire"
+    RELEASE = "release"
+    QUARANTINE = "quarantine"
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    kind: IntentKind
+    reason: str = ""
+    by: str = ""
+    args: dict[str, Any] = {}

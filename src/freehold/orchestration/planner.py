@@ -1,0 +1,412 @@
+"""What to do next with a server: a pure, total function from what is wanted and what is known.
+
+`GOALS` is the whole plan. A state is an ordered row of goals; the first one that does not hold decides. When all hold,
+`ONWARD` says where the server goes. Nothing here reads a clock, a network or a database.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from freehold.model.resources import AssignmentSpec, DriftKind, PolicySpec, Reaction, ServerSpec, parse_duration
+from freehold.model.status import (
+    AgentSession,
+    Facts,
+    Intent,
+    IntentKind,
+    Medium,
+    Order,
+    OrderState,
+    ServerState,
+    ServerStatus,
+)
+from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
+
+S = ServerState
+
+AGENT_LOST = 120.0
+"""Seconds of silence after which an agent is taken for lost. It polls every 20 s and reports progress in between."""
+
+BOOT_PATIENCE = 900.0
+"""Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """The assignment that names this server. `revision` changes when somebody declares it anew."""
+
+    name: str
+    spec: AssignmentSpec
+    revision: str
+
+
+class ServerView(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a decision may rest on."""
+
+    name: str
+    spec: ServerSpec
+    status: ServerStatus = ServerStatus()
+    policy: PolicySpec = PolicySpec()
+    assignment: Assigned | None = None
+    generation: int = 1
+    paused: bool = False
+    intents: tuple[Intent, ...] = ()
+    agent: AgentSession | None = None
+    orders: dict[str, Order] = {}
+
+    @property
+    def facts(self) -> Facts:
+        return self.status.facts
+
+
+@dataclass(frozen=True)
+class Do:
+    """Run step `step`. `key` names this one piece of work within the state: `sanitize/SERIAL`."""
+
+    step: str
+    key: str
+
+    @property
+    def subject(self) -> str:
+        """`SERIAL` of `sanitize/SERIAL`; empty if the step has no subject."""
+        return self.key.partition("/")[2]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do until somebody else did something, or until the time `until`."""
+
+    reason: str
+    until: float
+
+
+@dataclass(frozen=True)
+class Move:
+    state: ServerState
+    reason: str
+    intent: int | None = None
+    released: bool = False
+    retiring: bool | None = None
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    reason: str
+    intent: int | None = None
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """An intent that makes no sense now; it is dropped, with an event that says why."""
+
+    intent: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Idle:
+    """As declared. Look again at `until`; None: only when something changes."""
+
+    until: float | None
+
+
+Decision = Do | Wait | Move | Quarantine | Refuse | Idle
+Condition = Callable[[ServerView, float], bool]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`satisfied` says whether it holds. If not: `step` is done, or, for a goal that only others can reach, waited for.
+    `subject` names which of several things the step is for."""
+
+    name: str
+    satisfied: Condition
+    step: str | None = None
+    waits_for: str = ""
+    subject: Callable[[ServerView], str] | None = None
+    again_after: float = 30.0  # seconds between two looks at a goal that is waited for
+
+
+def fact(name: str) -> Condition:
+    """The fact is established: neither None nor False."""
+    return lambda server, _now: getattr(server.facts, name) not in (None, False)
+
+
+def agent_alive(server: ServerView, now: float) -> bool:
+    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
+    an agent of an earlier boot, does not count."""
+    agent, booted = server.agent, server.facts.agent_booted_at
+    return (
+        agent is not None
+        and agent.mode == "ramdisk"
+        and booted is not None
+        and agent.started >= booted
+        and now - agent.last_seen < AGENT_LOST
+    )
+
+
+def agent_attested(server: ServerView, now: float) -> bool:
+    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
+
+
+def agent_expected(server: ServerView, now: float) -> bool:
+    """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
+    booted = server.facts.agent_booted_at
+    if booted is None or agent_alive(server, now):
+        return booted is not None
+    spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
+    return not spoke and now - booted < BOOT_PATIENCE
+
+
+def os_attested(server: ServerView, _now: float) -> bool:
+    agent, booted = server.agent, server.facts.os_booted_at
+    if agent is None or booted is None or agent.mode != "os":
+        return False
+    return agent.started >= booted and agent.attested_at is not None
+
+
+def os_ready(server: ServerView, now: float) -> bool:
+    return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
+
+
+def attestation_fresh(server: ServerView, now: float) -> bool:
+    agent = server.agent
+    proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
+    last = max(proved, server.facts.last_attestation or 0.0, server.status.state_since)
+    return now - last < parse_duration(server.policy.attestation_interval)
+
+
+def drift_checked(server: ServerView, now: float) -> bool:
+    last = server.facts.last_drift_check
+    return last is not None and now - last < parse_duration(server.policy.drift_interval)
+
+
+def blocking(server: ServerView, *reactions: Reaction) -> tuple[DriftKind, ...]:
+    """Kinds of drift that policy answers with one of `reactions`, in order, once each."""
+    found = (drift.kind for drift in server.facts.drift if server.policy.reaction(drift.kind) in reactions)
+    return tuple(dict.fromkeys(found))
+
+
+def unremediated(server: ServerView) -> tuple[DriftKind, ...]:
+    done = server.facts.remediated
+    return tuple(kind for kind in blocking(server, Reaction.REMEDIATE) if kind not in done)
+
+
+def rechecked(server: ServerView, _now: float) -> bool:
+    last, remediated = server.facts.last_drift_check, server.facts.last_remediation
+    return last is not None and last > max(remediated or 0.0, server.status.state_since)
+
+
+def until(done: str, condition: Condition) -> Condition:
+    """`condition` matters only until fact `done` is established: an agent that did its work may go."""
+    finished = fact(done)
+    return lambda server, now: finished(server, now) or condition(server, now)
+
+
+def every_medium(check: Callable[[Medium], bool]) -> Condition:
+    return lambda server, _now: server.facts.media is not None and all(map(check, server.facts.media))
+
+
+def first_medium(check: Callable[[Medium], bool]) -> Callable[[ServerView], str]:
+    """Serial number of the first medium for which `check` does not hold."""
+    return lambda server: next(medium.serial for medium in server.facts.media or () if not check(medium))
+
+
+def established(step: str, name: str) -> Goal:
+    """The plainest goal: a fact, and the step that establishes it."""
+    return Goal(step.replace("_", " "), fact(name), step)
+
+
+def agent_until(done: str) -> tuple[Goal, ...]:
+    """The machine runs our agent, and the agent proved what it is; wanted until fact `done` holds."""
+    return (
+        Goal("boot agent", until(done, agent_expected), "boot_agent"),
+        Goal("agent attested", until(done, agent_attested), waits_for="the agent to start and to attest"),
+    )
+
+
+def _planted(medium: Medium) -> bool:
+    return medium.planted
+
+
+def _sanitized(medium: Medium) -> bool:
+    return medium.sanitized
+
+
+def _verified(medium: Medium) -> bool:
+    return medium.verified is True
+
+
+def _first_unremediated(server: ServerView) -> str:
+    return unremediated(server)[0]
+
+
+GOALS: dict[ServerState, tuple[Goal, ...]] = {
+    S.ENROLLED: (),
+    S.SECURING: (
+        established("pin_identity", "bmc_identity"),
+        established("take_over_credential", "bmc_credential_committed"),
+        established("disable_factory_accounts", "factory_accounts_disabled"),
+        established("disable_ipmi", "ipmi_off"),
+        established("record_posture", "posture_recorded"),
+    ),
+    S.DISCOVERING: (
+        established("read_oob_inventory", "oob_inventory"),
+        *agent_until("agent_released"),
+        established("collect_inventory", "inband_inventory"),
+        established("compare_inventory", "inventory_agrees"),
+        established("bind_ek", "ek_sha256"),
+        established("release_agent", "agent_released"),
+    ),
+    S.PREPARING: (
+        established("apply_bios", "bios_applied"),
+        established("enroll_secure_boot", "secure_boot_enrolled"),
+        established("approve_reference", "reference_values"),
+    ),
+    S.AVAILABLE: (),
+    S.PROVISIONING: (
+        *agent_until("boot_entry_set"),
+        established("write_image", "image_written"),
+        established("write_seed", "seed_written"),
+        established("set_boot_entry", "boot_entry_set"),
+        established("boot_os", "os_booted_at"),
+    ),
+    S.ATTESTING: (
+        Goal("OS attested", os_attested, waits_for="the first boot of the OS to attest"),
+        Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
+    ),
+    S.ACTIVE: (
+        Goal("attestation fresh", attestation_fresh, "renew_attestation"),
+        Goal("drift checked", drift_checked, "check_drift"),
+    ),
+    S.DRIFTED: (),
+    S.REMEDIATING: (
+        Goal("drift remediated", lambda server, _: not unremediated(server), "remediate", subject=_first_unremediated),
+        Goal("drift rechecked", rechecked, "check_drift"),
+    ),
+    S.DECOMMISSIONING: (
+        established("power_off", "workload_stopped"),
+        *agent_until("tpm_cleared"),
+        established("list_media", "media"),
+        Goal("canaries planted", every_medium(_planted), "plant_canaries", subject=first_medium(_planted)),
+        Goal("media sanitized", every_medium(_sanitized), "sanitize", subject=first_medium(_sanitized)),
+        Goal("media verified", every_medium(_verified), "verify_sanitized", subject=first_medium(_verified)),
+        established("clear_tpm", "tpm_cleared"),
+        established("release_agent", "agent_released"),
+        established("destroy_keys", "keys_destroyed"),
+        established("reassert_state", "state_reasserted"),
+        established("certify", "certificate_index"),
+    ),
+    S.QUARANTINED: (),
+    S.RETIRED: (),
+}
+
+STEPS = frozenset(goal.step for goals in GOALS.values() for goal in goals if goal.step)
+"""Every step that a site must be able to do."""
+
+
+def next_step(server: ServerView, now: float) -> Decision:
+    """The next decision for a server. Total: every view has one; a `Move` is always legal in the lifecycle."""
+    status = server.status
+    urgent = [intent for intent in server.intents if intent.kind is IntentKind.QUARANTINE]
+    for intent in (*urgent, *(() if server.paused else server.intents)):
+        if (answer := _answer(server, intent)) is not None:
+            return answer
+    if server.paused or status.state in (S.QUARANTINED, S.RETIRED):
+        return Idle(None)
+    if status.retry_at is not None and now < status.retry_at:
+        return Wait(status.reason, status.retry_at)
+    for goal in GOALS[status.state]:
+        if not goal.satisfied(server, now):
+            return _pursue(server, goal, now)
+    return _onward(server)
+
+
+def overdue(server: ServerView, now: float) -> bool:
+    """The state's deadline has passed: the server is stuck, and somebody must be told."""
+    deadline = server.status.deadline
+    return not server.paused and deadline is not None and now > deadline
+
+
+def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
+    if goal.step is None:
+        return Wait(f"waiting for {goal.waits_for}", now + goal.again_after)
+    key = f"{goal.step}/{goal.subject(server)}" if goal.subject else goal.step
+    order = server.orders.get(key)
+    if order is not None and order.state is OrderState.PENDING:
+        done, total = order.progress.get("done"), order.progress.get("total")
+        share = f" ({100 * done // total} %)" if isinstance(done, int) and isinstance(total, int) and total else ""
+        return Wait(f"waiting for the agent: {order.kind}{share}", now + goal.again_after)
+    return Do(goal.step, key)
+
+
+def _onward(server: ServerView) -> Decision:
+    """All goals of the state hold: where to?"""
+    match server.status.state:
+        case S.ENROLLED:
+            return Move(S.SECURING, "declared")
+        case S.SECURING:
+            return Move(S.DISCOVERING, "its BMC is ours alone")
+        case S.DISCOVERING:
+            return Move(S.PREPARING, "both inventories agree and the TPM is bound")
+        case S.PREPARING:
+            return Move(S.AVAILABLE, "prepared as declared")
+        case S.AVAILABLE:
+            given = server.assignment
+            if given is None or given.revision == server.facts.ended_assignment:
+                return Idle(None)
+            return Move(S.PROVISIONING, f"assigned by {given.name}")
+        case S.PROVISIONING:
+            return Move(S.ATTESTING, "the image is written and the OS is booting")
+        case S.ATTESTING:
+            attested = server.agent.attested_at if server.agent else None
+            return Move(S.ACTIVE, "the OS attested and is ready", facts={"last_attestation": attested})
+        case S.ACTIVE:
+            if kinds := blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE):
+                return Move(S.DRIFTED, f"drift: {', '.join(kinds)}")
+            return Idle(_next_check(server))
+        case S.DRIFTED:
+            if kinds := blocking(server, Reaction.QUARANTINE):
+                return Quarantine(f"drift that policy does not remediate: {', '.join(kinds)}")
+            if kinds := blocking(server, Reaction.REMEDIATE):
+                return Move(S.REMEDIATING, f"policy remediates {', '.join(kinds)}")
+            return Move(S.ACTIVE, "no drift that policy acts on")
+        case S.REMEDIATING:
+            if kinds := blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE):
+                return Quarantine(f"drift is still there after remediation: {', '.join(kinds)}")
+            return Move(S.ACTIVE, "drift remediated and checked again")
+        case S.DECOMMISSIONING:
+            ended = server.assignment.revision if server.assignment else None
+            target = S.RETIRED if server.status.retiring else S.AVAILABLE
+            return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
+        case S.QUARANTINED | S.RETIRED:
+            return Idle(None)
+
+
+def _next_check(server: ServerView) -> float:
+    checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
+    proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
+    last = max(proved, server.facts.last_attestation or 0.0, server.status.state_since)
+    return min(checked, last + parse_duration(server.policy.attestation_interval))
+
+
+def _answer(server: ServerView, intent: Intent) -> Decision | None:
+    """The decision that an intent leads to. Pausing is not answered here: it is an overlay (`ServerView.paused`)."""
+    status = server.status
+    try:
+        check_intent(status.state, intent.kind)
+    except IntentRefusedError as refusal:
+        return Refuse(intent.id, refusal.what)
+    why = f"{intent.kind} by {intent.by}" + (f": {intent.reason}" if intent.reason else "")
+    match intent.kind:
+        case IntentKind.QUARANTINE:
+            return Quarantine(intent.reason or why, intent.id)
+        case IntentKind.RELEASE:
+            to_erase = intent.args.get("to") == S.DECOMMISSIONING
+            target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
+            return Move(target, why, intent.id, released=True)
+        case IntentKind.DECOMMISSION | IntentKind.RETIRE:
+            return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
+        case IntentKind.PAUSE | IntentKind.RESUME:
+            return None
