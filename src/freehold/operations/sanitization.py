@@ -23,7 +23,7 @@ TECHNIQUES: dict[str, tuple[str, str]] = {
 MINIMUM_SAMPLES = 32
 
 
-class Medium(msgspec.Struct, frozen=True, kw_only=True):
+class MediumStatement(msgspec.Struct, frozen=True, kw_only=True):
     """One medium of a destruction certificate (SP 800-88r1, appendix G)."""
 
     serial: str
@@ -51,7 +51,7 @@ def judge(
     erased: dict[str, Any],
     verified: dict[str, Any],
     seed: str,
-) -> Medium:
+) -> MediumStatement:
     """The statement about one medium, from the agent's raw results. Anything missing or odd makes it not clean."""
     technique = str(erased.get("technique", ""))
     category, words = TECHNIQUES.get(technique, ("", f"unknown technique {technique!r}"))
@@ -70,7 +70,7 @@ def judge(
         reasons.append(f"{_number(dirty)} samples are not uniform: old data may be readable")
     if verified.get("clean") is not True:
         reasons.append("the agent does not call the medium clean")
-    return Medium(
+    return MediumStatement(
         serial=serial,
         model=str(disk.get("model", "")),
         size_bytes=_count(disk.get("size_bytes")) or 0,
@@ -102,7 +102,7 @@ class DataRemains(FreeholdError):
     """A medium was not proven clean. The server must not go back to the pool."""
 
 
-def require_clean(server: str, media: list[Medium]) -> None:
+def require_clean(server: str, media: list[MediumStatement]) -> None:
     """Refuse unless there is at least one medium and every one is clean."""
     if not media:
         raise DataRemains(

@@ -1,0 +1,190 @@
+"""The Bare Metal Sovereignty Test: seven questions, answered from evidence and nothing else.
+
+Pure: statements of the evidence log in, answers out. A question without fresh evidence is NOT PROVEN, never PASS; an
+answer names the leaves of the log that it rests on, so that an auditor can read them.
+"""
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Verdict(StrEnum):
+    PASS = "PASS"  # noqa: S105
+    DEGRADED = "DEGRADED"
+    NON_SOVEREIGN = "NON-SOVEREIGN"
+    NOT_PROVEN = "NOT PROVEN"
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """One statement of the log: `name` is the last part of its predicate type, `index` its leaf."""
+
+    index: int
+    name: str
+    subject: str
+    predicate: dict[str, Any]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    number: int
+    question: str
+    verdict: Verdict
+    reason: str
+    evidence: tuple[int, ...] = ()
+
+
+class Run:
+    """The claims of one run about one server."""
+
+    def __init__(self, claims: Iterable[Claim], server: str) -> None:
+        self.claims = tuple(claims)
+        self.server = server
+
+    def of(self, name: str, **wanted: object) -> list[Claim]:
+        """Claims of that name about the server (or about the whole site), with those values in the predicate."""
+        return [
+            claim
+            for claim in self.claims
+            if claim.name == name
+            and claim.predicate.get("server", self.server) == self.server
+            and all(claim.predicate.get(key) == value for key, value in wanted.items())
+        ]
+
+
+Finding = tuple[Verdict, str, list[Claim]]
+
+
+def offline_rebuild(run: Run) -> Finding:
+    egress, images = run.of("egress"), run.of("image", read_back=True)
+    active = run.of("transition", to="active")
+    if not egress:
+        return Verdict.NOT_PROVEN, "nobody counted what tried to leave", []
+    if (leak := leaked(egress)) is not None:
+        return leak[0], leak[1], egress
+    if not (images and active):
+        return Verdict.NOT_PROVEN, "no server went from a blank disk to a ready OS in this run", images + active
+    if not images[-1].predicate.get("disk_was_blank"):
+        return Verdict.DEGRADED, "the server was rebuilt offline, but its disk was not blank", images + active
+    return Verdict.PASS, "blank disk to ready OS with every outside path cut", [images[-1], active[-1], egress[-1]]
+
+
+def leaked(egress: list[Claim]) -> tuple[Verdict, str] | None:
+    """Why the count of what tried to leave does not stand for 'nothing left'; None if it does."""
+    counts = egress[-1].predicate
+    if not (_positive(counts.get("control_packets")) and _positive(counts.get("control_lookups"))):
+        return Verdict.NOT_PROVEN, "the counter was not shown to work: the control attempt was not counted"
+    packets, lookups = counts.get("packets"), counts.get("lookups")
+    if packets != 0 or lookups != 0:
+        return Verdict.NON_SOVEREIGN, f"{packets} packets and {lookups} name look-ups tried to leave"
+    return None
+
+
+def bmc_credentials(run: Run) -> Finding:
+    claims = run.of("credential")
+    if not claims:
+        return Verdict.NOT_PROVEN, "no BMC credential was taken over in this run", []
+    last = claims[-1].predicate
+    if not (last.get("unique") is True and last.get("stored") == "vault"):
+        return Verdict.NON_SOVEREIGN, "the BMC credential is shared, or not in the local vault", claims
+    if not last.get("factory_accounts_disabled"):
+        return Verdict.NON_SOVEREIGN, "a factory account is still enabled", claims
+    if not run.of("credential", event="rotated"):
+        return Verdict.DEGRADED, "unique and in the local vault; rotation on schedule has no evidence yet", claims
+    return Verdict.PASS, "unique, rotated, in the local vault", claims
+
+
+def bmc_isolation(run: Run) -> Finding:
+    claims = run.of("posture", kind="reachability")
+    if not claims:
+        return Verdict.NOT_PROVEN, "nobody tried to reach the BMC from the other networks", []
+    attempts = [attempt for claim in claims for attempt in claim.predicate.get("attempts", [])]
+    reached = [attempt for attempt in attempts if attempt.get("outcome") == "connected"]
+    if reached:
+        first = reached[0]
+        return Verdict.NON_SOVEREIGN, f"the BMC answers from {first.get('from')}", claims
+    places = {str(attempt.get("from")) for attempt in attempts}
+    if not any(place.startswith("production") for place in places):
+        return Verdict.NOT_PROVEN, "nobody tried from the production network", claims
+    if not all(claim.predicate.get("control") == "connected" for claim in claims):
+        return Verdict.NOT_PROVEN, "the probe was not shown to work: it reached nothing at all", claims
+    return Verdict.PASS, f"unreachable from {', '.join(sorted(places))}", claims
+
+
+def firmware_chain(run: Run) -> Finding:
+    claims = run.of("firmware")
+    if not claims:
+        return Verdict.NOT_PROVEN, "no firmware package was staged, verified and applied in this run", []
+    if not all(claim.predicate.get("staged_locally") and claim.predicate.get("verified") for claim in claims):
+        return Verdict.NON_SOVEREIGN, "firmware was applied without verification, or fetched from outside", claims
+    return Verdict.PASS, "every package staged locally and verified on the bytes that were sent", claims
+
+
+def measured_boot(run: Run) -> Finding:
+    boots, attestations = run.of("boot-config"), run.of("attestation")
+    if not attestations:
+        return Verdict.NOT_PROVEN, "no boot was attested in this run", []
+    refused = [claim for claim in attestations if claim.predicate.get("trusted") is not True]
+    if refused:
+        return Verdict.NON_SOVEREIGN, f"a boot was refused: {refused[0].predicate.get('reasons')}", refused
+    if len(attestations) < len(boots):
+        return Verdict.DEGRADED, f"{len(boots)} boots, but only {len(attestations)} were attested", attestations
+    if any(claim.predicate.get("reference") != "approved" for claim in attestations):
+        reason = (
+            f"all {len(attestations)} boots attested; PCR 0 and 2 were learned at staging, two approvals are missing"
+        )
+        return Verdict.DEGRADED, reason, attestations
+    return Verdict.PASS, f"all {len(attestations)} boots gave the expected PCR values", attestations
+
+
+def verified_decommission(run: Run) -> Finding:
+    certificates = run.of("decommission-certificate")
+    if not certificates:
+        return Verdict.NOT_PROVEN, "no server was decommissioned in this run", []
+    media = certificates[-1].predicate.get("media", [])
+    if not media or not all(medium.get("clean") is True for medium in media):
+        return Verdict.NON_SOVEREIGN, "a medium was not proven clean", certificates
+    if not run.of("key-destruction"):
+        return Verdict.DEGRADED, "media are clean, but the destruction of the keys is not recorded", certificates
+    return Verdict.PASS, f"{len(media)} media sanitized, read back and certified", certificates
+
+
+def offline_test_age(run: Run) -> Finding:
+    egress = run.of("egress")
+    if not egress:
+        return Verdict.NOT_PROVEN, "never under measured network loss", []
+    if (leak := leaked(egress)) is not None:
+        return leak[0], leak[1], egress
+    verdict, reason, claims = offline_rebuild(run)
+    if verdict is not Verdict.PASS:
+        return verdict, reason, claims
+    return Verdict.PASS, f"in this run, which ended {egress[-1].predicate.get('until')}", egress
+
+
+QUESTIONS: tuple[tuple[str, Callable[[Run], Finding]], ...] = (
+    ("Provision a server from bare disk to OS ready with no external reachability?", offline_rebuild),
+    ("BMC credentials unique per server, rotated on schedule, in a locally controlled vault?", bmc_credentials),
+    ("BMC network isolated from production and provisioning networks?", bmc_isolation),
+    ("Firmware packages staged locally and cryptographically verified before application?", firmware_chain),
+    ("Measured boot with TPM 2.0 attestation producing expected PCR values on every boot?", measured_boot),
+    (
+        "Decommission with cryptographic verification of data destruction and an auditable record?",
+        verified_decommission,
+    ),
+    ("When was offline provisioning last tested under simulated external network loss?", offline_test_age),
+)
+
+
+def answer(run: Run) -> tuple[Answer, ...]:
+    """The seven answers, in the order of the test."""
+    answers = []
+    for number, (question, judge) in enumerate(QUESTIONS, 1):
+        verdict, reason, claims = judge(run)
+        leaves = tuple(claim.index for claim in claims)
+        answers.append(Answer(number=number, question=question, verdict=verdict, reason=reason, evidence=leaves))
+    return tuple(answers)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

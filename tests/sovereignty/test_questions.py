@@ -1,0 +1,104 @@
+import msgspec
+import pytest
+
+from freehold.sovereignty.maturity import maturity
+from freehold.sovereignty.questions import Claim, Run, Verdict, answer
+
+EGRESS = {"packets": 0, "lookups": 0, "control_packets": 3, "control_lookups": 1, "until": "2026-11-23T12:00:00Z"}
+ATTEMPTS = [
+    {"from": "production (client)", "outcome": "timeout"},
+    {"from": "provisioning (agent)", "outcome": "timeout"},
+]
+WHOLE = [
+    ("credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": ["root"]}),
+    ("credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": ["root"], "event": "rotated"}),
+    ("posture", {"kind": "reachability", "attempts": ATTEMPTS, "control": "connected"}),
+    ("firmware", {"staged_locally": True, "verified": True}),
+    ("boot-config", {}),
+    ("attestation", {"trusted": True, "reference": "approved"}),
+    ("image", {"read_back": True, "disk_was_blank": True}),
+    ("transition", {"to": "active"}),
+    ("key-destruction", {}),
+    ("decommission-certificate", {"media": [{"clean": True}]}),
+    ("egress", EGRESS),
+]
+
+
+def run(changes=(), without=()):
+    claims = [
+        Claim(index=i, name=name, subject="s1", predicate={"server": "s1"} | predicate)
+        for i, (name, predicate) in enumerate([*(c for c in WHOLE if c[0] not in without), *changes])
+    ]
+    return Run(claims, "s1")
+
+
+def verdicts(a_run):
+    return [a.verdict for a in answer(a_run)]
+
+
+def test_whole_evidence_passes_and_is_stage_four():
+    answers = answer(run())
+    assert [a.verdict for a in answers] == [Verdict.PASS] * 7
+    assert maturity(answers).stage == 4
+    assert all(a.evidence for a in answers)
+
+
+def test_no_evidence_is_not_proven_and_stage_one():
+    answers = answer(Run([], "s1"))
+    assert {a.verdict for a in answers} == {Verdict.NOT_PROVEN}
+    assert maturity(answers).stage == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "verdict"),
+    [
+        (1, ("egress", EGRESS | {"packets": 1}), Verdict.NON_SOVEREIGN),
+        (1, ("egress", EGRESS | {"lookups": 1}), Verdict.NON_SOVEREIGN),
+        (1, ("egress", EGRESS | {"control_packets": 0}), Verdict.NOT_PROVEN),
+        (1, ("egress", EGRESS | {"control_lookups": None}), Verdict.NOT_PROVEN),
+        (1, ("image", {"read_back": True}), Verdict.DEGRADED),
+        (2, ("credential", {"unique": False, "stored": "vault"}), Verdict.NON_SOVEREIGN),
+        (2, ("credential", {"unique": True, "stored": "vault"}), Verdict.NON_SOVEREIGN),
+        (
+            3,
+            ("posture", {"kind": "reachability", "attempts": [{"from": "production", "outcome": "connected"}]}),
+            Verdict.NON_SOVEREIGN,
+        ),
+        (3, ("posture", {"kind": "reachability", "attempts": ATTEMPTS, "control": "timeout"}), Verdict.NOT_PROVEN),
+        (4, ("firmware", {"staged_locally": True, "verified": False}), Verdict.NON_SOVEREIGN),
+        (5, ("attestation", {"trusted": False, "reasons": ["PCR 4"]}), Verdict.NON_SOVEREIGN),
+        (5, ("attestation", {"trusted": True, "reference": "learned"}), Verdict.DEGRADED),
+        (6, ("decommission-certificate", {"media": [{"clean": False}]}), Verdict.NON_SOVEREIGN),
+        (6, ("decommission-certificate", {"media": []}), Verdict.NON_SOVEREIGN),
+        (7, ("egress", EGRESS | {"packets": 9}), Verdict.NON_SOVEREIGN),
+    ],
+)
+def test_one_bad_fact_changes_the_answer(number, change, verdict):
+    answers = answer(run([change]))
+    assert answers[number - 1].verdict is verdict
+    assert maturity(answers).stage < 4
+
+
+@pytest.mark.parametrize(
+    ("number", "without"),
+    [
+        (1, "image"),
+        (2, "credential"),
+        (3, "posture"),
+        (4, "firmware"),
+        (5, "attestation"),
+        (6, "decommission-certificate"),
+    ],
+)
+def test_missing_evidence_is_never_a_pass(number, without):
+    assert verdicts(run(without=(without,)))[number - 1] is Verdict.NOT_PROVEN
+
+
+def test_another_servers_evidence_does_not_count():
+    other = [msgspec.structs.replace(c, predicate=c.predicate | {"server": "s2"}) for c in run().claims]
+    assert set(verdicts(Run(other, "s1"))) == {Verdict.NOT_PROVEN}
+
+
+def test_stage_three_without_attestation_and_stage_two_without_firmware():
+    assert maturity(answer(run(without=("attestation",)))).stage == 3
+    assert maturity(answer(run(without=("firmware",)))).stage == 2
