@@ -1,0 +1,308 @@
+"""HTTPS to one BMC. The identity of the BMC is verified before a single byte of a request is written.
+
+Two ways to know a BMC: the SHA-256 of its public key (SPKI, RFC 7469), pinned at first contact, or the operator's CA.
+`fetch_identity` looks at the certificate and sends nothing, so that policy can decide whether to pin it.
+"""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from freehold.out_of_band.errors import BmcAnswerUnreadable, BmcIdentityChanged, BmcUnreachable
+
+MAX_ANSWER_BYTES = 8 << 20
+"""HPE's largest resource (the BIOS attribute registry) is about 2 MB."""
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})  # RFC 9110, 9.2.2
+_TRANSIENT = frozenset({500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 307, 308})
+_ATTEMPTS = 5
+_BACK_OFF_SECONDS = 0.25
+
+
+class ServerIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a BMC showed in the TLS handshake. Times are ISO 8601, UTC; `spki_sha256` is lower-case hex."""
+
+    spki_sha256: str
+    certificate_pem: str
+    subject: str
+    issuer: str
+    not_before: str
+    not_after: str
+
+
+class BmcIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """How a BMC is recognised: exactly one of a pinned key (hex SHA-256 of the SPKI) and a CA bundle in PEM."""
+
+    spki_sha256: str | None = None
+    ca_pem: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.spki_sha256 is None) == (self.ca_pem is None):
+            raise ValueError("a BMC is known either by its pinned key or by a CA, exactly one of the two")
+        if self.spki_sha256 is not None and len(bytes.fromhex(self.spki_sha256)) != 32:
+            raise ValueError("spki_sha256 must be 64 hex digits")
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. `timeout` (seconds) bounds the whole call, retries included: the engine compares it with its lease."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    headers: dict[str, str] = {}
+    timeout: float = 30.0
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """`body` is the decoded JSON object, None when there is none. Header names are lower case."""
+
+    status: int
+    headers: dict[str, str] = {}
+    body: dict[str, Any] | None = None
+
+
+class Transport(Protocol):
+    """Carries calls to one BMC. HTTP errors are answers.
+
+    Raises `BmcUnreachable`, `BmcIdentityChanged` or `BmcAnswerUnreadable`.
+    """
+
+    async def request(self, call: Call) -> Answer: ...
+    async def close(self) -> None: ...
+
+
+def spki_sha256(certificate_der: bytes) -> str:
+    """Hex SHA-256 of the certificate's SubjectPublicKeyInfo: stays the same when a BMC renews its certificate."""
+    key = x509.load_der_x509_certificate(certificate_der).public_key()
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def describe_certificate(certificate_der: bytes) -> ServerIdentity:
+    certificate = x509.load_der_x509_certificate(certificate_der)
+    return ServerIdentity(
+        spki_sha256=spki_sha256(certificate_der),
+        certificate_pem=certificate.public_bytes(Encoding.PEM).decode(),
+        subject=certificate.subject.rfc4514_string(),
+        issuer=certificate.issuer.rfc4514_string(),
+        not_before=certificate.not_valid_before_utc.isoformat(),
+        not_after=certificate.not_valid_after_utc.isoformat(),
+    )
+
+
+async def fetch_identity(address: str, *, server: str | None = None, timeout: float = 15.0) -> ServerIdentity:
+    """The certificate of the BMC at `address` (`host` or `host:port`). No request and no credential is sent."""
+    host, port = split_address(address)
+    # The handshake proves that the peer holds the key of the certificate it shows. Whether that key is the right one
+    # is what the caller decides next, so no chain is checked here.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+    except (OSError, TimeoutError) as error:
+        raise BmcUnreachable(
+            f"no TLS connection to the BMC at {address}: {_words(error)}",
+            server=server,
+            remedy="check the address, the out-of-band cable and that the BMC serves HTTPS",
+        ) from error
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    if not certificate:
+        raise BmcUnreachable(f"the BMC at {address} shows no certificate", server=server)
+    return describe_certificate(certificate)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host`, `host:port` or `[v6]:port`; the port is 443 if absent."""
+    parts = urlsplit(f"//{address}")
+    if not parts.hostname or parts.path or parts.username:
+        raise ValueError(f"not a BMC address: {address!r} (expected host or host:port)")
+    return parts.hostname, parts.port or 443
+
+
+class _PinnedKey(aiohttp.Fingerprint):
+    """The pin, checked by aiohttp's connector between the end of the handshake and the first byte of the request.
+
+    aiohttp's own `Fingerprint` hashes the whole certificate; we pin the key. With this object aiohttp builds no chain:
+    factory certificates are self-signed, often expired, and name no address. The pin is stricter than a chain.
+    """
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(bytes.fromhex(expected))
+        self.seen: str | None = None
+
+    def check(self, transport: asyncio.Transport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        self.seen = spki_sha256(certificate) if certificate else None
+        if self.seen != self.fingerprint.hex():
+            # aiohttp closes the connection on this very type.
+            raise aiohttp.ServerFingerprintMismatch(self.fingerprint, bytes.fromhex(self.seen or ""), "", 0)
+
+
+class HttpsTransport:
+    """The real `Transport`: no proxy, no cookies; redirects are followed for GET only, and within the same BMC."""
+
+    def __init__(
+        self,
+        address: str,
+        identity: BmcIdentity,
+        *,
+        server: str | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        host, port = split_address(address)
+        self.address, self.server, self._sleep = address, server, sleep
+        self._origin = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        self._identity = identity
+        self._pin: _PinnedKey | None = None
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+
+    def _session(self, method: str) -> aiohttp.ClientSession:
+        """Reads share kept connections. A write gets a fresh one: it could not be repeated if a stale one broke."""
+        if self._kept is None or self._fresh is None:
+            if self._identity.spki_sha256 is not None:
+                self._pin = _PinnedKey(self._identity.spki_sha256)
+                check: ssl.SSLContext | aiohttp.Fingerprint = self._pin
+            else:
+                check = ssl.create_default_context(cadata=self._identity.ca_pem)  # only this CA, name checked
+            options: dict[str, Any] = {"cookie_jar": aiohttp.DummyCookieJar(), "auto_decompress": True}
+            self._kept = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=check, limit=4), **options)
+            self._fresh = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=check, limit=4, force_close=True), **options
+            )
+        return self._kept if method in _IDEMPOTENT else self._fresh
+
+    async def close(self) -> None:
+        for session in (self._kept, self._fresh):
+            if session is not None:
+                await session.close()
+        self._kept = self._fresh = None
+
+    async def request(self, call: Call) -> Answer:
+        """Send `call`. Broken connections and 5xx are retried with back-off, but never for POST and PATCH."""
+        attempts = _ATTEMPTS if call.method in _IDEMPOTENT else 1
+        last = "no answer"
+        try:
+            async with asyncio.timeout(call.timeout):
+                for attempt in range(attempts):
+                    final = attempt == attempts - 1
+                    try:
+                        answer = await self._once(call)
+                    except (aiohttp.ClientError, OSError) as error:
+                        last = _words(error)
+                        if final:
+                            raise self._unreachable(call, last) from error
+                    else:
+                        if final or answer.status not in _TRANSIENT:
+                            return answer
+                        last = f"HTTP {answer.status}"
+                    await self._sleep(_BACK_OFF_SECONDS * 2**attempt)
+        except TimeoutError as error:
+            raise self._unreachable(call, f"{last} within {call.timeout:g} s") from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _once(self, call: Call) -> Answer:
+        try:
+            answer, location = await self._exchange(call, call.path)
+            if location is not None and call.method == "GET":
+                answer, _ = await self._exchange(call, location)
+            return answer
+        except aiohttp.ServerFingerprintMismatch as error:
+            raise BmcIdentityChanged(
+                f"the BMC at {self.address} shows another key ({self._pin.seen if self._pin else None})"
+                " than the pinned one; nothing was sent to it",
+                server=self.server,
+                expected=self._identity.spki_sha256,
+                remedy="find out who replaced the certificate or the BMC; if it was you, pin the new key",
+            ) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise BmcIdentityChanged(
+                f"the certificate of the BMC at {self.address} does not verify: {_words(error)};"
+                " nothing was sent to it",
+                server=self.server,
+                expected=f"a certificate of the operator's CA for {self.address}",
+                remedy="issue the BMC a certificate of your CA that names this address, or pin its key",
+            ) from error
+
+    async def _exchange(self, call: Call, path: str) -> tuple[Answer, str | None]:
+        # Some BMCs turn the ETag of a compressed answer into another one, so nothing is asked to be compressed.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "OData-Version": "4.0", **call.headers}
+        data = None
+        if call.body is not None:
+            data, headers["Content-Type"] = msgspec.json.encode(call.body), "application/json"
+        async with self._session(call.method).request(
+            call.method, self._origin + path, data=data, headers=headers, allow_redirects=False, timeout=_NO_TIMEOUT
+        ) as response:
+            raw = await self._read_capped(call, response)
+            names = {name.lower(): value for name, value in response.headers.items()}
+            if response.status in _REDIRECTS:
+                return Answer(status=response.status, headers=names), self._same_bmc(names.get("location", ""))
+            body = self._decode(call, response.status, names, raw)
+            return Answer(status=response.status, headers=names, body=body), None
+
+    async def _read_capped(self, call: Call, response: aiohttp.ClientResponse) -> bytes:
+        """The body; the cap counts decompressed bytes, so a compression bomb stops here too."""
+        raw = bytearray()
+        async for chunk in response.content.iter_chunked(64 << 10):
+            raw += chunk
+            if len(raw) > MAX_ANSWER_BYTES:
+                raise BmcAnswerUnreadable(
+                    f"{call.method} {call.path}: the answer is larger than {MAX_ANSWER_BYTES >> 20} MiB",
+                    server=self.server,
+                    remedy="check that this address is a BMC",
+                )
+        return bytes(raw)
+
+    def _decode(self, call: Call, status: int, headers: Mapping[str, str], raw: bytes) -> dict[str, Any] | None:
+        if not raw.strip():
+            return None
+        kind = headers.get("content-type", "").split(";")[0].strip() or "no content type"
+        try:
+            body = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            body = None
+        if isinstance(body, dict):
+            return body
+        if status >= 400:
+            return None  # the status says enough; many BMCs add an HTML page to a 401 or 503
+        looks = "an HTML page" if raw.lstrip()[:1] == b"<" else f"{len(raw)} bytes that are not a JSON object"
+        raise BmcAnswerUnreadable(
+            f"{call.method} {call.path}: HTTP {status} with {looks} ({kind}) instead of Redfish JSON",
+            server=self.server,
+            remedy="check that this address is a BMC and no proxy; a BMC that is still starting does this too",
+        )
+
+    def _same_bmc(self, location: str) -> str | None:
+        """The path of a redirect, if it stays on this BMC: a token must not follow a redirect elsewhere."""
+        if location.startswith("/") and not location.startswith("//"):
+            return location
+        return location.removeprefix(self._origin) if location.startswith(self._origin + "/") else None
+
+    def _unreachable(self, call: Call, why: str) -> BmcUnreachable:
+        unknown = "" if call.method in _IDEMPOTENT else "; whether it took effect is unknown"
+        return BmcUnreachable(
+            f"{call.method} {call.path} at {self.address}: {why}{unknown}",
+            server=self.server,
+            remedy="check the out-of-band network and the BMC; the call was not repeated" if unknown else None,
+        )
+
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # `Call.timeout` bounds the call as a whole
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return str(error) or type(error).__name__
