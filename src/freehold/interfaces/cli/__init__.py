@@ -1,0 +1,1 @@
+"""The `freehold` command: one module for each family of commands, loaded when it is called."""

@@ -1,0 +1,108 @@
+"""Entry point: the table of commands, and how failures become messages and exit codes."""
+
+import importlib
+import json
+import sys
+
+import click
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  failed; the message says what is wrong and what to do
+  2  wrong usage, or a document that is not valid
+  3  the answer is no: `diff` found differences, `verify` refused, `prove` did not complete offline
+  130  interrupted"""
+
+# command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "apply": ("documents", "apply", "Declare what is in YAML documents."),
+    "completion": ("shell", "completion", "Print the shell completion script."),
+    "console": ("shell", "console", "Attach to a server's serial console."),
+    "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
+    "describe": ("resources", "describe", "Everything that is known about one server."),
+    "diff": ("documents", "diff", "What `apply` would change."),
+    "events": ("resources", "events", "What happened, oldest first."),
+    "evidence": ("evidence", "evidence", "Export the transparency log as a bundle."),
+    "get": ("resources", "get", "List resources, or show one."),
+    "image": ("images", "image", "Build or import OS images and the agent."),
+    "lab": ("lab", "lab", "A rack in a box: real firmware, TPMs, BMCs and networks."),
+    "pause": ("intents", "pause", "Leave a server alone until it is resumed."),
+    "prove": ("prove", "prove", "Rebuild a dead server with the outside cut off, and prove it."),
+    "release": ("intents", "release", "Let a server out of quarantine."),
+    "resume": ("intents", "resume", "Go on with a paused server."),
+    "retire": ("intents", "retire", "Decommission a server for good."),
+    "serve": ("serve", "serve", "Run the controller."),
+    "verify": ("evidence", "verify", "Verify an evidence bundle offline."),
+    "watch": ("resources", "watch", "Follow servers and events live."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"freehold.interfaces.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in sorted(COMMANDS)])
+
+
+@click.command(
+    cls=LazyGroup,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="freehold", prog_name="freehold")
+def cli() -> None:
+    """Freehold turns physical servers into sovereign infrastructure: it takes over each BMC, rebuilds the server from a
+    blank disk with the outside world cut off, proves by TPM what booted, and gives it back clean.
+
+    \b
+    Example:
+      freehold lab up --servers 2
+      freehold serve --lab ./lab &
+      freehold apply -f lab/inventory.yaml
+      freehold watch
+    """
+
+
+def main() -> None:
+    """Run the command line; every failure ends in one message for a person (or one JSON object) and an exit code."""
+    from freehold.model.errors import FreeholdError
+
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.ClickException as usage:
+        usage.show()
+        code = usage.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = 130
+    except FreeholdError as error:
+        _show(error.to_dict(), f"freehold: {error}")
+        code = getattr(error, "exit_code", 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        what = f"{error.strerror or error}{where}"
+        _show({"what": what, "server": None, "expected": None, "remedy": None}, f"freehold: {what}")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(parts: dict[str, str | None], text: str) -> None:
+    as_json = any(a in ("--output=json", "-ojson") for a in sys.argv) or any(
+        a in ("--output", "-o") and b == "json" for a, b in zip(sys.argv, sys.argv[1:], strict=False)
+    )
+    click.echo(json.dumps({"error": parts}) if as_json else text, err=True)
