@@ -88,8 +88,8 @@ SecureBootDatabaseName = Literal["PK", "KEK", "db", "dbx"]
 
 
 class Hardware(Protocol):
-    """One server. Coroutines return when the hardware has done it. Firmware variables are edited only while the machine is
-    off; edits made while it runs are queued and applied at the next power-on or reset, as real BMCs do."""
+    """One server. Coroutines return when the hardware has done it. Firmware variables are edited only while the
+    machine is off; edits made while it runs are queued and applied at the next power-on or reset, as real BMCs do."""
 
     info: HardwareInfo
     faults: Faults
@@ -125,7 +125,9 @@ class Hardware(Protocol):
     async def set_secure_boot_database(
         self, database: SecureBootDatabaseName, certificates: list[bytes], signatures: list[str]
     ) -> None: ...
-    async def reset_secure_boot_keys(self, mode: Literal["ResetAllKeysToDefault", "DeleteAllKeys", "DeletePK"]) -> None: ...
+    async def reset_secure_boot_keys(
+        self, mode: Literal["ResetAllKeysToDefault", "DeleteAllKeys", "DeletePK"]
+    ) -> None: ...
 
     # drives, firmware
     async def secure_erase(self, drive_id: str) -> None: ...
