@@ -1,0 +1,224 @@
+"""The agent's side of the protocol (docs/architecture.md): say who, prove it, carry out orders until told to leave.
+
+Every failure is one line on the console and a retry with back-off; nothing but an order to leave ends the agent.
+"""
+
+import base64
+import json
+import time
+
+from freehold.agent import identity
+from freehold.agent.errors import AgentError
+from freehold.agent.orders import Context, execute
+from freehold.agent.tpm import TpmError
+from freehold.agent.wire import Connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+    from typing import Any
+
+PROTOCOL = 1
+WAIT_S = 20
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+PROGRESS_EVERY_S = 1.0
+AFTERWARDS = ("reboot", "poweroff")
+
+
+class Refused(AgentError):
+    """The controller answered with an error of its own; `status` is its HTTP status."""
+
+    def __init__(self, status: int, what: str, remedy: str) -> None:
+        super().__init__(f"the controller answers {status}: {what}", remedy=remedy)
+        self.status = status
+
+
+class Unattested(Exception):
+    """The controller does not know our token (it restarted, or the session ended): attest again."""
+
+
+def say(line: str) -> None:
+    """One line on the console."""
+    print(f"freehold-agent: {' '.join(line.split())}", flush=True)
+
+
+class Controller:
+    """JSON calls over one verified TLS connection."""
+
+    def __init__(self, url: str, context: "ssl.SSLContext") -> None:
+        self._connection = Connection(url, context)
+        self.token: str | None = None
+
+    def call(
+        self, method: str, target: str, body: "dict[str, Any] | None" = None, timeout: float = 30.0
+    ) -> "dict[str, Any]":
+        """The answer's object, {} for 204. OSError: the network's failure; Refused, Unattested: the controller's."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = json.dumps(body).encode() if body is not None else b""
+        response = self._connection.request(method, target, headers=headers, body=data, timeout=timeout)
+        try:
+            text = response.read()
+        except OSError:
+            self._connection.close()
+            raise
+        if response.headers.get("connection", "").lower() == "close":
+            self._connection.close()
+        if response.status == 401 and self.token:
+            raise Unattested
+        try:
+            answer = json.loads(text) if text else {}
+        except ValueError:
+            answer = {}
+        if response.status >= 300 or not isinstance(answer, dict):
+            error = answer.get("error", {}) if isinstance(answer, dict) else {}
+            what, remedy = error.get("what") or "no reason given", error.get("remedy") or "look at the controller's log"
+            raise Refused(response.status, str(what), str(remedy))
+        return answer
+
+    def certificate(self) -> bytes:
+        """DER of the certificate seen on the connection that the next call uses."""
+        return self._connection.peer_certificate()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._connection.close()
+
+
+class Agent:
+    """One run of the agent. `root` and `leave` are arguments so that a test can stand in for the machine."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        mode: str,
+        *,
+        root: str = "/",
+        leave: "Callable[[str, str], None] | None" = None,
+        open_tpm: "Callable[[str], Any]" = identity.open_tpm,
+        pause: "Callable[[float], None]" = time.sleep,
+    ) -> None:
+        self.controller, self.mode, self.root = controller, mode, root
+        self._leave, self._open_tpm, self._pause = leave, open_tpm, pause
+        self._answers: dict[str, dict[str, Any]] = {}  # by order id: a repeated delivery gets the same answer
+        self._last_progress = 0.0
+
+    def run(self) -> None:
+        """Until an order to leave was carried out."""
+        while True:
+            self.persist("attestation", self.attest)
+            try:
+                if self.mode == "os":
+                    self.persist("ready", self.ready)
+                while not self.serve_one():
+                    pass
+                return
+            except Unattested:
+                say("the controller asks for a new attestation")
+
+    def persist(self, what: str, action: "Callable[[], Any]") -> "Any":
+        """Repeat until it works, with back-off. Unattested goes through, unless we are not attested yet."""
+        wait = FIRST_PAUSE_S
+        while True:
+            try:
+                return action()
+            except (AgentError, TpmError, OSError) as error:
+                say(f"{what} failed: {error}; again in {wait:.0f} s")
+                self.controller.close()
+            self._pause(wait)
+            wait = min(wait * 2, LONGEST_PAUSE_S)
+
+    def attest(self) -> None:
+        """Hello, activate the credential, quote, attest; keeps the token. Without a TPM the controller is told so."""
+        from freehold.agent import inventory
+        from freehold.agent.blockdev import read_text
+
+        self.controller.token = None
+        hello: dict[str, Any] = {
+            "protocol": PROTOCOL, "mode": self.mode, "boot_id": read_text(f"{self.root}/proc/sys/kernel/random/boot_id"),
+            "smbios": inventory.identity(self.root), "macs": inventory.macs(self.root),
+            "ek_public": None, "ek_certificate": None, "ak_public": None,
+        }  # fmt: skip
+        try:
+            tpm = self._open_tpm(self.root)
+        except TpmError:
+            self.controller.call("POST", "/agent/v1/hello", hello)
+            raise
+        with tpm:
+            ek, ak, certificate = tpm.create_ek(), tpm.create_ak(), tpm.ek_certificate()
+            hello |= {"ek_public": _b64(ek.public), "ak_public": _b64(ak.public)}
+            hello["ek_certificate"] = _b64(certificate) if certificate else None
+            seen = self.controller.certificate()
+            challenge = self.controller.call("POST", "/agent/v1/hello", hello)
+            session, nonce = str(challenge["session"]), base64.b64decode(challenge["nonce"])
+            blob, encrypted = (base64.b64decode(challenge[name]) for name in ("credential_blob", "encrypted_secret"))
+            secret = tpm.activate_credential(ak, ek, blob, encrypted)
+            quote, signature = tpm.quote(ak, identity.qualifying_data(nonce, session, seen), challenge["pcrs"])
+        if self.controller.certificate() != seen:
+            raise AgentError("the controller's certificate has changed", remedy="check who has its address")
+        evidence = {"session": session, "secret": _b64(secret), "quote": _b64(quote), "signature": _b64(signature)}
+        answer = self.controller.call(
+            "POST", "/agent/v1/attest", {**evidence, "event_log": _b64(identity.event_log(self.root))}, timeout=60
+        )
+        self.controller.token = str(answer["token"])
+        say("attested: the controller accepts this server")
+
+    def ready(self) -> None:
+        """Tell the controller that the installed OS is up."""
+        from freehold.agent.ready import state
+
+        self.controller.call("POST", "/agent/v1/ready", state(self.root))
+        say("reported ready")
+
+    def serve_one(self) -> bool:
+        """Wait for one order, carry it out, deliver the result. True after an order to leave."""
+        answer = self.persist(
+            "waiting for orders",
+            lambda: self.controller.call("GET", f"/agent/v1/orders?wait={WAIT_S}", timeout=WAIT_S + 15),
+        )
+        order = answer.get("order")
+        if not order:
+            return False
+        number, kind = str(order["id"]), str(order["kind"])
+        if number not in self._answers:
+            say(f"order {number}: {kind}")
+            context = Context(self.root, lambda done, total, phase: self._progress(number, done, total, phase))
+            self._answers[number] = execute(kind, order.get("args") or {}, context)
+        result = self._answers[number]
+        say(f"order {number}: {kind} {'done' if result['ok'] else 'failed: ' + result['error']['what']}")
+        self.persist(f"result of order {number}", lambda: self._deliver(number, result))
+        if kind in AFTERWARDS and result["ok"]:
+            self.controller.close()
+            if self._leave is None:
+                from freehold.agent.power import leave
+
+                self._leave = leave
+            self._leave(kind, self.mode)
+            return True
+        return False
+
+    def _deliver(self, number: str, result: "dict[str, Any]") -> None:
+        try:
+            self.controller.call("POST", f"/agent/v1/orders/{number}/result", result)
+        except Refused as error:
+            if error.status not in (404, 409):  # the order is gone or has its result: nobody waits for this one
+                raise
+            say(str(error))
+
+    def _progress(self, number: str, done: int, total: int, phase: str) -> None:
+        """At most one report a second; a lost one does not matter, so it neither retries nor fails the order."""
+        now = time.monotonic()
+        if now - self._last_progress < PROGRESS_EVERY_S and done < total:
+            return
+        self._last_progress = now
+        body = {"done": done, "total": total, "unit": "bytes", "phase": phase}
+        try:
+            self.controller.call("POST", f"/agent/v1/orders/{number}/progress", body, timeout=5)
+        except (OSError, Refused, Unattested) as error:
+            say(f"progress of order {number} not reported: {error or 'no longer attested'}")
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
