@@ -4,6 +4,8 @@ Pure. The judgement never rests on a drive's word: a medium is clean only if the
 canary say so.
 """
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,15 +14,24 @@ from freehold.model.errors import FreeholdError
 
 # Technique as the agent names it -> (SP 800-88r1 category, words for the certificate).
 TECHNIQUES: dict[str, tuple[str, str]] = {
-    "nvme-sanitize-crypto": ("Purge", "NVMe Sanitize, crypto erase (SANACT 4)"),
-    "nvme-sanitize-block": ("Purge", "NVMe Sanitize, block erase (SANACT 2)"),
-    "nvme-format-crypto": ("Purge", "NVMe Format NVM, cryptographic erase (SES 2)"),
-    "nvme-format-user": ("Clear", "NVMe Format NVM, user data erase (SES 1)"),
+    "nvme-sanitize-block-erase": ("Purge", "NVMe Sanitize, block erase (SANACT 2)"),
+    "nvme-sanitize-crypto-erase": ("Purge", "NVMe Sanitize, crypto erase (SANACT 4)"),
+    "nvme-format-crypto-erase": ("Purge", "NVMe Format NVM, cryptographic erase (SES 2)"),
+    "nvme-format-user-data-erase": ("Clear", "NVMe Format NVM, user data erase (SES 1)"),
     "secure-discard": ("Clear", "secure discard of every block"),
     "discard": ("Clear", "discard of every block"),
     "overwrite": ("Clear", "one overwrite with zeros"),
 }
+# What a cryptographic erase leaves reads as noise, which reading back cannot tell from data; so it is never asked for.
+UNVERIFIABLE = frozenset({"nvme-sanitize-crypto-erase", "nvme-format-crypto-erase"})
 MINIMUM_SAMPLES = 32
+
+
+def allowed(categories: Sequence[str]) -> list[str]:
+    """The techniques that a policy's categories (`purge`, `clear`) admit, strongest first. A drive that can Purge is
+    purged; Clear is what remains for one that cannot, if policy admits it."""
+    wanted = {category.capitalize() for category in categories}
+    return [name for name, (category, _) in TECHNIQUES.items() if category in wanted and name not in UNVERIFIABLE]
 
 
 class MediumStatement(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,48 +57,58 @@ class MediumStatement(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge(
     serial: str,
-    disk: dict[str, Any],
-    planted: dict[str, Any],
-    erased: dict[str, Any],
-    verified: dict[str, Any],
+    disk: Mapping[str, Any],
+    planted: Mapping[str, Any],
+    erased: Mapping[str, Any],
+    verified: Mapping[str, Any],
     seed: str,
 ) -> MediumStatement:
     """The statement about one medium, from the agent's raw results. Anything missing or odd makes it not clean."""
     technique = str(erased.get("technique", ""))
     category, words = TECHNIQUES.get(technique, ("", f"unknown technique {technique!r}"))
-    canaries, hits = _count(planted.get("count")), _count(verified.get("canary_hits"))
-    samples, dirty = _count(verified.get("samples")), _count(verified.get("nonzero_samples"))
+    canaries = len(planted.get("canaries") or ())
+    hits, looked = _count(verified.get("canary_hits")), _count(verified.get("canaries"))
+    samples, dirty = _count(verified.get("samples")), _count(verified.get("non_uniform_samples"))
     reasons: list[str] = []
     if not category:
         reasons.append(words)
-    if canaries is None or canaries < 1:
-        reasons.append("no canary was planted before the erase, so the verification has nothing to find")
-    if hits is None or hits > 0:
+    if erased.get("status") != 0:
+        reasons.append(f"the erase ended with status {erased.get('status')!r}")
+    if canaries < 1 or looked != canaries:
+        reasons.append(f"{canaries} canaries were planted and {looked} looked for: the verification could not fail")
+    if hits != 0:
         reasons.append(f"{_number(hits)} planted canaries are still readable: the drive did not erase")
     if samples is None or samples < MINIMUM_SAMPLES:
         reasons.append(f"only {samples or 0} samples were read back; at least {MINIMUM_SAMPLES} are needed")
-    if dirty is None or dirty > 0:
+    if dirty != 0 or verified.get("edges_uniform") is not True:
         reasons.append(f"{_number(dirty)} samples are not uniform: old data may be readable")
-    if verified.get("clean") is not True:
-        reasons.append("the agent does not call the medium clean")
+    if verified.get("clean") is not True or verified.get("device_serial") != serial:
+        reasons.append("the agent does not call this medium clean")
     return MediumStatement(
         serial=serial,
-        model=str(disk.get("model", "")),
-        size_bytes=_count(disk.get("size_bytes")) or 0,
+        model=str(disk.get("model") or ""),
+        size_bytes=_count(erased.get("disk_bytes")) or 0,
         category=category,
         technique=words,
         command=str(erased.get("command", "")),
-        raw_status=str(erased.get("raw_status", "")),
-        started=str(erased.get("started", "")),
-        finished=str(erased.get("finished", "")),
-        verification_method="seeded read-back samples and planted canaries",
+        raw_status=f"status {erased.get('status')}: {erased.get('output', '')}",
+        started=timestamp(erased.get("started")),
+        finished=timestamp(erased.get("ended")),
+        verification_method="seeded read-back samples, first and last MiB, and every planted canary",
         sample_seed=seed,
         samples=samples or 0,
-        canaries_planted=canaries or 0,
+        canaries_planted=canaries,
         canaries_found=hits if hits is not None else -1,
         clean=not reasons,
         reasons=tuple(reasons),
     )
+
+
+def timestamp(seconds: object) -> str:
+    """RFC 3339 in UTC of UNIX seconds; empty if there are none."""
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _number(count: int | None) -> str:
