@@ -53,7 +53,7 @@ class BmcIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `timeout` (seconds) bounds the whole call, retries included: the engine compares it with its lease."""
+    """One request. `timeout` (seconds) bounds the call as a whole, retries included, so that a lease can outlast it."""
 
     method: str
     path: str
