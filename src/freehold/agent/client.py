@@ -137,7 +137,8 @@ class Agent:
 
         self.controller.token = None
         hello: dict[str, Any] = {
-            "protocol": PROTOCOL, "mode": self.mode, "boot_id": read_text(f"{self.root}/proc/sys/kernel/random/boot_id"),
+            "protocol": PROTOCOL, "mode": self.mode,
+            "boot_id": read_text(f"{self.root}/proc/sys/kernel/random/boot_id"),
             "smbios": inventory.identity(self.root), "macs": inventory.macs(self.root),
             "ek_public": None, "ek_certificate": None, "ak_public": None,
         }  # fmt: skip
