@@ -17,6 +17,7 @@ PREFIXES = {"oob": "172.30.1", "provisioning": "172.30.2", "production": "172.30
 CONTROLLER_HOST, GATEWAY_HOST, CLIENT_HOST, INTERNET_HOST, ROGUE_HOST = 2, 1, 2, 10, 66
 SITE = "172.30.0.0/16"
 MAX_SERVERS = 80  # .11 to .90: below the DHCP range and the addresses of the roles
+NAMESPACES = Path("/run/netns")  # where iproute2 keeps them
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
 
 
@@ -57,12 +58,8 @@ class Layout:
         if not 1 <= self.servers <= MAX_SERVERS:
             raise LabError(f"a lab has 1 to {MAX_SERVERS} servers, not {self.servers}")
 
-    @property
-    def prefix(self) -> str:
-        return f"fh-{self.lab}-"
-
     def namespace(self, role: str) -> str:
-        return self.prefix + role
+        return f"fh-{self.lab}-{role}"
 
     @property
     def legs(self) -> dict[str, list[Leg]]:
@@ -172,8 +169,10 @@ def inside(namespace: str) -> tuple[str, ...]:
     return ("ip", "netns", "exec", namespace)
 
 
-def namespaces(prefix: str) -> list[str]:
-    return sorted(line.split()[0] for line in ip("netns", "list").splitlines() if line.startswith(prefix))
+def namespaces(lab: str) -> list[str]:
+    """Those that belong to the lab; a lab `a` must not take `fh-a-b-fabric` of a lab `a-b` for its own."""
+    own = re.compile(rf"fh-{re.escape(lab)}-(fabric|controller|gateway|internet|client|rogue|bmc\d+)")
+    return sorted(path.name for path in NAMESPACES.glob("fh-*") if own.fullmatch(path.name))
 
 
 def build(layout: Layout) -> None:
@@ -184,7 +183,7 @@ def build(layout: Layout) -> None:
     for role in layout.legs:
         ip("-n", layout.namespace(role), "-batch", "-", stdin=layout.role_batch(role))
     gateway, internet = layout.namespace("gateway"), layout.namespace("internet")
-    run(*inside(gateway), "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    set_kernel(gateway, "net/ipv4/ip_forward")
     run(*inside(gateway), "nft", "-f", "-", stdin=gateway_rules())
     run(*inside(internet), "nft", "-f", "-", stdin=INTERNET_RULES)
 
@@ -192,19 +191,29 @@ def build(layout: Layout) -> None:
 def add_namespace(name: str) -> None:
     ip("netns", "add", name)
     # The lab is IPv4 only; the chatter of IPv6 autoconfiguration would only blur what is counted.
-    run(*inside(name), "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+    set_kernel(name, "net/ipv6/conf/all/disable_ipv6")
+    set_kernel(name, "net/ipv6/conf/default/disable_ipv6")
+
+
+def set_kernel(namespace: str, parameter: str) -> None:
+    """Switch a kernel parameter on in a namespace; no effect where the kernel lacks it, e.g. one without IPv6."""
+    run(*inside(namespace), "sh", "-c", 'test ! -e "$0" || echo 1 >"$0"', f"/proc/sys/{parameter}")
 
 
 def processes_inside(namespace: str) -> list[int]:
     return [int(pid) for pid in run("ip", "netns", "pids", namespace, check=False).split()]
 
 
-def remove(prefix: str) -> None:
+def remove(lab: str) -> None:
     """Remove all namespaces of a lab; bridges, taps and cables go with them. Idempotent."""
-    for namespace in namespaces(prefix):
-        run("ip", "netns", "delete", namespace, check=False)
-        # A crash between mount and unmount leaves the name without a namespace behind it.
-        Path(f"/run/netns/{namespace}").unlink(missing_ok=True)
+    for namespace in namespaces(lab):
+        delete_namespace(namespace)
+
+
+def delete_namespace(namespace: str) -> None:
+    run("ip", "netns", "delete", namespace, check=False)
+    # A crash between making the name and mounting the namespace leaves the name alone behind.
+    (NAMESPACES / namespace).unlink(missing_ok=True)
 
 
 def add_rogue(layout: Layout) -> None:

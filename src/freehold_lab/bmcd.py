@@ -1,0 +1,162 @@
+"""The process of one machine: its hardware, its BMC and its control socket. Runs in the namespace of that BMC.
+
+    python -m freehold_lab.bmcd --lab-dir DIR --server NAME
+
+QEMU and the TPM are its children and die with it, as a server dies with its power supply.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from freehold_lab import control, faults, layout, network
+from freehold_lab.bmc.context import BmcConfig
+from freehold_lab.bmc.service import serve
+from freehold_lab.errors import LabError
+from freehold_lab.machine import Cabling, Machine
+from freehold_lab.tpm import TpmVendor
+
+
+class Chassis:
+    """One machine with its BMC."""
+
+    def __init__(self, machine: Machine, config: BmcConfig) -> None:
+        self.machine, self._config = machine, config
+        self._runner: web.AppRunner | None = None
+        self._reboot: asyncio.Task[None] | None = None
+
+    async def start_bmc(self) -> None:
+        self._runner = await serve(self.machine, self._config)
+
+    async def stop_bmc(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner:
+            await runner.cleanup()
+
+    async def close(self) -> None:
+        if self._reboot:
+            self._reboot.cancel()
+        await self.stop_bmc()
+        await self.machine.close()
+
+    def operations(self) -> dict[str, control.Operation]:
+        return {
+            "status": self._status,
+            "fault-set": self._fault_set,
+            "fault-clear": self._fault_clear,
+            "power-loss": self._power_loss,
+            "bmc-reboot": self._bmc_reboot,
+            "power": self._power,
+        }
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        machine = self.machine
+        override = await machine.boot_override()
+        return {
+            "power": await machine.power_state(),
+            "bmc": "up" if self._runner else "rebooting",
+            "secure_boot": await machine.secure_boot_active(),
+            "override": f"{override.target} ({override.enabled})",
+            "bios_version": machine.info.bios_version,
+            "faults": faults.active(machine.faults),
+        }
+
+    async def _fault_set(self, request: dict[str, Any]) -> dict[str, Any]:
+        faults.switch(self.machine.faults, request["name"], request["value"])
+        return faults.active(self.machine.faults)
+
+    async def _fault_clear(self, _: dict[str, Any]) -> dict[str, Any]:
+        faults.clear(self.machine.faults)
+        return {}
+
+    async def _power_loss(self, _: dict[str, Any]) -> dict[str, Any]:
+        await self.machine.lose_power()
+        return {"power": "Off"}
+
+    async def _power(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request["to"]:
+            case "on":
+                await self.machine.power_on()
+            case "off":
+                await self.machine.power_off(force=True)
+            case "reset":
+                await self.machine.reset(force=True)
+            case other:
+                raise LabError(f"there is no power action {other!r}", remedy="Use on, off or reset.")
+        return {"power": await self.machine.power_state()}
+
+    async def _bmc_reboot(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The BMC answers nothing for a while and forgets its sessions; the machine runs on."""
+        seconds = float(request["seconds"])
+        if self._reboot and not self._reboot.done():
+            raise LabError("the BMC is rebooting already")
+        await self.stop_bmc()
+        self._reboot = asyncio.create_task(self._come_back(seconds))
+        return {"seconds": seconds}
+
+    async def _come_back(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.start_bmc()
+
+
+async def run(directory: Path, name: str) -> None:
+    value = layout.load(directory)
+    plan, facts = layout.plan_of(value), layout.server(value, name)
+    here = plan.server_directory(name).resolve()
+    here.mkdir(parents=True, exist_ok=True)
+    os.chdir(here)  # names of sockets stay short, wherever the lab is
+    number = facts["number"]
+    machine = Machine(
+        layout.hardware_info(plan, number),
+        Path(),
+        TpmVendor(plan.directory.resolve() / layout.TPM_VENDOR),
+        cabling=Cabling(network.inside(plan.layout.namespace("fabric")), network.taps(number)),
+        kvm=plan.kvm,
+    )
+    config = BmcConfig(
+        factory_password=facts["factory_password"],
+        state_dir=here / "bmc",
+        address=facts["bmc_address"],
+        factory_user=facts["factory_user"],
+    )
+    chassis = Chassis(machine, config)
+    stop = asyncio.Event()
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number_of_signal, stop.set)
+    try:
+        await machine.open()
+        await chassis.start_bmc()
+        # Last of all: whoever reaches the control socket finds a machine that is complete.
+        server = await control.serve(Path(layout.CONTROL_SOCKET), chassis.operations())
+        async with server:
+            await stop.wait()
+    finally:
+        await chassis.close()
+        with contextlib.suppress(FileNotFoundError):
+            Path(layout.CONTROL_SOCKET).unlink()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m freehold_lab.bmcd", description="One machine of a lab with its BMC."
+    )
+    parser.add_argument("--lab-dir", type=Path, required=True)
+    parser.add_argument("--server", required=True)
+    options = parser.parse_args()
+    try:
+        asyncio.run(run(options.lab_dir, options.server))
+    except (LabError, OSError) as exc:
+        sys.stderr.write(f"bmcd {options.server}: {exc}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

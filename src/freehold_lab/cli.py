@@ -1,0 +1,239 @@
+"""`python -m freehold_lab`: a rack in a box."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from freehold_lab import accelerator, control, faults, layout, network, rack, rogue, terminal
+from freehold_lab.errors import LabError
+from freehold_lab.layout import LabPlan
+from freehold_lab.preflight import check_root
+from freehold_lab.progress import Progress
+
+EXIT_FAILED, EXIT_UNHEALTHY = 1, 3
+
+EPILOG = """examples:
+  python -m freehold_lab up --servers 2
+  python -m freehold_lab fault bmc-slow server-1 5
+  python -m freehold_lab wan cut
+  python -m freehold_lab exec controller -- curl -k https://172.30.1.11/redfish/v1
+  python -m freehold_lab console server-1
+  python -m freehold_lab down
+
+exit status: 0 done; 1 failed, with the reason; 2 wrong usage; 3 `status` found something broken;
+`exec` and `ssh` pass on that of the command.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", type=Path, default=Path("lab"), help="directory of the lab (default: ./lab)")
+    shared.add_argument("--output", choices=["text", "json"], default="text")
+    parser = argparse.ArgumentParser(
+        prog="python -m freehold_lab",
+        description="A rack in a box: servers, BMCs, networks and faults.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[shared], help=what, description=what)
+        sub.set_defaults(run=run)
+        return sub
+
+    up = command("up", _up, "start a lab; ready when every BMC answers")
+    up.add_argument("--name", default="lab", help="name of the lab, part of its namespaces' names (default: lab)")
+    up.add_argument("--servers", type=int, default=1, help="how many servers (default: 1)")
+    up.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of a server (default: 1024)")
+    up.add_argument("--cores", type=int, default=1, help="cores of a server (default: 1)")
+    up.add_argument("--kvm", action="store_true", help="use KVM if a trial guest shows that it works")
+    down = command("down", _down, "remove a lab and all it made")
+    down.add_argument("--name", help="name of the lab, if its directory is lost")
+    down.add_argument("--keep", action="store_true", help="keep the files: disks, TPMs, BMC settings, logs")
+    command("status", _status, "how each server is, and the uplink")
+    fault = command("fault", _fault, "inject a fault: NAME SERVER VALUE, `list`, or `clear [SERVER]`")
+    fault.add_argument("name", help=f"list, clear, {', '.join([*faults.SWITCHES, *faults.ACTIONS])}")
+    fault.add_argument("arguments", nargs="*", metavar="SERVER|VALUE")
+    console = command("console", _console, "join the serial console of a server")
+    console.add_argument("server")
+    console.add_argument("--log", action="store_true", help="print what it has said so far instead")
+    power = command("power", _power, "press the button at the rack: on, off, reset")
+    power.add_argument("server")
+    power.add_argument("to", choices=["on", "off", "reset"])
+    ssh = command("ssh", _ssh, "ssh to a server from the operator's host in production")
+    ssh.add_argument("server")
+    ssh.add_argument("--user", default="root")
+    ssh.add_argument("--identity", type=Path, help="private key")
+    ssh.add_argument("rest", nargs="*", metavar="-- COMMAND")
+    execute = command("exec", _exec, "run a command in a namespace, e.g. controller")
+    execute.add_argument("role")
+    execute.add_argument("rest", nargs="*", metavar="-- COMMAND")
+    wan = command("wan", _wan, "the path to the world outside")
+    wan.add_argument("action", choices=["cut", "restore", "counters", "reset-counters"])
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except LabError as exc:
+        return _fail(options, str(exc))
+    except PermissionError as exc:
+        return _fail(options, f"{exc.filename}: permission denied. Run the same command with sudo.")
+    except OSError as exc:
+        return _fail(options, f"{exc.filename or 'the lab'}: {exc.strerror or exc}.")
+
+
+def _fail(options: argparse.Namespace, text: str) -> int:
+    if options.output == "json":
+        sys.stdout.write(json.dumps({"error": text}) + "\n")
+    sys.stderr.write(f"freehold_lab: {text}\n")
+    return EXIT_FAILED
+
+
+def _show(options: argparse.Namespace, value: Any, text: str) -> int:
+    sys.stdout.write((json.dumps(value, indent=1) if options.output == "json" else text) + "\n")
+    return 0
+
+
+def _facts(options: argparse.Namespace) -> dict[str, Any]:
+    check_root()
+    return layout.load(options.dir)
+
+
+# ---- one function a command
+def _up(options: argparse.Namespace) -> int:
+    check_root()
+    progress = Progress()
+    kvm = False
+    if options.kvm:
+        with progress.step("trying KVM"):
+            kvm = accelerator.kvm_works()
+        if not kvm:
+            sys.stderr.write("lab: KVM does not work here; going on with TCG\n")
+    plan = LabPlan(options.name, options.dir.resolve(), options.servers, options.memory, options.cores, kvm)
+    facts = rack.up(plan, progress)
+    lines = [
+        f"{s['name']}  BMC https://{s['bmc_address']}  {s['factory_user']} / {s['factory_password']}"
+        for s in facts["servers"]
+    ]
+    return _show(
+        options, facts, "\n".join([f"lab {plan.name} is up; facts in {plan.directory / layout.FACTS}", *lines])
+    )
+
+
+def _down(options: argparse.Namespace) -> int:
+    check_root()
+    name = options.name
+    if not name:
+        name = layout.load(options.dir)["name"] if (options.dir / layout.FACTS).exists() else "lab"
+    found = rack.down(name, options.dir.resolve(), keep=options.keep, progress=Progress(quiet=options.output == "json"))
+    return _show(
+        options, {"name": name, "found": found}, f"lab {name} is down" if found else f"there was no lab {name}"
+    )
+
+
+def _status(options: argparse.Namespace) -> int:
+    value = rack.status(_facts(options))
+    lines = [f"lab {value['name']} in {value['directory']}"]
+    for row in value["servers"]:
+        state = (
+            f"power {row['power']}, BMC {row['bmc']}, Secure Boot {'on' if row['secure_boot'] else 'off'}"
+            f", boot {row['override']}, BIOS {row['bios_version']}, faults {row['faults'] or 'none'}"
+            if row["alive"]
+            else row["problem"]
+        )
+        lines.append(f"{row['name']}  {row['bmc_address']}  {state}")
+    if wan := value["wan"]:
+        lines.append(
+            f"wan {'connected' if wan['connected'] else 'cut'}; {wan['left']} packets left, {wan['lookups']} look-ups"
+        )
+    if value["missing_namespaces"]:
+        lines.append(f"missing: {', '.join(value['missing_namespaces'])}")
+    _show(options, value, "\n".join(lines))
+    healthy = not value["missing_namespaces"] and all(row["alive"] for row in value["servers"])
+    return 0 if healthy else EXIT_UNHEALTHY
+
+
+def _fault(options: argparse.Namespace) -> int:
+    facts = _facts(options)
+    name, arguments = options.name, options.arguments
+    if name == "list":
+        rows = {row["name"]: row.get("faults", row.get("problem")) for row in rack.status(facts)["servers"]}
+        rows["rogue-dhcp"] = rogue.is_on(layout.plan_of(facts))
+        return _show(options, rows, "\n".join(f"{key}: {value or 'none'}" for key, value in rows.items()))
+    if name == "rogue-dhcp":
+        return _rogue(options, facts, arguments)
+    if name == "clear":
+        servers = [layout.server(facts, arguments[0])] if arguments else facts["servers"]
+        if not arguments:
+            rogue.turn_off(layout.plan_of(facts))
+        for server in servers:
+            _ask(server, "fault-clear")
+        return _show(options, {}, "no faults")
+    if not arguments:
+        raise LabError(f"fault {name} needs a server", remedy=f"For example: `fault {name} server-1 …`.")
+    server, value = layout.server(facts, arguments[0]), arguments[1] if len(arguments) > 1 else None
+    if name == "power-loss":
+        result = _ask(server, "power-loss")
+    elif name == "bmc-reboot":
+        result = _ask(server, "bmc-reboot", seconds=value or "20")
+    elif value is None:
+        raise LabError(
+            f"fault {name} needs a value", remedy=f"It takes {faults.SWITCHES.get(name, ('', str, 'none'))[2]}."
+        )
+    else:
+        result = _ask(server, "fault-set", name=name, value=value)
+    return _show(options, result, f"{server['name']}: {name} {value or ''}".rstrip())
+
+
+def _rogue(options: argparse.Namespace, facts: dict[str, Any], arguments: list[str]) -> int:
+    if arguments not in (["on"], ["off"]):
+        raise LabError("fault rogue-dhcp takes on or off")
+    plan = layout.plan_of(facts)
+    if arguments == ["on"]:
+        rogue.turn_on(plan)
+    else:
+        rogue.turn_off(plan)
+    return _show(options, {"rogue-dhcp": rogue.is_on(plan)}, f"rogue DHCP {arguments[0]}")
+
+
+def _power(options: argparse.Namespace) -> int:
+    server = layout.server(_facts(options), options.server)
+    result = _ask(server, "power", to=options.to)
+    return _show(options, result, f"{server['name']}: power {result['power']}")
+
+
+def _console(options: argparse.Namespace) -> int:
+    server = layout.server(_facts(options), options.server)
+    if options.log:
+        log = Path(server["console_log"])
+        sys.stdout.write(log.read_text(errors="replace") if log.exists() else "")
+    else:
+        terminal.attach(server)
+    return 0
+
+
+def _ssh(options: argparse.Namespace) -> int:
+    facts = _facts(options)
+    return terminal.ssh(facts, layout.server(facts, options.server), options.user, options.identity, options.rest)
+
+
+def _exec(options: argparse.Namespace) -> int:
+    return terminal.execute(_facts(options), options.role, options.rest)
+
+
+def _wan(options: argparse.Namespace) -> int:
+    wan = network.Wan(layout.plan_of(_facts(options)).layout)
+    {"cut": wan.cut, "restore": wan.restore, "reset-counters": wan.reset_counters}.get(options.action, wan.counters)()
+    value = {"connected": wan.is_connected(), **wan.counters()}
+    return _show(options, value, "\n".join(f"{key}: {count}" for key, count in value.items()))
+
+
+def _ask(server: dict[str, Any], op: str, **arguments: Any) -> Any:
+    return control.request(Path(server["control_socket"]), op, server=server["name"], **arguments)

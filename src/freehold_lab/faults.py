@@ -1,0 +1,67 @@
+"""Faults by the names that people type, and how each is switched in `Faults`."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from freehold_lab.errors import LabError
+from freehold_lab.hardware import Faults
+
+Value = float | int | bool | str
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("on or off")
+    return text == "on"
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("a count of 0 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 3600:
+        raise ValueError("0 to 3600 seconds")
+    return number
+
+
+# name -> (attribute of Faults, how to read its value, what it takes)
+SWITCHES: dict[str, tuple[str, Callable[[str], Value], str]] = {
+    "bmc-slow": ("bmc_slow_seconds", _seconds, "seconds before every answer, 0 ends it"),
+    "bmc-errors": ("bmc_errors", _count, "how many requests are answered 503"),
+    "bmc-html": ("bmc_html", _switch, "on or off: HTML instead of JSON"),
+    "connection-reset": ("connection_resets", _count, "how many connections are reset"),
+    "drive-skips-erase": ("drive_skips_erase", _switch, "on or off, from the next boot on: erase does nothing"),
+    "firmware-version": ("firmware_version", str, "BIOS version that the BMC reports, '' for the true one"),
+}
+ACTIONS = {"bmc-reboot": "seconds without an answer", "power-loss": "", "rogue-dhcp": "on or off, for the whole lab"}
+
+
+def switch(faults: Faults, name: str, value: str) -> None:
+    if name not in SWITCHES:
+        raise LabError(f"there is no fault {name!r}", remedy=f"Faults are {', '.join([*SWITCHES, *ACTIONS])}.")
+    attribute, read, takes = SWITCHES[name]
+    try:
+        setattr(faults, attribute, read(value))
+    except ValueError:
+        raise LabError(f"fault {name} does not take {value!r}", remedy=f"It takes {takes}.") from None
+
+
+def clear(faults: Faults) -> None:
+    blank = Faults()
+    for attribute, value in vars(blank).items():
+        setattr(faults, attribute, value)
+
+
+def active(faults: Faults) -> dict[str, Any]:
+    """Only what differs from a healthy machine, under the names that people type."""
+    values, healthy = asdict(faults), asdict(Faults())
+    shown = {
+        name: values[attribute] for name, (attribute, *_) in SWITCHES.items() if values[attribute] != healthy[attribute]
+    }
+    return shown | ({"extra": faults.extra} if faults.extra else {})
