@@ -13,7 +13,7 @@ from freehold.model.resources import NetworkSpec, Nic, User
 def nocloud(
     instance: str, hostname: str, users: Sequence[User], nics: Sequence[Nic], networks: Mapping[str, NetworkSpec]
 ) -> dict[str, bytes]:
-    """`meta-data`, `user-data`, `network-config` (version 2). `instance` changes with every deployment, so that a second
+    """`meta-data`, `user-data`, `network-config` (version 2). `instance` changes with every deployment, so a second
     tenant's first boot is a first boot. JSON is valid YAML, and cannot be led astray by a name that looks like YAML."""
     metadata = {"instance-id": instance, "local-hostname": hostname}
     accounts = [
@@ -36,7 +36,7 @@ def nocloud(
 
 
 def interface(nic: Nic, network: NetworkSpec) -> dict[str, object]:
-    """One `ethernets` entry: static if the document gives an address, else DHCP. Only production gets a default route."""
+    """One `ethernets` entry: static if the document gives an address, else DHCP. Only production gets a gateway."""
     entry: dict[str, object] = {"match": {"macaddress": nic.mac.lower()}}
     if nic.address is None:
         return entry | {"dhcp4": True}
