@@ -10,11 +10,11 @@ from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.redfish import Json, RedfishClient, link
 
 _WRITE_ORDER = ("db", "KEK", "PK")
-"""The PK comes last: its enrolment ends setup mode, after which db and KEK need signed updates (UEFI 2.10, 32.3.1)."""
+"""The PK comes last: it ends setup mode, after which db and KEK need signed updates (UEFI 2.10, 32.3.1)."""
 
 
 class SecureBootState(msgspec.Struct, frozen=True, kw_only=True):
-    """`enabled`: what the next boot will do; `active`: what the last one did. `databases` maps PK, KEK, db and dbx to the
+    """`enabled`: what the next boot will do; `active`: what the last one did. `databases` maps PK, KEK, db, dbx to the
     sorted hex SHA-256 fingerprints of their certificates; `signatures` maps them to how many hashes they hold."""
 
     enabled: bool
@@ -54,7 +54,7 @@ async def _fingerprints(client: RedfishClient, database: r.SecureBootDatabase) -
 
 
 def fingerprint(pem: str) -> str:
-    """Hex SHA-256 of a certificate's DER; "unreadable" for what is no certificate, which then equals nothing of ours."""
+    """Hex SHA-256 of a certificate's DER; "unreadable" for what is no certificate, which equals nothing of ours."""
     try:
         return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
     except ValueError:

@@ -7,7 +7,7 @@ import msgspec
 
 from freehold.out_of_band import resources as r
 from freehold.out_of_band.errors import BmcError, NotSupported
-from freehold.out_of_band.inventory import OobInventory, first_member, firmware_versions, read_inventory
+from freehold.out_of_band.inventory import OobInventory, firmware_versions, first_member, read_inventory
 from freehold.out_of_band.posture import Posture, posture_findings, read_posture
 from freehold.out_of_band.posture import read_accounts as accounts
 from freehold.out_of_band.quirks import Behaviour, behaviour_of

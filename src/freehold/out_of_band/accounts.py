@@ -1,0 +1,80 @@
+"""The door through which a take-over reaches a real BMC: accounts over Redfish (ManagerAccount, AccountService)."""
+
+from collections.abc import Callable
+
+from freehold.out_of_band.errors import BmcError, NotSupported
+from freehold.out_of_band.posture import AccountFact, AccountPolicy, read_account_policy, read_accounts
+from freehold.out_of_band.redfish import Credential, Json, RedfishClient, link
+from freehold.out_of_band.server import delete_account, disable_account
+
+
+class RedfishDoor:
+    """`AccountDoor` for one BMC. `connect` makes a client that is not logged in yet for a credential."""
+
+    def __init__(self, connect: Callable[[Credential], RedfishClient]) -> None:
+        self._connect = connect
+        self._open: RedfishClient | None = None
+
+    @property
+    def _client(self) -> RedfishClient:
+        if self._open is None:
+            raise AssertionError("log in first")
+        return self._open
+
+    async def login(self, credential: Credential) -> str | None:
+        await self.close()
+        client = self._connect(credential)
+        await client.__aenter__()
+        self._open = client
+        return client.password_change_account
+
+    async def close(self) -> None:
+        if self._open is not None:
+            client, self._open = self._open, None
+            await client.__aexit__(None, None, None)
+
+    async def read(self) -> tuple[AccountPolicy, tuple[AccountFact, ...]]:
+        return await read_account_policy(self._client), await read_accounts(self._client)
+
+    async def create(self, credential: Credential) -> bool:
+        body = {"UserName": credential.username, "Password": credential.password, "RoleId": "Administrator"}
+        path = link(await self._client.get(link(self._client.root, "AccountService") or ""), "Accounts")
+        if path is None:
+            return False
+        try:
+            await self._client.wait_task(await self._client.post(path, {**body, "Enabled": True}))
+        except NotSupported:
+            return await self._fill_slot(path, body)
+        except BmcError as error:
+            if any(name.endswith("CreateLimitReachedForResource") for name in error.message_ids):
+                return False
+            raise
+        return True
+
+    async def _fill_slot(self, path: str, body: Json) -> bool:
+        """BMCs with a fixed table of accounts show the free ones as accounts without a name (iDRAC 9 before 7.00)."""
+        for member in await self._client.members(path):
+            uri = link(member)
+            # Slot 1 of that table is reserved and cannot be written.
+            if uri is not None and member.get("UserName") == "" and not uri.endswith("/1"):
+                await self._client.patch(uri, {**body, "Enabled": True})
+                return True
+        return False
+
+    async def set_password(self, account: str, password: str, *, restore: bool) -> None:
+        body: Json = {"Password": password}
+        if restore:
+            body |= {"Enabled": True, "RoleId": "Administrator"}
+            if (await self._client.get(account)).get("Locked") is True:
+                body["Locked"] = False
+        await self._client.patch(account, body)
+
+    async def retire(self, account: str) -> bool:
+        try:
+            await disable_account(self._client, account)
+        except (BmcError, NotSupported):
+            try:
+                await delete_account(self._client, account)
+            except (BmcError, NotSupported):
+                return False
+        return True
