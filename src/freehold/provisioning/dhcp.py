@@ -34,7 +34,7 @@ class BootHost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DhcpSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One provisioning network. `boot_url` is the signed UKI for HTTP boot; `tftp_root`/`tftp_file` add PXE for old firmware.
+    """One provisioning network. `boot_url` is the signed UKI for HTTP boot; `tftp_root` and `tftp_file` add PXE.
 
     `gateway` None sends no router option: a machine that is being provisioned needs nothing outside its segment.
     """
@@ -52,7 +52,7 @@ class DhcpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dnsmasq_config(settings: DhcpSettings, directory: Path) -> str:
-    """The configuration file; `directory` holds `hosts` and `leases`. FreeholdError on a value that could inject a line."""
+    """The configuration file; `directory` holds `hosts` and `leases`. FreeholdError on values that inject."""
     words = [settings.interface, settings.boot_url, str(directory), settings.tftp_root or "-", settings.tftp_file]
     if bad := next((word for word in words if not WORD.fullmatch(word)), None):
         raise FreeholdError(f"DHCP settings: {bad!r} has blanks or commas", remedy="choose a plain name or path")
@@ -71,7 +71,7 @@ def dnsmasq_config(settings: DhcpSettings, directory: Path) -> str:
         f"dhcp-leasefile={directory}/leases", f"dhcp-hostsfile={directory}/hosts",
         f"dhcp-range={first},{last},{settings.netmask},{settings.lease_seconds}s",
         "dhcp-ignore=tag:!known",  # `known` is set by a line of the hosts file
-        f"dhcp-option=option:router,{ipaddress.IPv4Address(settings.gateway)}" if settings.gateway else "dhcp-option=option:router",
+        f"dhcp-option=option:router{f',{ipaddress.IPv4Address(settings.gateway)}' if settings.gateway else ''}",
         "dhcp-option=option:dns-server",  # none: a name look-up would leave the site
         # UEFI HTTP boot (UEFI 2.10, 24.7): the client names itself HTTPClient and wants the same word back.
         "dhcp-vendorclass=set:http,HTTPClient", "dhcp-option-force=tag:http,60,HTTPClient",
