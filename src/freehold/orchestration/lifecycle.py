@@ -43,7 +43,7 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
     S.AVAILABLE: ("agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at"),
     S.PROVISIONING: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
-        "last_attestation",
+        "last_attestation", "certificate_index",
     ),
     S.ACTIVE: ("last_drift_check",),
     S.REMEDIATING: ("remediated", "last_remediation"),

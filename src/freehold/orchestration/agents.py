@@ -1,0 +1,128 @@
+"""Keeper of agent sessions and of the orders to agents. An order is delivered until its result is in."""
+
+import uuid
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from freehold.model.status import AgentSession, Order, OrderState
+from freehold.orchestration.database import Database
+from freehold.orchestration.schema import agent_sessions, orders
+from freehold.orchestration.wakes import wake
+
+_session = msgspec.json.Decoder(AgentSession)
+_order = msgspec.json.Decoder(Order)
+
+
+class AgentLedger:
+    """`store.agents`. Whatever the agent API learns is put here; it wakes the engine by itself."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put_session(self, server: str, session: AgentSession) -> None:
+        """The session that speaks for `server` from now on; an earlier one is replaced."""
+        text = msgspec.json.encode(session).decode()
+
+        async def work(connection: AsyncConnection) -> None:
+            changed = await connection.execute(
+                update(agent_sessions).where(agent_sessions.c.server == server).values(session=text)
+            )
+            if changed.rowcount == 0:
+                await connection.execute(insert(agent_sessions).values(server=server, session=text))
+            await wake(connection, server)
+
+        await self._database.write(work)
+
+    async def change_session(self, server: str, session_id: str, **changes: Any) -> bool:
+        """Change fields of the session if it still is the one that speaks for `server`. Heard-of times alone
+        (`last_seen`) wake nobody."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            text = await connection.scalar(select(agent_sessions.c.session).where(agent_sessions.c.server == server))
+            found = _session.decode(text) if text else None
+            if found is None or found.id != session_id:
+                return False
+            text = msgspec.json.encode(msgspec.structs.replace(found, **changes)).decode()
+            await connection.execute(
+                update(agent_sessions).where(agent_sessions.c.server == server).values(session=text)
+            )
+            if set(changes) != {"last_seen"}:
+                await wake(connection, server)
+            return True
+
+        return await self._database.write(work)
+
+    async def session(self, server: str) -> AgentSession | None:
+        async with self._database.read() as connection:
+            text = await connection.scalar(select(agent_sessions.c.session).where(agent_sessions.c.server == server))
+            return _session.decode(text) if text else None
+
+    async def end_session(self, server: str) -> None:
+        """Forget the session: its token is worth nothing from now on, and the agent must say hello anew."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(agent_sessions).where(agent_sessions.c.server == server))
+
+        await self._database.write(work)
+
+    async def order(self, server: str, key: str, kind: str, args: dict[str, Any]) -> Order:
+        """The order of `key`; it is given now if there is none. Idempotent: a key has one order."""
+
+        async def work(connection: AsyncConnection) -> Order:
+            of_key = (orders.c.server == server) & (orders.c.key == key)
+            text = await connection.scalar(select(orders.c.data).where(of_key))
+            if text is not None:
+                return _order.decode(text)
+            given = Order(id=uuid.uuid4().hex, key=key, kind=kind, args=args)
+            await connection.execute(
+                insert(orders).values(server=server, key=key, id=given.id, **_columns(given)),
+            )
+            return given
+
+        return await self._database.write(work)
+
+    async def next_order(self, server: str) -> Order | None:
+        """The order that the agent is to carry out now."""
+        async with self._database.read() as connection:
+            wanted = (orders.c.server == server) & (orders.c.state == OrderState.PENDING)
+            text = await connection.scalar(select(orders.c.data).where(wanted).limit(1))
+            return _order.decode(text) if text else None
+
+    async def progress(self, server: str, order_id: str, progress: dict[str, Any]) -> bool:
+        return await self._change(server, order_id, wakes=False, progress=progress)
+
+    async def finish(
+        self, server: str, order_id: str, *, ok: bool, result: dict[str, Any], error: dict[str, Any] | None
+    ) -> bool:
+        """Take the result of an order. False if no such order is pending: a result is taken once."""
+        state = OrderState.DONE if ok else OrderState.FAILED
+        return await self._change(server, order_id, wakes=True, state=state, result=result, error=error)
+
+    async def drop(self, server: str, key: str) -> None:
+        """Forget the order of `key`, so that the next attempt gives a new one."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(orders).where(orders.c.server == server, orders.c.key == key))
+
+        await self._database.write(work)
+
+    async def _change(self, server: str, order_id: str, *, wakes: bool, **changes: Any) -> bool:
+        async def work(connection: AsyncConnection) -> bool:
+            mine = (orders.c.server == server) & (orders.c.id == order_id) & (orders.c.state == OrderState.PENDING)
+            text = await connection.scalar(select(orders.c.data).where(mine))
+            if text is None:
+                return False
+            changed = msgspec.structs.replace(_order.decode(text), **changes)
+            await connection.execute(update(orders).where(orders.c.id == order_id).values(**_columns(changed)))
+            if wakes:
+                await wake(connection, server)
+            return True
+
+        return await self._database.write(work)
+
+
+def _columns(order: Order) -> dict[str, str]:
+    return {"state": order.state.value, "data": msgspec.json.encode(order).decode()}

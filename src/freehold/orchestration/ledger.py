@@ -1,0 +1,253 @@
+"""Keeper of the work in hand: replicas and their leases, claims with fences, the journal, completions.
+
+Rules that are not optional (measured; a naive design sent stale commands):
+a server in flight carries the epoch of its replica and a fence that grew at the claim; an epoch that lapsed is never
+renewed; a completion counts only `WHERE name AND fence`.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import case, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec
+from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
+from freehold.orchestration.database import Database
+from freehold.orchestration.planner import Assigned, ServerView
+from freehold.orchestration.schema import agent_sessions, events, intents, journal, orders, replicas, resources, servers
+from freehold.orchestration.wakes import wake
+
+S = TypeVar("S")
+
+_status = msgspec.json.Decoder(ServerStatus)
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A server that is ours to work on until our lease ends or we complete it."""
+
+    server: str
+    fence: int
+    wakes: int
+
+
+class Note(msgspec.Struct, frozen=True):
+    """An event in the making."""
+
+    kind: str
+    message: str
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reconcile came to. Written in one transaction, or not at all."""
+
+    status: ServerStatus
+    next_due: float | None
+    notes: tuple[Note, ...] = ()
+    journal: tuple[int, str] | None = None  # (row, outcome)
+    handled: tuple[int, str] | None = None  # (intent, outcome)
+    dropped_orders: tuple[str, ...] | None = ()  # keys; None: all of them
+
+
+class Ledger:
+    """`store.ledger`: used by the engine only."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def enter(self, epoch: str, now: float, ttl: float) -> None:
+        """Register a fresh epoch; rows that lapsed long ago go."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(replicas).where(replicas.c.expires_at < now - 10 * ttl))
+            await connection.execute(insert(replicas).values(epoch=epoch, expires_at=now + ttl))
+
+        await self._database.write(work)
+
+    async def renew(self, epoch: str, now: float, ttl: float) -> bool:
+        """Prolong a lease that has not lapsed. False: it has, and whatever it held may be another's by now."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            alive = (replicas.c.epoch == epoch) & (replicas.c.expires_at > now)
+            changed = await connection.execute(update(replicas).where(alive).values(expires_at=now + ttl))
+            return changed.rowcount == 1
+
+        return await self._database.write(work)
+
+    async def leave(self, epoch: str) -> None:
+        """A replica that ends in good order frees what it held."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(replicas).where(replicas.c.epoch == epoch))
+
+        await self._database.write(work)
+
+    async def disown_others(self) -> None:
+        """End every lease. Only for a process that knows it is the only one (it holds the site's lock)."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(replicas))
+
+        await self._database.write(work)
+
+    async def claim(self, epoch: str, now: float, limit: int) -> list[Claim]:
+        """Take up to `limit` servers that are due and in nobody's hands. Takes none if `epoch` has lapsed."""
+
+        async def work(connection: AsyncConnection) -> list[Claim]:
+            alive = select(replicas.c.epoch).where(replicas.c.expires_at > now)
+            if await connection.scalar(alive.where(replicas.c.epoch == epoch)) is None:
+                return []
+            free = or_(servers.c.epoch.is_(None), servers.c.epoch.not_in(alive))
+            due = select(servers.c.name).where(servers.c.next_due <= now, free).order_by(servers.c.next_due)
+            if connection.dialect.name == "postgresql":
+                due = due.with_for_update(skip_locked=True)
+            taken = await connection.execute(
+                update(servers)
+                .where(servers.c.name.in_(due.limit(limit).scalar_subquery()))
+                .values(epoch=epoch, fence=servers.c.fence + 1)
+                .returning(servers.c.name, servers.c.fence, servers.c.wakes)
+            )
+            return [Claim(*row) for row in taken]
+
+        # Looking first is a read; an idle fleet must not cost a write a second.
+        async with self._database.read() as connection:
+            if await connection.scalar(select(servers.c.name).where(servers.c.next_due <= now).limit(1)) is None:
+                return []
+        return await self._database.write(work)
+
+    async def next_due(self) -> float | None:
+        """When the first server that nobody holds becomes due."""
+        async with self._database.read() as connection:
+            first = select(servers.c.next_due).where(servers.c.epoch.is_(None), servers.c.next_due.is_not(None))
+            return await connection.scalar(first.order_by(servers.c.next_due).limit(1))
+
+    async def open_journal(self, claim: Claim, step: str, key: str, now: float) -> tuple[int, bool] | None:
+        """Journal the intent *before* its side effect: (row, whether an earlier attempt at `key` was cut off). None if
+        the claim is stale: then nothing may be done."""
+
+        async def work(connection: AsyncConnection) -> tuple[int, bool] | None:
+            mine = (servers.c.name == claim.server) & (servers.c.fence == claim.fence)
+            if await connection.scalar(select(servers.c.name).where(mine)) is None:
+                return None
+            unfinished = (journal.c.server == claim.server) & journal.c.finished.is_(None)
+            cut_off = (await connection.execute(select(journal.c.key).where(unfinished))).scalars().all()
+            if cut_off:
+                await connection.execute(update(journal).where(unfinished).values(finished=now, outcome="cut off"))
+                text = f"{', '.join(cut_off)} was cut off; it is looked at again"
+                await connection.execute(
+                    insert(events).values(at=now, server=claim.server, kind="resumed", message=text)
+                )
+            row = await connection.execute(
+                insert(journal).values(server=claim.server, step=step, key=key, fence=claim.fence, started=now)
+            )
+            assert row.inserted_primary_key is not None
+            return int(row.inserted_primary_key[0]), key in cut_off
+
+        return await self._database.write(work)
+
+    async def complete(self, claim: Claim, completion: Completion, now: float) -> bool:
+        """Write the outcome and let go of the server. False if the fence has moved on: then nothing is written."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            status = completion.status
+            changed = await connection.execute(
+                update(servers)
+                .where(servers.c.name == claim.server, servers.c.fence == claim.fence)
+                .values(
+                    status=msgspec.json.encode(status).decode(),
+                    state=status.state.value,
+                    epoch=None,
+                    next_due=case((servers.c.wakes != claim.wakes, 0.0), else_=completion.next_due),
+                )
+            )
+            if changed.rowcount != 1:
+                return False
+            if completion.journal is not None:
+                row, outcome = completion.journal
+                await connection.execute(
+                    update(journal).where(journal.c.id == row).values(finished=now, outcome=outcome)
+                )
+            if completion.handled is not None:
+                intent, outcome = completion.handled
+                await connection.execute(
+                    update(intents).where(intents.c.id == intent).values(handled=now, outcome=outcome)
+                )
+            if completion.dropped_orders is None:
+                await connection.execute(delete(orders).where(orders.c.server == claim.server))
+            elif completion.dropped_orders:
+                stale = (orders.c.server == claim.server) & orders.c.key.in_(completion.dropped_orders)
+                await connection.execute(delete(orders).where(stale))
+            if completion.notes:
+                rows = [
+                    {"at": now, "server": claim.server, "kind": note.kind, "message": note.message}
+                    for note in completion.notes
+                ]
+                await connection.execute(insert(events), rows)
+            return True
+
+        return await self._database.write(work)
+
+    async def wake(self, names: Sequence[str]) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            for name in names:
+                await wake(connection, name)
+
+        await self._database.write(work)
+
+    async def view(self, name: str) -> ServerView | None:
+        """All that a decision about the server may rest on, as of one moment. None if it is not declared."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(servers).where(servers.c.name == name))).one_or_none()
+            declared = (
+                await connection.execute(
+                    select(resources.c.document, resources.c.generation).where(
+                        resources.c.kind == "Server", resources.c.name == name
+                    )
+                )
+            ).one_or_none()
+            if row is None or declared is None:
+                return None
+            spec = _spec(declared.document, ServerSpec)
+            policy = await connection.scalar(
+                select(resources.c.document).where(resources.c.kind == "Policy", resources.c.name == spec.policy)
+            )
+            given = (
+                await connection.execute(
+                    select(resources.c.name, resources.c.document, resources.c.revision).where(
+                        resources.c.kind == "Assignment", resources.c.server == name
+                    )
+                )
+            ).first()
+            open_intents = await connection.execute(
+                select(intents).where(intents.c.server == name, intents.c.handled.is_(None)).order_by(intents.c.id)
+            )
+            session = await connection.scalar(select(agent_sessions.c.session).where(agent_sessions.c.server == name))
+            given_orders = await connection.execute(select(orders.c.key, orders.c.data).where(orders.c.server == name))
+            return ServerView(
+                name=name,
+                spec=spec,
+                status=_status.decode(row.status),
+                policy=_spec(policy, PolicySpec) if policy else PolicySpec(),
+                assignment=Assigned(given.name, _spec(given.document, AssignmentSpec), given.revision)
+                if given
+                else None,
+                generation=declared.generation,
+                paused=row.paused,
+                intents=tuple(
+                    Intent(
+                        id=each.id,
+                        kind=IntentKind(each.kind),
+                        reason=each.reason,
+                        by=each.by,
+                        args=msgspec.json.decode(each.args),
+                    )
+                    for each in open_intents
+                ),
+                agent=msgspec.json.decode(session, type=AgentSession) if session else None,
+                orders={key: msgspec.json.decode(data, type=Order) for key, data in given_orders},
+            )
+
+
+def _spec(document: str, kind: type[S]) -> S:
+    return msgspec.convert(msgspec.json.decode(document)["spec"], kind)

@@ -1,0 +1,104 @@
+"""The tables of the store. Structs are kept as JSON text (msgspec); columns exist only for what is searched or fenced.
+
+Times are UNIX seconds. Nothing here is SQLite's alone: PostgreSQL is a second URL.
+"""
+
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+VERSION = 1
+"""Of these tables. A store of another version is refused, not guessed at."""
+
+metadata = MetaData()
+
+about = Table("about", metadata, Column("name", String, primary_key=True), Column("value", Text, nullable=False))
+
+resources = Table(
+    "resources",
+    metadata,
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("server", String, index=True),  # of an Assignment or Waiver: the server that it names
+    Column("generation", Integer, nullable=False),
+    Column("revision", String, nullable=False),  # new with every change, and with every re-creation
+    Column("created", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("state", String, nullable=False, index=True),
+    Column("status", Text, nullable=False),
+    Column("paused", Boolean, nullable=False, default=False),
+    Column("epoch", String),  # the replica that has it in flight
+    Column("fence", Integer, nullable=False, default=0),
+    Column("wakes", Integer, nullable=False, default=0),  # counts wake-ups, so that none is lost in flight
+    Column("next_due", Float, nullable=True),  # null: only a wake-up makes it due
+)
+Index("servers_due", servers.c.next_due)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("epoch", String, primary_key=True),
+    Column("expires_at", Float, nullable=False),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("server", String, nullable=False, index=True),
+    Column("step", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("finished", Float),
+    Column("outcome", Text),
+)
+Index("journal_open", journal.c.server, sqlite_where=journal.c.finished.is_(None))
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("server", String, index=True),
+    Column("kind", String, nullable=False),
+    Column("message", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+intents = Table(
+    "intents",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("server", String, ForeignKey("servers.name", ondelete="CASCADE"), nullable=False),
+    Column("kind", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", String, nullable=False),
+    Column("args", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("handled", Float),
+    Column("outcome", Text),
+)
+Index("intents_open", intents.c.server, sqlite_where=intents.c.handled.is_(None))
+
+agent_sessions = Table(
+    "agent_sessions",
+    metadata,
+    Column("server", String, ForeignKey("servers.name", ondelete="CASCADE"), primary_key=True),
+    Column("session", Text, nullable=False),
+)
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("server", String, ForeignKey("servers.name", ondelete="CASCADE"), primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("state", String, nullable=False),
+    Column("data", Text, nullable=False),
+)

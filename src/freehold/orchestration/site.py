@@ -1,0 +1,138 @@
+"""A running site: the keepers and services that the steps need, in one place. It decides nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import NetworkSpec, SiteSpec
+from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.planner import ServerView
+from freehold.out_of_band.redfish import Credential, RedfishClient
+from freehold.out_of_band.takeover import StagedCredential
+from freehold.out_of_band.transport import BmcIdentity
+from freehold.provisioning.boot_server import BootFiles
+from freehold.provisioning.dhcp import BootHost, Dnsmasq
+from freehold.root_of_trust.attestation.ek import TpmRoots
+from freehold.root_of_trust.keys import SiteKeys
+from freehold.root_of_trust.vault import Vault
+
+BOOT_PORT, AGENT_PORT = 8080, 8443
+
+
+@dataclass(frozen=True)
+class OsImage:
+    """An OS image of this site: what is streamed, what signs it, and what its boot will measure."""
+
+    name: str
+    version: str
+    path: Path
+    manifest_envelope: dict[str, object]
+    manifest_sha256: str
+    booted: BootedImage
+    size: int
+
+
+@dataclass
+class Site:
+    """Everything a step may touch. `reload_dhcp` answers exactly the servers in `due_to_boot`."""
+
+    directory: Path
+    spec: SiteSpec
+    networks: dict[str, NetworkSpec]
+    vault: Vault
+    keys: SiteKeys
+    agent_image: BootedImage
+    agent_iso: str
+    images: dict[str, OsImage]
+    tpm_roots: Callable[[], TpmRoots]
+    files: BootFiles
+    dhcp: Dnsmasq | None = None
+    due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
+    _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def boot_url(self) -> str:
+        return f"http://{self.spec.controller.provisioning}:{BOOT_PORT}"
+
+    @property
+    def media_url(self) -> str:
+        """Where a BMC fetches virtual media: it has no leg in the provisioning network."""
+        return f"http://{self.spec.controller.oob}:{BOOT_PORT}/boot/{self.agent_iso}"
+
+    def image(self, name: str) -> OsImage:
+        if name not in self.images:
+            raise FreeholdError(
+                f"image {name} is declared but not built", remedy=f"run `freehold image build {name}` on the controller"
+            )
+        return self.images[name]
+
+    async def answer_dhcp(self, server: str, hosts: tuple[BootHost, ...]) -> None:
+        """From now on answer these NICs of the server, and nothing else of it. Idempotent."""
+        async with self._dhcp_lock:
+            self.due_to_boot[server] = hosts
+            if self.dhcp is not None:
+                await self.dhcp.reload([host for those in self.due_to_boot.values() for host in those])
+
+    def slots(self, view: ServerView) -> "VaultSlots":
+        return VaultSlots(self.vault, view)
+
+    @asynccontextmanager
+    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+        """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
+        credential = await self.slots(view).current()
+        if credential is None:
+            raise FreeholdError(
+                "the vault holds no credential for the BMC", server=view.name, remedy="declare one in the Server document"
+            )
+        async with self.connect(view, credential) as client:
+            yield client
+
+    def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
+        pinned = view.facts.bmc_identity
+        if pinned is None:
+            raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
+        identity = BmcIdentity(spki_sha256=pinned)
+        return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
+
+
+class VaultSlots:
+    """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
+    crash point the working password is in one of the two."""
+
+    def __init__(self, vault: Vault, view: ServerView) -> None:
+        self._vault, self._view = vault, view
+        self._path = f"bmc/{view.name}"
+
+    async def current(self) -> Credential | None:
+        """The vault's credential; before the take-over, the one that the Server document declares."""
+        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/current")
+        if stored is not None:
+            return msgspec.json.decode(stored, type=Credential)
+        declared = self._view.spec.bmc.credential
+        if declared.vault_ref is not None:
+            kept = await asyncio.to_thread(self._vault.get, declared.vault_ref)
+            return msgspec.json.decode(kept, type=Credential) if kept is not None else None
+        if declared.username is None or declared.password is None:
+            return None
+        return Credential(declared.username, declared.password)
+
+    async def pending(self) -> StagedCredential | None:
+        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/pending")
+        return msgspec.json.decode(stored, type=StagedCredential) if stored is not None else None
+
+    async def stage(self, staged: StagedCredential) -> None:
+        await asyncio.to_thread(self._vault.put, f"{self._path}/pending", msgspec.json.encode(staged))
+
+    async def commit(self) -> None:
+        staged = await self.pending()
+        if staged is not None:
+            await asyncio.to_thread(self._vault.put, f"{self._path}/current", msgspec.json.encode(staged.credential))
+            await self.discard()
+
+    async def discard(self) -> None:
+        await asyncio.to_thread(self._vault.destroy, f"{self._path}/pending")
