@@ -1,5 +1,6 @@
 """AccountService: accounts, roles, password and lockout policy."""
 
+import re
 from collections.abc import Iterable
 
 from freehold_lab.bmc.accounts import ROLES
@@ -121,7 +122,7 @@ async def _delete(call: Call) -> None:
     _check_last_administrator(call, account, enabled=False)
     del call.bmc.accounts.all()[account.id]
     call.bmc.sessions.close(lambda session: session.account_id != account.id)
-    call.bmc.record("AccountRemoved", account.user_name, origin=call.uri)
+    call.bmc.record("AccountRemoved", account.user_name, origin=SERVICE)
 
 
 def _check_privilege(call: Call, account: Account) -> None:
@@ -146,9 +147,7 @@ def _check_last_administrator(call: Call, account: Account, *, role: str | None 
 
 
 def _check_name(name: str) -> None:
-    if not (
-        1 <= len(name) <= 32 and name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-    ):
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name):
         raise RedfishError("PropertyValueFormatError", name, "UserName", pointer="UserName")
 
 

@@ -46,7 +46,7 @@ def certificate_body(certificate: x509.Certificate, name: str) -> JsonObject:
         "Issuer": _identifier(certificate.issuer),
         "ValidNotBefore": _time(certificate.not_valid_before_utc),
         "ValidNotAfter": _time(certificate.not_valid_after_utc),
-        "SerialNumber": format(certificate.serial_number, "x"),
+        "SerialNumber": certificate.serial_number.to_bytes(20, "big").lstrip(b"\0").hex(":"),
         "Fingerprint": certificate.fingerprint(hashes.SHA256()).hex(":"),
         "FingerprintHashAlgorithm": "TPM_ALG_SHA256",
     }

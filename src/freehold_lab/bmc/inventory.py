@@ -58,7 +58,6 @@ async def _module(call: Call) -> JsonObject:
         "Name": "DIMM 0",
         "MemoryType": "DRAM",
         "CapacityMiB": call.bmc.hardware.info.memory_mib,
-        "DeviceLocator": "DIMM 0",
         "Status": OK,
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -10,6 +11,9 @@ from freehold_lab.bmc.core import ROOT, Action, Call, JsonObject, Resource, coll
 from freehold_lab.bmc.events import trust
 from freehold_lab.bmc.fields import Fields, OneOf
 from freehold_lab.bmc.messages import RedfishError
+
+if TYPE_CHECKING:
+    from freehold_lab.bmc.context import Bmc
 
 CHUNK = 1 << 20
 
@@ -30,6 +34,22 @@ async def download(uri: str, target: Path, trusted_ca: Path | None) -> None:
         partial.unlink(missing_ok=True)
         raise RedfishError("CouldNotEstablishConnection", uri, str(error) or type(error).__name__) from error
     partial.replace(target)
+
+
+async def restore(bmc: "Bmc") -> None:
+    """Insert again what was inserted when the BMC stopped."""
+    if not bmc.store.data.media_uri:
+        return
+    image = _image(bmc)
+    if image.exists():
+        await bmc.hardware.insert_media(image)
+    else:
+        bmc.store.data.media_uri = ""
+        bmc.store.save()
+
+
+def _image(bmc: "Bmc") -> Path:
+    return bmc.config.state_dir / "media" / "cd1.img"
 
 
 async def _members(_: Call) -> Iterable[str]:
@@ -59,7 +79,7 @@ async def _insert(call: Call) -> None:
         raise RedfishError("ActionParameterValueError", "Inserted/WriteProtected", "VirtualMedia.InsertMedia")
     if not uri.startswith(("http://", "https://")):
         raise RedfishError("ActionParameterValueError", "Image", "VirtualMedia.InsertMedia")
-    image = bmc.config.state_dir / "media" / "cd1.img"
+    image = _image(bmc)
     await download(uri, image, bmc.config.trusted_ca)
     await bmc.hardware.insert_media(image)
     bmc.store.data.media_uri = uri
@@ -69,7 +89,7 @@ async def _insert(call: Call) -> None:
 async def _eject(call: Call) -> None:
     bmc = call.bmc
     await bmc.hardware.eject_media()
-    (bmc.config.state_dir / "media" / "cd1.img").unlink(missing_ok=True)
+    _image(bmc).unlink(missing_ok=True)
     if bmc.store.data.media_uri:
         bmc.store.data.media_uri = ""
         bmc.record("MediaEjected", origin=call.uri)

@@ -5,6 +5,7 @@ import base64
 import json
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -48,9 +49,12 @@ TASK_MONITORS = f"{tasks.SERVICE}/TaskMonitors/"
 RETRY_AFTER = 5
 
 
-def create_app(hardware: Hardware, config: BmcConfig) -> web.Application:
-    """The service without a socket. Reads (and at first makes) the BMC's state in `config.state_dir`."""
-    return _application(Bmc(hardware, config))
+def create_app(hardware: Hardware, config: BmcConfig, *, clock: Callable[[], float] = time.time) -> web.Application:
+    """The service without a socket. Reads (and at first makes) the BMC's state in `config.state_dir`.
+
+    `clock` tells UNIX time.
+    """
+    return _application(Bmc(hardware, config, clock))
 
 
 def _application(bmc: Bmc) -> web.Application:
@@ -61,6 +65,10 @@ def _application(bmc: Bmc) -> web.Application:
     async def stop(_: web.Application) -> None:
         await bmc.stop()
 
+    async def start(_: web.Application) -> None:
+        await media.restore(bmc)
+
+    app.on_startup.append(start)
     app.on_shutdown.append(stop)
     return app
 
@@ -153,7 +161,7 @@ def _methods_at(path: str) -> tuple[str, ...]:
 
 
 def _json(status: int, body: JsonObject | None, headers: dict[str, str] | None = None) -> web.Response:
-    fixed = {"OData-Version": "4.0", "Cache-Control": "no-cache"}
+    fixed = {"OData-Version": "4.0", "Cache-Control": "no-cache", "Server": "Halden-HMC/4"}
     if body is None:
         return web.Response(status=status, headers={**fixed, **(headers or {})})
     return web.json_response(body, status=status, headers={**fixed, **(headers or {})})
@@ -166,6 +174,7 @@ async def _dispatch(request: web.Request) -> web.StreamResponse:
             raise RedfishError("OperationNotAllowed")
         return document
     account = _authenticate(bmc, request)
+    _check_password_change(account, path, method)
     if path == events.SSE_PATH and method == "GET" and _require(account):
         return await bmc.events.stream(request)
     if path == updates.PUSH_PATH and method == "POST":
@@ -186,7 +195,7 @@ async def _dispatch(request: web.Request) -> web.StreamResponse:
         reply = await perform(TREE, found, method, call, "")
         if request.headers.get("If-None-Match") == reply.headers["ETag"]:
             return _json(304, None, dict(reply.headers))
-    elif method == "POST":
+    elif found.action:  # may take long, and must not keep other changes waiting
         reply = await perform(TREE, found, method, call, "")
     else:
         async with bmc.lock:  # so that an ETag that matched still matches while the change is made
@@ -266,17 +275,22 @@ def _require(account: Account | None) -> Account:
     return account
 
 
+def _check_password_change(account: Account | None, path: str, method: str) -> None:
+    """DSP0266, 13.3.7.1: such an account may do nothing but change its password, and begin and end sessions."""
+    if account is None or not account.password_change_required:
+        return
+    own = f"{account_service.SERVICE}/Accounts/{account.id}"
+    changes_password = path == own and method in ("GET", "PATCH")
+    in_sessions = path.startswith(f"{sessions.SERVICE}/Sessions") and method in ("POST", "DELETE")
+    if not (changes_password or in_sessions):
+        raise RedfishError("PasswordChangeRequired", own)
+
+
 def _check_access(found: Found, method: str, account: Account | None) -> None:
     resource = found.resource
     if method in resource.public and not found.action:
         return
     known = _require(account)
-    own = f"{account_service.SERVICE}/Accounts/{known.id}"
-    changes_password = found.uri == own and method in ("GET", "PATCH")
-    logs_out = method == "DELETE" and found.uri.startswith(f"{sessions.SERVICE}/Sessions/")
-    # DSP0266, 13.3.7.1: such an account may do nothing but change its password and end its session.
-    if known.password_change_required and not (changes_password or logs_out):
-        raise RedfishError("PasswordChangeRequired", own)
     if method not in ("GET", "HEAD") and not resource.self_privilege:
         _authorize(known, _privilege(found, resource))
 

@@ -106,17 +106,17 @@ async def _login(call: Call) -> Reply:
         raise RedfishError("CreateLimitReachedForResource", status=503)
     address = (call.http.remote if call.http else None) or "0.0.0.0"  # noqa: S104 (no address is known)
     session = bmc.sessions.open(account.id, account.user_name, address, bmc.now())
-    bmc.record("LoginSucceeded", user_name, origin=f"{SERVICE}/Sessions")
+    bmc.record("LoginSucceeded", user_name, origin=SERVICE)
     return created(f"{SERVICE}/Sessions/{session.id}", {"X-Auth-Token": session.token})
 
 
 def note_login(call: Call, user_name: str, *, ok: bool, locked: bool) -> None:
     """Log a failed login and a lockout."""
     if not ok:
-        call.bmc.record("LoginFailed", user_name, origin=f"{SERVICE}/Sessions")
+        call.bmc.record("LoginFailed", user_name, origin=SERVICE)
     if locked:
         threshold = call.bmc.store.data.policy.lockout_threshold
-        call.bmc.record("AccountLocked", user_name, threshold, origin=f"{ROOT}/AccountService/Accounts")
+        call.bmc.record("AccountLocked", user_name, threshold, origin=f"{ROOT}/AccountService")
 
 
 async def _logout(call: Call) -> None:
