@@ -1,5 +1,6 @@
 """What the tests of the BMC share: a service on loopback, a clock that they set, a certificate authority."""
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -102,6 +104,26 @@ async def running(state_dir: Path, hardware: MemoryHardware | None = None, **con
     _FACTORY_PEM[:] = [factory.read_bytes()]
     async with TestClient(TestServer(app)) as client:
         yield Rig(client, hardware, clock)
+
+
+def port_of(runner: web.AppRunner) -> int:
+    return int(runner.addresses[0][1])
+
+
+def served(port: int) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode())
+
+
+async def request(port: int, trusted: x509.Certificate, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """A request that trusts `trusted` alone; names are not checked, factory certificates have none."""
+    context = ssl.create_default_context(cadata=pem(trusted))
+    context.check_hostname = False
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    headers = {"Authorization": login("root", PASSWORD)}
+    async with aiohttp.ClientSession(f"https://127.0.0.1:{port}", headers=headers) as session:
+        async with session.request(method, path, json=body, ssl=context) as answer:
+            text = await answer.text()
+            return answer.status, (await answer.json()) if text else {}
 
 
 def certificate(

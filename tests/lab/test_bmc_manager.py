@@ -1,7 +1,6 @@
 """The BMC itself: TLS and its certificate, restart, network protocols, logs, event delivery."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from bmc_rig import PASSWORD, ROOT, Authority, Rig, certificate, error_key, login, pem, running
+from bmc_rig import PASSWORD, ROOT, Authority, Rig, certificate, error_key, pem, port_of, request, running, served
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -32,26 +31,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 def config(state_dir: Path, port: int = 0) -> BmcConfig:
     return BmcConfig(factory_password=PASSWORD, state_dir=state_dir, port=port, reset_seconds=0.3)
-
-
-def port_of(runner: web.AppRunner) -> int:
-    return int(runner.addresses[0][1])
-
-
-def served(port: int) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode())
-
-
-async def request(port: int, trusted: x509.Certificate, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """A request that trusts `trusted` alone; names are not checked, factory certificates have none."""
-    context = ssl.create_default_context(cadata=pem(trusted))
-    context.check_hostname = False
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    headers = {"Authorization": login("root", PASSWORD)}
-    async with aiohttp.ClientSession(f"https://127.0.0.1:{port}", headers=headers) as session:
-        async with session.request(method, path, json=body, ssl=context) as answer:
-            text = await answer.text()
-            return answer.status, (await answer.json()) if text else {}
 
 
 async def test_factory_certificate_is_self_signed_and_kept(tmp_path: Path) -> None:
