@@ -1,0 +1,116 @@
+"""From a decision or a step's result to the next status: pure functions over frozen data, used by the engine."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from freehold.model.findings import Finding, Severity
+from freehold.model.status import Facts, ServerState, ServerStatus
+from freehold.orchestration.lifecycle import DEADLINES, forget, transition
+from freehold.orchestration.planner import Move, ServerView, overdue
+
+FIRST_RETRY, LAST_RETRY = 2.0, 300.0
+"""Seconds between attempts: doubled each time, never more than the last."""
+
+
+def backoff(attempts: int) -> float:
+    """Seconds to wait after the failure number `attempts` (from 1) in a row."""
+    return min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(attempts - 1, 20))
+
+
+def with_facts(status: ServerStatus, changes: Mapping[str, Any]) -> ServerStatus:
+    """Raises `TypeError` for a fact that does not exist or has the wrong type."""
+    if not changes:
+        return status
+    changed = msgspec.structs.replace(status.facts, **changes)
+    try:
+        msgspec.convert(msgspec.to_builtins(changed), Facts)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise TypeError(f"facts {', '.join(changes)}: {error}") from error
+    return msgspec.structs.replace(status, facts=changed)
+
+
+def with_findings(status: ServerStatus, new: Iterable[Finding], resolved: Iterable[str] = ()) -> ServerStatus:
+    fresh = {(finding.kind, finding.subject): finding for finding in new}
+    gone = set(resolved)
+    kept = [each for each in status.findings if each.kind not in gone and (each.kind, each.subject) not in fresh]
+    return msgspec.structs.replace(status, findings=(*kept, *fresh.values()))
+
+
+def moved(server: ServerView, move: Move, now: float) -> ServerStatus:
+    """The status after a legal move. Raises `IllegalTransitionError`."""
+    old = server.status
+    state = transition(old.state, move.state, released=move.released)
+    carried = msgspec.structs.replace(old.facts, **move.facts)
+    entered = _entered(old, state, move.reason, now)
+    return msgspec.structs.replace(
+        entered,
+        facts=forget(carried, state, released=move.released),
+        retiring=old.retiring if move.retiring is None else move.retiring,
+        quarantined_from=None,
+    )
+
+
+def quarantined(server: ServerView, reason: str, now: float) -> ServerStatus:
+    old = server.status
+    state = transition(old.state, ServerState.QUARANTINED)
+    entered = msgspec.structs.replace(_entered(old, state, reason, now), quarantined_from=old.state)
+    finding = Finding(
+        severity=Severity.CRITICAL,
+        kind="quarantined",
+        subject=server.name,
+        detail=reason,
+        remedy=f"Find out why, then `freehold release {server.name}`.",
+    )
+    return with_findings(entered, [finding])
+
+
+def failed(server: ServerView, step: str, reason: str, now: float) -> ServerStatus:
+    attempts = server.status.attempts + 1
+    return msgspec.structs.replace(
+        server.status, step=step, reason=reason, waiting_for="", attempts=attempts, retry_at=now + backoff(attempts)
+    )
+
+
+def judged(server: ServerView, status: ServerStatus, now: float) -> ServerStatus:
+    """`status` with the deadline looked at: past it the server is stuck, and says so once with a remedy."""
+    if status.stuck or not overdue(msgspec.structs.replace(server, status=status), now):
+        return status
+    doing = status.waiting_for or status.step or "nothing"
+    finding = Finding(
+        severity=Severity.WARNING,
+        kind="stuck",
+        subject=server.name,
+        detail=f"{status.state} for {(now - status.state_since) / 60:.0f} minutes, at: {doing}; last word: {status.reason}",
+        remedy=f"`freehold describe server {server.name}`, mend what it names; work goes on by itself. "
+        f"`freehold pause {server.name}` stops it.",
+    )
+    return msgspec.structs.replace(with_findings(status, [finding]), stuck=True)
+
+
+def with_overlay(server: ServerView, now: float) -> ServerStatus:
+    """Take over whether the server is paused. A pause stops the deadline's clock: resuming grants it anew."""
+    status = server.status
+    if status.paused == server.paused:
+        return status
+    limit = DEADLINES.get(status.state)
+    deadline = None if server.paused or limit is None else now + limit
+    return msgspec.structs.replace(status, paused=server.paused, deadline=deadline)
+
+
+def _entered(old: ServerStatus, state: ServerState, reason: str, now: float) -> ServerStatus:
+    limit = DEADLINES.get(state)
+    status = msgspec.structs.replace(
+        old,
+        state=state,
+        state_since=now,
+        reason=reason,
+        step="",
+        waiting_for="",
+        attempts=0,
+        retry_at=None,
+        deadline=now + limit if limit is not None else None,
+        stuck=False,
+    )
+    return with_findings(status, (), resolved=("stuck", "quarantined"))
