@@ -179,3 +179,14 @@ async def test_events_are_pushed_to_subscribers(rig: Rig) -> None:
 async def test_subscription_needs_an_http_destination(rig: Rig) -> None:
     body = {"Destination": "mailto:a@b", "Protocol": "Redfish"}
     assert (await rig.post(f"{ROOT}/EventService/Subscriptions", body))[0] == 400
+
+
+async def test_fault_connection_resets_over_tls(tmp_path: Path) -> None:
+    hardware = MemoryHardware()
+    runner = await serve(hardware, config(tmp_path))
+    factory = await asyncio.to_thread(served, port_of(runner))
+    hardware.faults.connection_resets = 1
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await request(port_of(runner), factory, "GET", MANAGER)
+    assert (await request(port_of(runner), factory, "GET", MANAGER))[0] == 200
+    await runner.cleanup()

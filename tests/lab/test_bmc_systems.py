@@ -134,8 +134,10 @@ async def test_target_alone_means_once(rig: Rig) -> None:
 
 
 async def test_boot_uri_must_be_http(rig: Rig) -> None:
-    status, body = await override(rig, BootSourceOverrideTarget="UefiHttp", HttpBootUri="tftp://a/b")
+    boot = {"BootSourceOverrideTarget": "UefiHttp", "HttpBootUri": "tftp://a/b"}
+    status, body = await rig.patch(SYSTEM, {"AssetTag": "changed", "Boot": boot})
     assert (status, error_key(body)) == (400, "PropertyValueFormatError")
+    assert (await rig.get(SYSTEM))[1]["AssetTag"] == "rack-1-u1"
 
 
 async def test_boot_order(rig: Rig) -> None:

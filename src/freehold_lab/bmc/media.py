@@ -79,10 +79,13 @@ async def _insert(call: Call) -> None:
         raise RedfishError("ActionParameterValueError", "Inserted/WriteProtected", "VirtualMedia.InsertMedia")
     if not uri.startswith(("http://", "https://")):
         raise RedfishError("ActionParameterValueError", "Image", "VirtualMedia.InsertMedia")
-    image = _image(bmc)
-    await download(uri, image, bmc.config.trusted_ca)
-    await bmc.hardware.insert_media(image)
-    bmc.store.data.media_uri = uri
+    bmc.store.data.media_uri = uri  # already now: a second request during the download is refused
+    try:
+        await download(uri, _image(bmc), bmc.config.trusted_ca)
+        await bmc.hardware.insert_media(_image(bmc))
+    except BaseException:
+        bmc.store.data.media_uri = ""
+        raise
     bmc.record("MediaInserted", uri, origin=call.uri)
 
 

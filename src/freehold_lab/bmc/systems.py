@@ -98,15 +98,15 @@ async def _boot(hardware: Hardware) -> JsonObject:
 
 
 async def _patch_system(call: Call) -> None:
-    store = call.bmc.store
-    store.data.asset_tag = call.body.get("AssetTag", store.data.asset_tag)
-    store.data.indicator = call.body.get("LocationIndicatorActive", store.data.indicator)
-    store.save()
-    boot = call.body.get("Boot", {})
+    boot = call.body.get("Boot", {})  # first, for it may be refused
     if "BootOrder" in boot:
         await _set_boot_order(call, boot["BootOrder"])
     if boot.keys() - {"BootOrder"}:
         await _set_override(call, boot)
+    store = call.bmc.store
+    store.data.asset_tag = call.body.get("AssetTag", store.data.asset_tag)
+    store.data.indicator = call.body.get("LocationIndicatorActive", store.data.indicator)
+    store.save()
 
 
 async def _set_boot_order(call: Call, order: list[str]) -> None:
