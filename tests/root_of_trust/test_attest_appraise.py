@@ -1,0 +1,224 @@
+"""The decider, by recorded boots and by attacks on them: attacks are named in words, accidents are untrusted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from attest_support import EK_IDENTITY, NOW, RECORDED, certificate, event, evidence, header, keys, log_bytes, policy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freehold.root_of_trust.attestation import predict, uefi
+from freehold.root_of_trust.attestation.appraise import PcrStatus, Verdict, appraise
+from freehold.root_of_trust.attestation.event_log import Event, EventLog, parse_event_log
+
+
+def verdict(log: EventLog | bytes | None = None, mode: str = "secure-boot", **changes: object) -> Verdict:
+    return appraise(evidence(log), policy(mode, **changes), NOW)
+
+
+def changed(change: Callable[[list[Event]], None], mode: str = "secure-boot") -> EventLog:
+    """The recorded log after `change`; the quote in `evidence` then fits it, as if it had happened."""
+    log = parse_event_log(log_bytes(mode))
+    events = list(log.events)
+    change(events)
+    return replace(log, events=tuple(events))
+
+
+def measured(pcr: int, kind: int, data: bytes, digest: bytes | None = None) -> Event:
+    return parse_event_log(header() + event(pcr, kind, data, digest)).events[0]
+
+
+def where(events: list[Event], pcr: int, kind: int) -> int:
+    return next(at for at, one in enumerate(events) if (one.pcr, one.type) == (pcr, kind))
+
+
+@pytest.mark.parametrize("mode", ["secure-boot", "setup-mode"])
+def test_a_recorded_boot_is_trusted_and_each_pcr_accounted_for(mode: str) -> None:
+    result = verdict(log_bytes(mode), mode)
+    assert (result.trusted, result.reasons) == (True, ())
+    policed = {pcr for pcr, one in result.pcrs.items() if one.status is PcrStatus.MATCHED}
+    assert policed == {0, 2, 4, 7, 11, 12, 13}
+    assert result.pcrs[1].status is PcrStatus.RECORDED
+    assert result.pcrs[7].value.hex() == RECORDED["pcrs"][mode]["7"]
+
+
+def test_a_pcr_without_a_reference_is_only_recorded() -> None:
+    result = verdict(reference={0: None})
+    assert result.trusted
+    assert result.pcrs[0].status is result.pcrs[2].status is PcrStatus.RECORDED
+
+
+def test_setup_mode_is_named_when_secure_boot_is_expected() -> None:
+    result = verdict(log_bytes("setup-mode"))
+    assert not result.trusted
+    assert "PCR 7: Secure Boot is off, against policy" in result.reasons
+    assert "PCR 7: db lacks the certificate CN=Floor db" in result.reasons
+    assert "PCR 7: the authority in db was not measured" in result.reasons
+    assert any(reason.startswith("PCR 4: booted an image with Authenticode digest") for reason in result.reasons)
+
+
+def test_a_foreign_certificate_in_db_is_named() -> None:
+    foreign = uefi.signature_list(uefi.CERT_X509, uefi.GLOBAL_VARIABLE, (certificate("KEK"),))
+    variable = uefi.VariableData(vendor=uefi.IMAGE_SECURITY_DATABASE, name="db", data=keys().db + foreign)
+
+    def enrol(events: list[Event]) -> None:
+        at = next(n for n, one in enumerate(events) if one.pcr == 7 and b"d\0b\0" + keys().db in one.data)
+        events[at] = measured(7, events[at].type, variable.encode())
+
+    (reason,) = verdict(changed(enrol)).reasons
+    assert reason == "PCR 7: db holds a certificate CN=Floor KEK that is not the operator's"
+
+
+def test_a_variable_whose_digest_does_not_vouch_for_its_data_is_not_believed() -> None:
+    def lie(events: list[Event]) -> None:
+        at = where(events, 7, 0x80000001)
+        events[at] = replace(events[at], digests={"sha256": b"\7" * 32})
+
+    (reason,) = verdict(changed(lie)).reasons
+    assert reason.startswith("PCR 7: event 4 (EV_EFI_VARIABLE_DRIVER_CONFIG) with digest 0707")
+
+
+def test_another_image_is_named_with_its_digest_and_the_expected_one() -> None:
+    def swap(events: list[Event]) -> None:
+        at = where(events, 4, 0x80000003)
+        events[at] = replace(events[at], digests={"sha256": b"\6" * 32})
+
+    (reason,) = verdict(changed(swap)).reasons
+    assert reason.startswith("PCR 4: booted an image with Authenticode digest 0606")
+    assert RECORDED["uki_authenticode"] in reason
+    assert r"\EFI\BOOT\BOOTX64.EFI" in reason
+
+
+def insert(before_image: bool) -> Callable[[list[Event]], None]:
+    def change(events: list[Event]) -> None:
+        at = where(events, 4, 0x80000003)
+        events.insert(at if before_image else at + 1, measured(4, 0x80000003, b"shell", b"\5" * 32))
+
+    return change
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_one_more_image_before_or_after_the_right_one_is_refused(before: bool) -> None:
+    result = verdict(changed(insert(before)))
+    assert not result.trusted
+    assert "PCR 4: booted an image with Authenticode digest 0505" in result.reasons[0]
+
+
+def test_a_retry_after_an_image_was_started_is_refused() -> None:
+    def again(events: list[Event]) -> None:
+        at = where(events, 4, 0x80000003) + 1
+        events[at:at] = [measured(4, 0x80000007, data) for data in (predict.RETURNING, predict.CALLING)]
+
+    assert len(verdict(changed(again)).reasons) == 2
+
+
+def test_an_event_type_may_lie_but_a_digest_may_not() -> None:
+    def relabel(events: list[Event]) -> None:
+        at = where(events, 4, 0x80000003)
+        events.insert(at, measured(4, 0x80000007, predict.CALLING, b"\5" * 32))
+
+    assert not verdict(changed(relabel)).trusted
+
+
+def test_a_firmware_error_and_a_second_separator_are_refused() -> None:
+    def failed(events: list[Event]) -> None:
+        events[where(events, 5, 4)] = measured(5, 4, b"\xff" * 4)
+
+    def twice(events: list[Event]) -> None:
+        events.append(measured(3, 4, bytes(4)))
+
+    def disguised(events: list[Event]) -> None:
+        events.append(measured(3, 5, bytes(4)))
+
+    def none(events: list[Event]) -> None:
+        del events[where(events, 6, 4)]
+
+    assert verdict(changed(failed)).reasons == ("PCR 5: the firmware reported an error: its separator is not zero",)
+    assert verdict(changed(twice)).reasons == ("PCR 3: there are 2 separators where one belongs",)
+    assert verdict(changed(disguised)).reasons == ("PCR 3: there are 2 separators where one belongs",)
+    assert verdict(changed(none)).reasons == ("PCR 6: there are 0 separators where one belongs",)
+
+
+def test_another_firmware_is_named_by_its_event() -> None:
+    def flash(events: list[Event]) -> None:
+        at = where(events, 0, 0x80000008)
+        events[at] = replace(events[at], digests={"sha256": b"\4" * 32})
+
+    (reason,) = verdict(changed(flash)).reasons
+    assert reason.startswith("PCR 0: event 2 (EV_EFI_PLATFORM_FIRMWARE_BLOB) with digest 0404")
+    assert reason.endswith("(reference event 1)")
+
+
+def test_an_option_rom_that_nobody_approved_is_named() -> None:
+    def plug(events: list[Event]) -> None:
+        events.insert(where(events, 2, 4), measured(2, 0x80000004, b"rom"))
+
+    (reason,) = verdict(changed(plug)).reasons
+    assert reason.startswith("PCR 2: event 1 (EV_EFI_BOOT_SERVICES_DRIVER)")
+
+
+def test_another_command_line_and_a_system_extension_are_refused() -> None:
+    log = changed(lambda events: events.append(measured(12, 0x0D, b"init=/bin/sh")))
+    (reason,) = verdict(log).reasons
+    assert reason.startswith("PCR 12: it must be untouched, but event 1 (EV_IPL)")
+    (reason,) = verdict(pcr11=(bytes(32),)).reasons
+    assert reason.startswith(f"PCR 11: the unified kernel image measured {RECORDED['pcr11']}")
+
+
+def test_cve_2025_13609_another_tpm_is_another_server() -> None:
+    (reason,) = verdict(ek_identity="cd" * 32).reasons
+    assert reason == f"the TPM is {EK_IDENTITY[:16]}…, not this server's {'cd' * 8}…"
+
+
+@pytest.mark.parametrize("age", [timedelta(minutes=6), timedelta(seconds=-1)])
+def test_an_old_quote_and_one_from_the_future_are_refused(age: timedelta) -> None:
+    (reason,) = appraise(evidence(), policy(), NOW + age).reasons
+    assert reason.startswith("the quote of 2026-11-23 12:00:00 is not of the last")
+
+
+def test_cve_2022_0317_a_pcr_that_policy_needs_but_nobody_quoted_is_refused() -> None:
+    given = evidence()
+    partial = replace(given, pcrs={pcr: value for pcr, value in given.pcrs.items() if pcr not in (4, 7)})
+    (reason,) = appraise(partial, policy(), NOW).reasons
+    assert reason == "the quote does not cover PCR 4, 7, which policy needs"
+
+
+def test_a_log_that_does_not_fit_the_quote_is_refused() -> None:
+    given = evidence()
+    (reason,) = appraise(replace(given, pcrs={**given.pcrs, 1: bytes(32)}), policy(), NOW).reasons
+    assert reason == "PCR 1: the event log does not replay to the quoted value"
+
+
+def test_cve_2022_3500_an_exception_while_appraising_is_untrusted() -> None:
+    broken = replace(evidence(), pcrs=None)  # type: ignore[arg-type]
+    result = appraise(broken, policy(), NOW)
+    assert not result.trusted
+    assert "could not be appraised" in result.reasons[0]
+    no_bank = replace(evidence(), log=replace(evidence().log, banks=("sha1",)))
+    assert "no sha256 bank" in appraise(no_bank, policy(), NOW).reasons[0]
+
+
+def test_an_empty_policy_trusts_nothing() -> None:
+    result = verdict(pcr4=(), pcr7=(), pcr11=())
+    assert not result.trusted
+    assert {pcr for pcr, one in result.pcrs.items() if one.status is PcrStatus.MISMATCHED} == {4, 7, 11}
+
+
+@settings(max_examples=100, deadline=2000)
+@given(data=st.data())
+def test_no_single_change_to_a_policed_pcr_is_ever_trusted(data: st.DataObject) -> None:
+    """Drop, double, swap or alter any event of PCR 0, 2, 4 or 7, with a quote that fits: always untrusted."""
+    log = parse_event_log(log_bytes())
+    events = list(log.events)
+    policed = [n for n, one in enumerate(events) if one.pcr in (0, 2, 4, 7) and one.type != 3]
+    at = data.draw(st.sampled_from(policed))
+    match data.draw(st.sampled_from(["drop", "double", "alter"])):
+        case "drop":
+            del events[at]
+        case "double":
+            events.insert(at, events[at])
+        case "alter":
+            events[at] = replace(events[at], digests={"sha256": data.draw(st.binary(min_size=32, max_size=32))})
+    assert not verdict(replace(log, events=tuple(events))).trusted
