@@ -61,9 +61,9 @@ network() {{
     return 1
 }}
 
-second_stage() {{
+second_stage() {{  # not wget -T: busybox 1.35, static, crashes with it
     url=$(cat /{SITE}/stage2.url)
-    wget -q -T 20 -O /run/stage2 "$url" || {{ say "cannot fetch $url"; return 1; }}
+    timeout 120 wget -q -O /run/stage2 "$url" || {{ say "cannot fetch $url"; return 1; }}
     (cd /run && sha256sum -c -s /{SITE}/stage2.sha256) || {{
         say "REFUSED: $url is not what this signed image expects, SHA-256 $(cut -d ' ' -f 1 /{SITE}/stage2.sha256)," \\
             "but $(sha256sum /run/stage2 | cut -d ' ' -f 1)"
@@ -162,7 +162,7 @@ def entries(kernel: Kernel, busybox: Path) -> list[cpio.Entry]:
         cpio.file("bin/busybox", busybox.read_bytes(), 0o755),
         *(cpio.link(f"bin/{applet}", "busybox") for applet in applets),
         cpio.file("etc/dhcp", DHCP.encode(), 0o755),
-        cpio.file("etc/nsswitch.conf", b"hosts: files\n"),  # a static glibc crashes on what it cannot load
+        cpio.file("etc/nsswitch.conf", b"hosts: files\nservices: files\n"),  # a static glibc can load no other
         cpio.file("etc/hosts", b"127.0.0.1 localhost\n"),
         cpio.file("etc/modules", "".join(f"{below}/{path}\n" for path in always).encode()),
         cpio.file("etc/by-device", "".join(f"{name}\n" for name in by_device).encode()),
