@@ -40,7 +40,7 @@ def test_load_option_reads_back_by_virt_firmware(machine, disk):
     entry = bootentry.BootEntry(data=option)
     assert str(entry.title) == "Freehold"
     assert entry.attr == bootentry.LOAD_OPTION_ACTIVE
-    drive, file = list(entry.devicepath.elems)[:2]
+    drive, file = list(entry.devicepath)
     assert str(drive.get_partuuid()) == str(GUID)
     assert drive.data == struct.pack("<IQQ", 1, 2048, 2048) + GUID.bytes_le + b"\x02\x02"
     assert str(file.get_filepath()) == "\\EFI\\Linux\\os.efi"
@@ -73,7 +73,9 @@ def test_seed_fills_its_partition_and_nothing_else(machine, disk):
         file.write(b"old" * 1000)
     before = disk.read_bytes()
     data = b"seed" * 999
-    answer = order(machine, "write_seed", device_serial="N0", partition_label="seed", data=base64.b64encode(data).decode())
+    answer = order(
+        machine, "write_seed", device_serial="N0", partition_label="seed", data=base64.b64encode(data).decode()
+    )
     assert answer["result"]["bytes"] == len(data)
     after = disk.read_bytes()
     assert after[4096 * 512 : 6144 * 512] == data + bytes(MIB - len(data))

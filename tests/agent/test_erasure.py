@@ -1,10 +1,8 @@
-import hashlib
 import json
 
 import pytest
 
 from freehold.agent import sanitize as module
-from freehold.agent.blockdev import BlockDevice
 from freehold.agent.canaries import plant_canary, verify_sanitized
 from freehold.agent.errors import AgentError
 
@@ -85,9 +83,7 @@ def test_failed_technique_falls_to_the_next_and_is_recorded(machine):
     def drive(command):
         return (0, identify) if command[1] == "id-ctrl" else (1, b"NVMe status: INVALID_FORMAT")
 
-    done = module.sanitize(
-        "N0", ["overwrite", "nvme-format-user-data-erase"], quiet, root=machine.root, run=drive
-    )
+    done = module.sanitize("N0", ["overwrite", "nvme-format-user-data-erase"], quiet, root=machine.root, run=drive)
     assert done["technique"] == "overwrite"
     assert [one["technique"] for one in done["attempts"]] == ["nvme-format-user-data-erase"]
     assert done["attempts"][0]["output"] == "NVMe status: INVALID_FORMAT"
@@ -129,10 +125,6 @@ def test_same_seed_gives_the_same_canaries(machine):
     first = plant_canary("N0", "s1", 6, root=machine.root)
     assert plant_canary("N0", "s1", 6, root=machine.root) == first
     assert plant_canary("N0", "s2", 6, root=machine.root) != first
-    offset = first["canaries"][1]["offset"]
-    with BlockDevice(f"{machine.root}/dev/nvme0n1") as device:
-        read = device.read(offset, 4096)
-    assert hashlib.sha256(read).hexdigest() != first["canaries"][1]["sha256"] or offset in (0, 8 * MIB - 4096)
 
 
 @pytest.mark.parametrize("canary", [{"offset": -1, "length": 4096}, {"offset": 8 * MIB, "length": 1}, {"offset": 0}])

@@ -100,7 +100,10 @@ def test_absent_and_ambiguous_serials_are_refused_by_name(machine, make_image):
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("proc/self/mounts", "/dev/nvme0n1p2 / ext4 rw 0 0\n"), ("proc/swaps", "Filename\n/dev/nvme0n1p3 partition 1 0 -2\n")],
+    [
+        ("proc/self/mounts", "/dev/nvme0n1p2 / ext4 rw 0 0\n"),
+        ("proc/swaps", "Filename\n/dev/nvme0n1p3 partition 1 0 -2\n"),
+    ],
 )
 def test_disk_in_use_is_refused(machine, make_image, file, text):
     disk = machine.disk("N0", 4 << 20, fill=b"live")
@@ -143,7 +146,9 @@ def test_manifest_of_another_key_is_refused(machine, make_image):
         verify_envelope(image.envelope, f"{machine.root}/etc/freehold/image.pub")
 
 
-@pytest.mark.parametrize("change", [{"payloadType": "text/plain"}, {"payload": "e30="}, {"signatures": []}, {"payload": "!"}])
+@pytest.mark.parametrize(
+    "change", [{"payloadType": "text/plain"}, {"payload": "e30="}, {"signatures": []}, {"payload": "!"}]
+)
 def test_changed_envelope_is_refused(machine, make_image, change):
     with pytest.raises(AgentError, match="refused"):
         verify_envelope(make_image().envelope | change, f"{machine.root}/etc/freehold/image.pub")

@@ -1,0 +1,344 @@
+"""The agent against the agent API over real TLS on loopback, with a backend that records what it hears."""
+
+import asyncio
+import datetime
+import hashlib
+import ipaddress
+import ssl
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from swtpm_support import Vendor, connect, running
+
+from freehold.agent import client as client_module
+from freehold.agent import orders
+from freehold.agent.client import Agent, Controller
+from freehold.agent.identity import qualifying_data
+from freehold.agent.tpm import TpmError
+from freehold.provisioning.agent_api import create_agent_app
+from freehold.provisioning.agent_messages import (
+    AgentRefusedError,
+    Challenge,
+    Order,
+    UnknownTokenError,
+)
+from freehold.root_of_trust.attestation.credential import make_credential
+from freehold.root_of_trust.attestation.errors import QuoteError
+from freehold.root_of_trust.attestation.quote import check_quote
+from freehold.root_of_trust.attestation.structures import parse_public
+
+NONCE = bytes(range(32))
+PCRS = {"sha256": [0, 1, 2, 4, 7, 11]}
+
+
+def issue(name, issuer=None, issuer_key=None, address="127.0.0.1"):
+    """(certificate, key): a CA without an issuer, else a server certificate with an IP SAN."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer.subject if issuer else subject)
+    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(
+        now + datetime.timedelta(days=1)
+    )
+    builder = builder.add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    if issuer:
+        san = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        builder = builder.add_extension(san, critical=False)
+    return builder.sign(issuer_key or key, hashes.SHA256()), key
+
+
+class Site:
+    """CA file, server context, certificate digest."""
+
+    def __init__(self, path, address="127.0.0.1"):
+        path.mkdir()
+        ca, ca_key = issue("site CA")
+        certificate, key = issue("controller", ca, ca_key, address)
+        self.ca = path / "ca.pem"
+        self.ca.write_bytes(ca.public_bytes(Encoding.PEM))
+        pem = path / "server.pem"
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem.write_bytes(certificate.public_bytes(Encoding.PEM) + private)
+        self.der = certificate.public_bytes(Encoding.DER)
+        self.server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.server_context.load_cert_chain(pem)
+
+    def client_context(self):
+        return ssl.create_default_context(cafile=self.ca)
+
+
+class Backend:
+    """Hands out the given orders one after the other; keeps every message."""
+
+    def __init__(self, *given, drop_results=0, refuse=0):
+        self.queue, self.given, self.results = list(given), list(given), []
+        self.hellos, self.evidence, self.progressed, self.readies = [], [], [], []
+        self.drop_results, self.refuse, self.forget_token_at = drop_results, refuse, None
+        self.tokens, self.digest, self.secret = set(), None, b"s" * 32
+
+    async def hello(self, hello, peer):
+        self.hellos.append(hello)
+        if hello.ek_public is None:
+            raise AgentRefusedError("the server has no usable TPM", remedy="turn the TPM on in the firmware's setup")
+        if self.refuse:
+            self.refuse -= 1
+            raise AgentRefusedError("the server is not enrolled", remedy="enroll it")
+        blob, encrypted = b"blob", b"encrypted"
+        if len(hello.ek_public) > 100:  # a real one
+            ek, ak = parse_public(hello.ek_public), parse_public(hello.ak_public)
+            credential = make_credential(ek, ak.name, self.secret)
+            blob, encrypted = credential.blob, credential.encrypted_secret
+        return Challenge(session="s1", credential_blob=blob, encrypted_secret=encrypted, nonce=NONCE, pcrs=PCRS)
+
+    async def attest(self, evidence, tls_certificate_sha256, peer):
+        self.evidence.append(evidence)
+        self.digest = tls_certificate_sha256
+        if evidence.secret != self.secret:
+            raise AgentRefusedError("the credential was not activated", remedy="look at the TPM")
+        self.tokens.add(f"token{len(self.evidence)}")
+        return f"token{len(self.evidence)}"
+
+    async def authenticate(self, token):
+        if token not in self.tokens:
+            raise UnknownTokenError("unknown token", remedy="attest")
+
+    async def next_order(self, token, wait):
+        return self.queue[0] if self.queue else None
+
+    async def progress(self, token, order_id, progress):
+        self.progressed.append((order_id, progress))
+
+    async def result(self, token, order_id, result):
+        self.results.append((order_id, result))
+        if self.drop_results:
+            self.drop_results -= 1
+            raise RuntimeError("database password is hunter2")
+        if self.queue and self.queue[0].id == order_id:
+            self.queue.pop(0)
+        if self.forget_token_at == order_id:
+            self.tokens.clear()
+
+    async def ready(self, token, ready):
+        self.readies.append(ready)
+
+
+class FakeTpm:
+    """Counts what it is asked."""
+
+    class Key:
+        def __init__(self, public):
+            self.public = public
+
+    def __init__(self):
+        self.quoted = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def create_ek(self):
+        return self.Key(b"ek")
+
+    def create_ak(self):
+        return self.Key(b"ak")
+
+    def ek_certificate(self):
+        return b"certificate"
+
+    def activate_credential(self, ak, ek, blob, encrypted):
+        return b"s" * 32
+
+    def quote(self, ak, qualifying, selection):
+        self.quoted.append((qualifying, selection))
+        return b"quote", b"signature"
+
+
+@asynccontextmanager
+async def serving(backend, site):
+    app = create_agent_app(backend, hashlib.sha256(site.der).digest())
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=site.server_context).start()
+    yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+class Stopped(BaseException):
+    """Ends an agent that would retry for ever."""
+
+
+async def run_agent(backend, site, machine, *, tpm=None, mode="ramdisk", context=None, pauses=10):
+    """Run until an order to leave; returns (fake TPM, orders to leave, pauses)."""
+    left, waits = [], []
+    tpm = tpm or FakeTpm()
+
+    def pause(seconds):
+        waits.append(seconds)
+        if len(waits) >= pauses:
+            raise Stopped
+
+    def open_tpm(_):
+        if isinstance(tpm, Exception):
+            raise tpm
+        return tpm
+
+    def run():
+        try:
+            agent.run()
+        except Stopped:
+            return
+        finally:
+            agent.controller.close()
+
+    async with serving(backend, site) as url:
+        controller = Controller(url, context or site.client_context())
+        agent = Agent(
+            controller, mode, root=machine.root, leave=lambda *what: left.append(what), open_tpm=open_tpm, pause=pause
+        )
+        await asyncio.to_thread(run)
+    return tpm, left, waits
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path / "site")
+
+
+REBOOT = Order(id="9", kind="reboot", args={})
+
+
+async def test_from_hello_to_reboot(machine, site):
+    machine.write("sys/kernel/security/tpm0/binary_bios_measurements", b"log")
+    machine.write("proc/sys/kernel/random/boot_id", "boot-1\n")
+    machine.disk("N0", 1 << 20)
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    tpm, left, waits = await run_agent(backend, site, machine)
+    assert left == [("reboot", "ramdisk")]
+    assert waits == []
+    assert [(number, result.ok) for number, result in backend.results] == [("1", True), ("9", True)]
+    assert backend.results[0][1].result["disks"][0]["serial"] == "N0"
+    assert (backend.hellos[0].boot_id, backend.hellos[0].ek_certificate) == ("boot-1", b"certificate")
+    assert backend.evidence[0].event_log == b"log"
+    assert tpm.quoted == [(qualifying_data(NONCE, "s1", site.der), PCRS)]
+    assert backend.digest == hashlib.sha256(site.der).digest()
+    wanted = hashlib.sha256(NONCE + b"s1" + hashlib.sha256(site.der).digest()).digest()
+    assert tpm.quoted[0][0] == wanted
+
+
+@pytest.mark.host
+async def test_credential_and_quote_of_a_real_tpm(machine, site, tmp_path):
+    backend = Backend(REBOOT)
+    with running(Vendor(tmp_path / "vendor").make("t0")) as path:
+        _, left, _ = await run_agent(backend, site, machine, tpm=connect(path), pauses=1)
+    assert left
+    evidence, ak = backend.evidence[0], parse_public(backend.hellos[0].ak_public)
+    wanted = qualifying_data(NONCE, "s1", site.der)
+    quote = check_quote(ak, evidence.quote, evidence.signature, qualifying_data=wanted, selection=PCRS)
+    assert quote is not None
+    with pytest.raises(QuoteError):
+        check_quote(ak, evidence.quote, evidence.signature, qualifying_data=bytes(32), selection=PCRS)
+    assert backend.hellos[0].ek_certificate[:1] == b"\x30"
+
+
+async def test_failed_order_is_an_answer_and_the_agent_goes_on(machine, site):
+    backend = Backend(Order(id="1", kind="dance", args={}), Order(id="2", kind="write_image", args={}), REBOOT)
+    await run_agent(backend, site, machine)
+    errors = [result.error.what for _, result in backend.results[:2]]
+    assert "unknown order 'dance'" in errors[0]
+    assert "'manifest_url' is missing" in errors[1]
+
+
+async def test_order_delivered_twice_is_done_once_and_answered_twice(machine, site, monkeypatch):
+    done = []
+    monkeypatch.setitem(orders.ORDERS, "inventory", lambda *_: done.append(1) or {"runs": len(done)})
+    backend = Backend(*[Order(id="1", kind="inventory", args={})] * 2, REBOOT)
+    await run_agent(backend, site, machine)
+    assert done == [1]
+    assert [result.result for number, result in backend.results if number == "1"] == [{"runs": 1}] * 2
+
+
+async def test_result_is_delivered_again_after_a_server_failure_and_secrets_stay_inside(machine, site, capsys):
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT, drop_results=2)
+    _, left, waits = await run_agent(backend, site, machine)
+    assert left
+    assert waits == [1.0, 2.0]
+    assert len(backend.results) == 4
+    said = capsys.readouterr().out
+    assert "hunter2" not in said
+    assert "result of order 1 failed: the controller answers 500" in said
+
+
+async def test_reboot_waits_for_its_result_to_arrive(machine, site):
+    backend = Backend(REBOOT, drop_results=1)
+    _, left, _ = await run_agent(backend, site, machine)
+    assert left == [("reboot", "ramdisk")]
+    assert len(backend.results) == 2
+
+
+async def test_refusal_is_said_and_tried_again_with_back_off(machine, site, capsys):
+    _, left, waits = await run_agent(Backend(REBOOT, refuse=3), site, machine)
+    assert left
+    assert waits == [1.0, 2.0, 4.0]
+    assert "attestation failed: the controller answers 403: the server is not enrolled" in capsys.readouterr().out
+
+
+async def test_server_without_tpm_is_named_to_the_controller(machine, site, capsys):
+    backend = Backend(REBOOT)
+    await run_agent(backend, site, machine, tpm=TpmError("no TPM", "turn it on"), pauses=1)
+    assert backend.hellos[0].ek_public is None
+    assert backend.evidence == []
+    assert "no usable TPM" in capsys.readouterr().out
+
+
+async def test_forgotten_token_leads_to_a_new_attestation(machine, site):
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    backend.forget_token_at = "1"
+    _, left, _ = await run_agent(backend, site, machine)
+    assert left
+    assert len(backend.evidence) == 2
+
+
+async def test_os_mode_reports_ready(machine, site):
+    machine.write("sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", b"\6\0\0\0\1")
+    backend = Backend(REBOOT)
+    _, left, _ = await run_agent(backend, site, machine, mode="os")
+    assert left == [("reboot", "os")]
+    assert backend.readies[0].secure_boot is True
+    assert backend.hellos[0].mode == "os"
+
+
+async def test_progress_reaches_the_backend(machine, site, monkeypatch):
+    def slow(_, context):
+        for done in (1, 2, 100):
+            context.progress(done, 100, "write")
+        return {}
+
+    monkeypatch.setitem(orders.ORDERS, "inventory", slow)
+    monkeypatch.setattr(client_module, "PROGRESS_EVERY_S", 60.0)
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    await run_agent(backend, site, machine)
+    assert [(number, one.done, one.phase) for number, one in backend.progressed][-1] == ("1", 100, "write")
+    assert len(backend.progressed) == 2
+
+
+async def test_controller_of_another_ca_hears_nothing(machine, site, tmp_path, capsys):
+    other = Site(tmp_path / "other")
+    backend = Backend(REBOOT)
+    await run_agent(backend, site, machine, context=other.client_context(), pauses=2)
+    assert backend.hellos == []
+    assert "certificate verify failed" in capsys.readouterr().out
+
+
+async def test_controller_with_another_address_in_its_certificate_hears_nothing(machine, tmp_path, capsys):
+    backend = Backend(REBOOT)
+    await run_agent(backend, Site(tmp_path / "far", "127.0.0.9"), machine, pauses=1)
+    assert backend.hellos == []
+    assert "IP address mismatch" in capsys.readouterr().out
