@@ -5,8 +5,8 @@
     export(log, state / "bundles" / "run-1", signer, report={...}, artifacts={...}, public_keys={...})
     verify_bundle(path, trusted_key=pem)
 
-Lowest to highest: `canonical`, `signer`, `dsse`, `statement`; `merkle`, `tiles`, `checkpoint`; `durable`, `log`; `bundle`,
-`verify`.
+Lowest to highest: `canonical`, `signer`, `dsse`, `statement`; `merkle`, `tiles`, `checkpoint`; `durable`, `log`;
+`bundle`, `verify`.
 """
 
 from freehold.evidence.bundle import ExportFailed, export

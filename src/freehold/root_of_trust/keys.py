@@ -1,0 +1,216 @@
+"""The operator's keys: private halves in the vault, public halves as files in `keys/`.
+
+Each key is one vault record (private half and certificate together), written once. So a creation that a crash cut short
+is completed by repeating it: what exists stays, what is missing is made, and the files are derived from the vault.
+A file in `keys/` that disagrees with the vault is an error, never overwritten.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from freehold.evidence import Ed25519Signer, durable
+from freehold.model.errors import FreeholdError
+from freehold.root_of_trust import pki, secure_boot
+from freehold.root_of_trust.vault import Vault
+
+_ROOT = "site/keys"
+SECURE_BOOT_ROLES = ("pk", "kek", "db")
+
+
+class SiteKeysError(FreeholdError):
+    """The site's keys are missing, incomplete, or not those of its public files."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What the certificates say of the site; `owner_guid` is the SignatureOwner in PK, KEK and db."""
+
+    site_name: str
+    owner_guid: UUID
+    addresses: tuple[str, ...]
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    private_key: str
+    certificate: str | None = None
+
+
+class CertifiedKey:
+    """A private key and its certificate. The repr shows the subject only."""
+
+    def __init__(self, private_pem: bytes, certificate_pem: bytes) -> None:
+        self.private_pem, self.certificate_pem = private_pem, certificate_pem
+        self.certificate = x509.load_pem_x509_certificate(certificate_pem)
+
+    def __repr__(self) -> str:
+        return f"CertifiedKey({self.certificate.subject.rfc4514_string()!r})"
+
+    @property
+    def certificate_der(self) -> bytes:
+        """The certificate in DER."""
+        return pki.der(self.certificate)
+
+
+class SiteKeys:
+    """All keys of one site: `SiteKeys.create(…)` once, then `SiteKeys.load(…)`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        evidence: Ed25519Signer,
+        image: Ed25519Signer,
+        secure_boot_keys: dict[str, CertifiedKey],
+        agent_ca: CertifiedKey,
+        controller_tls: CertifiedKey,
+    ) -> None:
+        self.identity, self.evidence, self.image = identity, evidence, image
+        self.secure_boot, self.agent_ca, self.controller_tls = secure_boot_keys, agent_ca, controller_tls
+
+    def __repr__(self) -> str:
+        return f"SiteKeys({self.identity.site_name!r}, evidence={self.evidence.key_id})"
+
+    @classmethod
+    def create(
+        cls,
+        state_dir: Path,
+        vault: Vault,
+        site_name: str,
+        controller_addresses: Sequence[str],
+        now: Callable[[], datetime] = pki.utc_now,
+    ) -> "SiteKeys":
+        """Makes what is missing and returns everything. Repeating it changes nothing.
+
+        Raises `SiteKeysError` if the vault holds keys of another site or for other addresses.
+        """
+        asked = tuple(map(str, pki.addresses(controller_addresses)))
+        wanted = Identity(site_name, uuid4(), asked)
+        identity = msgspec.json.decode(_once(vault, "identity", lambda: msgspec.json.encode(wanted)), type=Identity)
+        if (identity.site_name, identity.addresses) != (site_name, asked):
+            raise SiteKeysError(
+                f"the vault holds the keys of site {identity.site_name!r} at {', '.join(identity.addresses)}",
+                expected=f"site {site_name!r} at {', '.join(asked)}",
+                remedy="use another state directory for another site; site keys are never replaced silently",
+            )
+        for name in ("evidence", "image"):
+            _once(vault, name, lambda: _store(ed25519.Ed25519PrivateKey.generate(), None))
+        for role in SECURE_BOOT_ROLES:
+            _once(vault, role, lambda role=role: _new_secure_boot_key(site_name, role, now()))  # type: ignore[misc]
+        _once(vault, "agent-ca", lambda: _new_agent_ca(identity, now()))
+        _once(vault, "controller-tls", lambda: _new_controller_tls(vault, identity, now()))
+        return cls.load(state_dir, vault, now)
+
+    @classmethod
+    def load(cls, state_dir: Path, vault: Vault, now: Callable[[], datetime] = pki.utc_now) -> "SiteKeys":
+        """Reads all keys, renews the controller's TLS certificate when a third of its life is left, and restores files.
+
+        Raises `SiteKeysError` if a key is missing or a file in `keys/` is not the vault's public half.
+        """
+        identity = msgspec.json.decode(_required(vault, "identity"), type=Identity)
+        controller = _certified(vault, "controller-tls")
+        if pki.needs_renewal(controller.certificate, now()):
+            vault.put(f"{_ROOT}/controller-tls", _new_controller_tls(vault, identity, now()))
+            controller = _certified(vault, "controller-tls")
+        keys = cls(
+            identity,
+            _signer(vault, "evidence"),
+            _signer(vault, "image"),
+            {role: _certified(vault, role) for role in SECURE_BOOT_ROLES},
+            _certified(vault, "agent-ca"),
+            controller,
+        )
+        _publish(state_dir / "keys", keys.public_files())
+        return keys
+
+    def public_files(self) -> dict[str, bytes]:
+        """The content of `keys/`, by file name."""
+        return {
+            "evidence.pub": self.evidence.public_key_pem,
+            "image.pub": self.image.public_key_pem,
+            "agent-ca.pem": self.agent_ca.certificate_pem,
+            **{f"{role}.pem": key.certificate_pem for role, key in self.secure_boot.items()},
+            "owner-guid": f"{self.identity.owner_guid}\n".encode(),
+        }
+
+    def signature_lists(self) -> dict[str, bytes]:
+        """The content of the variables PK, KEK and db with the operator's certificates and nothing else."""
+        owner = self.identity.owner_guid
+        names = {"pk": "PK", "kek": "KEK", "db": "db"}
+        return {
+            names[role]: secure_boot.certificate_database(owner, [key.certificate_der])
+            for role, key in self.secure_boot.items()
+        }
+
+
+def _once(vault: Vault, name: str, make: Callable[[], bytes]) -> bytes:
+    """The record, made now if it is missing."""
+    found = vault.get(f"{_ROOT}/{name}")
+    if found is None:
+        vault.update(f"{_ROOT}/{name}", lambda there: there if there is not None else make())
+        found = _required(vault, name)
+    return found
+
+
+def _required(vault: Vault, name: str) -> bytes:
+    found = vault.get(f"{_ROOT}/{name}")
+    if found is None:
+        raise SiteKeysError(f"the vault lacks the site's {name} key", remedy="create the site's keys (again)")
+    return found
+
+
+def _store(key: ed25519.Ed25519PrivateKey | pki.PrivateKey, certificate: x509.Certificate | None) -> bytes:
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = pki.pem(certificate).decode() if certificate else None
+    return msgspec.json.encode(_Stored(private.decode(), public))
+
+
+def _new_secure_boot_key(site: str, role: str, now: datetime) -> bytes:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return _store(key, pki.secure_boot_certificate(key, site, {"db": "db"}.get(role, role.upper()), now))
+
+
+def _new_agent_ca(identity: Identity, now: datetime) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return _store(key, pki.agent_ca(key, identity.site_name, pki.addresses(identity.addresses), now))
+
+
+def _new_controller_tls(vault: Vault, identity: Identity, now: datetime) -> bytes:
+    ca = _certified(vault, "agent-ca")
+    ca_key = serialization.load_pem_private_key(ca.private_pem, None)
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+        raise SiteKeysError("the agent CA's key is not an EC key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    served = pki.addresses(identity.addresses)
+    return _store(key, pki.controller_certificate(key, ca.certificate, ca_key, identity.site_name, served, now))
+
+
+def _certified(vault: Vault, name: str) -> CertifiedKey:
+    stored = msgspec.json.decode(_required(vault, name), type=_Stored)
+    if stored.certificate is None:
+        raise SiteKeysError(f"the vault's {name} key has no certificate")
+    return CertifiedKey(stored.private_key.encode(), stored.certificate.encode())
+
+
+def _signer(vault: Vault, name: str) -> Ed25519Signer:
+    stored = msgspec.json.decode(_required(vault, name), type=_Stored)
+    return Ed25519Signer.from_private_pem(stored.private_key.encode())
+
+
+def _publish(folder: Path, files: dict[str, bytes]) -> None:
+    durable.make_directory(folder)
+    for name, data in files.items():
+        path = folder / name
+        if not path.exists():
+            durable.replace(path, data)
+        elif path.read_bytes() != data:
+            raise SiteKeysError(
+                f"{path} is not the public half of the key in the vault",
+                remedy="find out which of the two was changed; remove the file to have it written from the vault",
+            )
