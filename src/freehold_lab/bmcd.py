@@ -94,7 +94,10 @@ class Chassis:
 
     async def _bmc_reboot(self, request: dict[str, Any]) -> dict[str, Any]:
         """The BMC answers nothing for a while and forgets its sessions; the machine runs on."""
-        seconds = float(request["seconds"])
+        try:
+            seconds = faults.seconds(request["seconds"])
+        except ValueError as exc:
+            raise LabError(f"fault bmc-reboot does not take {request['seconds']!r}", remedy=f"It takes {exc}.") from exc
         if self._reboot and not self._reboot.done():
             raise LabError("the BMC is rebooting already")
         await self.stop_bmc()

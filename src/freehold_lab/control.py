@@ -70,10 +70,13 @@ def connect(path: Path, *, seconds: float = 10.0) -> socket.socket:
         os.close(directory)
 
 
-def request(path: Path, op: str, *, server: str, seconds: float = 120.0, **arguments: Any) -> Any:
-    """One operation of the machine behind a control socket; LabError if it refuses or is not there."""
+def request(path: Path, op: str, *, server: str, patience: float = 120.0, **arguments: Any) -> Any:
+    """One operation of the machine behind a control socket; LabError if it refuses or is not there.
+
+    It gives up after `patience` seconds without an answer.
+    """
     try:
-        with connect(path, seconds=seconds) as connection, connection.makefile("rwb") as stream:
+        with connect(path, seconds=patience) as connection, connection.makefile("rwb") as stream:
             stream.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
             stream.flush()
             line = stream.readline()

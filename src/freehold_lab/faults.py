@@ -23,7 +23,7 @@ def _count(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 3600:
         raise ValueError("0 to 3600 seconds")
@@ -32,7 +32,7 @@ def _seconds(text: str) -> float:
 
 # name -> (attribute of Faults, how to read its value, what it takes)
 SWITCHES: dict[str, tuple[str, Callable[[str], Value], str]] = {
-    "bmc-slow": ("bmc_slow_seconds", _seconds, "seconds before every answer, 0 ends it"),
+    "bmc-slow": ("bmc_slow_seconds", seconds, "seconds before every answer, 0 ends it"),
     "bmc-errors": ("bmc_errors", _count, "how many requests are answered 503"),
     "bmc-html": ("bmc_html", _switch, "on or off: HTML instead of JSON"),
     "connection-reset": ("connection_resets", _count, "how many connections are reset"),

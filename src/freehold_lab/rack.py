@@ -72,7 +72,7 @@ def status(facts: dict[str, Any]) -> dict[str, Any]:
         try:
             row |= {
                 "alive": True,
-                **control.request(Path(server["control_socket"]), "status", server=server["name"], seconds=5),
+                **control.request(Path(server["control_socket"]), "status", server=server["name"], patience=5),
             }
         except LabError as exc:
             row |= {"alive": False, "problem": str(exc)}
@@ -186,7 +186,7 @@ def _wait_for(server: dict[str, Any], process: subprocess.Popen[bytes], plan: La
             raise LabError(f"its BMC process ended at once: {text or 'it wrote nothing'}", server=name)
         if Path(server["control_socket"]).exists():
             with contextlib.suppress(LabError):
-                control.request(Path(server["control_socket"]), "status", server=name, seconds=5)
+                control.request(Path(server["control_socket"]), "status", server=name, patience=5)
                 return
         time.sleep(0.1)
     raise LabError("its BMC does not answer in time", server=name, remedy=f"Read {log}.")

@@ -204,7 +204,6 @@ def test_guest_reboot_is_a_new_boot_and_the_boot_order_is_the_variable_store(run
     wait(lambda: "Shell>" in raw_console(running, b"\r") or "UEFI Interactive Shell" in running.console())
     running.redfish("PATCH", "/redfish/v1/Systems/1", {"Boot": {"BootOrder": [options["UiApp"], shell]}})
     wait(lambda: raw_console(running, b"\x1b\rreset\r") and "the machine rebooted" in running.console())
-    wait(lambda: running.console().count("BdsDxe: starting") + ("UiApp" in running.console()) >= 1)
     assert running("status")["servers"][0]["power"] == "On"
     running("power", "server-1", "off")
     order = running.redfish("GET", "/redfish/v1/Systems/1")["Boot"]["BootOrder"]
@@ -234,11 +233,12 @@ def raw_console(running: Running, typed: bytes) -> str:
 
 
 def test_bmc_reboot_answers_nothing_and_comes_back(running: Running) -> None:
-    running("fault", "bmc-reboot", "server-1", "1.5")
+    running("fault", "bmc-reboot", "server-1", "2.5")
     probe = "import socket, sys; socket.create_connection((sys.argv[1], 443), timeout=1)"
-    reachable = lambda: (
-        running.run("controller", sys.executable, "-c", probe, running.server["bmc_address"]).returncode == 0
-    )
+
+    def reachable() -> bool:
+        return running.run("controller", sys.executable, "-c", probe, running.server["bmc_address"]).returncode == 0
+
     assert not reachable()
     wait(reachable, 20)
 
