@@ -37,6 +37,11 @@ class Machine:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
+    def link(self, name: str, target: str) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+
     def disk(self, serial: str, size: int, name: str = "nvme0n1", fill: bytes = b"\0") -> Path:
         self.write(f"sys/block/{name}/device/serial", f"{serial}   \n")
         self.write(f"sys/block/{name}/size", str(size // 512))

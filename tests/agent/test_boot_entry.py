@@ -105,7 +105,7 @@ def test_damaged_table_is_refused(machine, disk, at):
 def test_reads_tables_of_4k_sectors(gpt):
     data = gpt(64 * MIB, PARTITIONS, block=4096)
     found = parse_gpt(lambda offset, length: data[offset : offset + length])
-    assert [(p.label, p.start, p.size) for p in found][0] == ("ESP", 2048 * 4096, 2048 * 4096)
+    assert next((p.label, p.start, p.size) for p in found) == ("ESP", 2048 * 4096, 2048 * 4096)
 
 
 @pytest.mark.host

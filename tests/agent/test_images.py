@@ -1,5 +1,4 @@
 import hashlib
-import os
 
 import pytest
 
@@ -156,15 +155,15 @@ def test_changed_envelope_is_refused(machine, make_image, change):
 
 def test_missing_key_is_no_pass(machine, make_image):
     image = make_image()
-    os.unlink(f"{machine.root}/etc/freehold/image.pub")
+    (machine.path / "etc/freehold/image.pub").unlink()
     with pytest.raises(AgentError, match="is missing"):
         verify_envelope(image.envelope, f"{machine.root}/etc/freehold/image.pub")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"size": 0}, {"size": True}, {"chunk_size": 1000}, {"encoding": "gzip"}, {"chunks": []}, {"chunks": ["A" * 64] * 10},
-     {"parts": [[0, 1]]}, {"parts": [[-1, 4]] * 10}, {"size": 9 * CHUNK + 513}],
+    [{"size": 0}, {"size": True}, {"chunk_size": 1000}, {"encoding": "gzip"}, {"chunks": []}, 
+     {"chunks": ["A" * 64] * 10}, {"parts": [[0, 1]]}, {"parts": [[-1, 4]] * 10}, {"size": 9 * CHUNK + 513}],
 )  # fmt: skip
 def test_impossible_manifest_is_refused(make_image, change):
     with pytest.raises(AgentError, match="image manifest refused"):

@@ -78,13 +78,12 @@ def test_whole_machine(machine):
     for path, kind, node in ((gpu, "0x030200", "1"), (nic, "0x020000", "-1")):
         for name, value in {"class": kind, "vendor": "0x10de", "device": "0x2330", "numa_node": node}.items():
             machine.write(f"{path}/{name}", value + "\n")
-        os.makedirs(f"{machine.root}/sys/bus/pci/devices", exist_ok=True)
-        os.symlink(f"{machine.root}/{path}", f"{machine.root}/sys/bus/pci/devices/{path[-12:]}")
+        machine.link(f"sys/bus/pci/devices/{path[-12:]}", f"{machine.root}/{path}")
     machine.write(f"{nic}/net/eth0/address", "52:54:00:00:00:10\n")
     machine.write(f"{nic}/net/eth0/speed", "25000\n")
-    os.symlink("../../../0000:18:00.0", f"{machine.root}/{nic}/net/eth0/device")
-    os.makedirs(f"{machine.root}/sys/class/net/lo")
-    os.symlink(f"{machine.root}/{nic}/net/eth0", f"{machine.root}/sys/class/net/eth0")
+    machine.link(f"{nic}/net/eth0/device", "../../../0000:18:00.0")
+    machine.write("sys/class/net/lo/address", "00:00:00:00:00:00")
+    machine.link("sys/class/net/eth0", f"{machine.root}/{nic}/net/eth0")
     machine.disk("N0", 1 << 20)
     machine.write("sys/block/nvme0n1/device/transport", "pcie\n")
     machine.write("sys/block/nvme0n1/wwid", "eui.0025\n")

@@ -12,7 +12,8 @@ from freehold.provisioning.agent_messages import Challenge, UnknownOrderError, U
 
 HELLO = {
     "protocol": 1, "mode": "ramdisk", "boot_id": "b", "macs": ["52:54:00:00:00:10"], "ek_public": "ZWs=",
-    "smbios": {"uuid": None, "serial": None, "vendor": None, "product": None}, "ek_certificate": None, "ak_public": "YWs=",
+    "smbios": {"uuid": None, "serial": None, "vendor": None, "product": None}, 
+    "ek_certificate": None, "ak_public": "YWs=",
 }  # fmt: skip
 EVIDENCE = {"session": "s", "secret": "cw==", "quote": "cQ==", "signature": "cw==", "event_log": ""}
 
@@ -76,7 +77,8 @@ async def test_hello_becomes_bytes_and_the_challenge_base64(client, backend):
     ("change", "named"),
     [
         ({"mode": "kiosk"}, "$.mode"), ({"protocol": 2}, "$.protocol"), ({"ek_public": "?"}, "$.ek_public"),
-        ({"macs": ["x"]}, "$.macs"), ({"smbios": {}}, "$.smbios"), ({"admin": True}, "admin"), ({"boot_id": 1}, "$.boot_id"),
+        ({"macs": ["x"]}, "$.macs"), ({"smbios": {}}, "$.smbios"), ({"admin": True}, "admin"),
+        ({"boot_id": 1}, "$.boot_id"),
         ({"boot_id": "x" * 257}, "$.boot_id"),
     ],
 )  # fmt: skip
@@ -122,9 +124,9 @@ async def test_no_order_is_204_and_wait_is_bounded(client, backend):
     assert backend.seen == [3.0, 60.0]
 
 
-@pytest.mark.parametrize("result", [{"ok": True, "result": {}, "error": {"what": "w", "remedy": "r"}},
-                                    {"ok": False, "result": {}, "error": None}, {"ok": "yes", "result": {}, "error": None}])  # fmt: skip
-async def test_contradictory_result_is_refused(client, backend, result):
+@pytest.mark.parametrize(("ok", "error"), [(True, {"what": "w", "remedy": "r"}), (False, None), ("yes", None)])
+async def test_contradictory_result_is_refused(client, backend, ok, error):
+    result = {"ok": ok, "result": {}, "error": error}
     assert (await client.post("/agent/v1/orders/1/result", json=result, headers=GOOD)).status == 400
     assert backend.seen == []
 

@@ -50,7 +50,8 @@ def test_hosts_are_sorted_and_well_formed():
 @pytest.mark.parametrize(
     "hosts",
     [
-        [BootHost(mac="52:54:00:00:00:1")], [BootHost(mac="*:*:*:*:*:*")], [BootHost(mac="52:54:00:00:00:10\n52:54:00:00:00:11")],
+        [BootHost(mac="52:54:00:00:00:1")], [BootHost(mac="*:*:*:*:*:*")],
+        [BootHost(mac="52:54:00:00:00:10\n52:54:00:00:00:11")],
         [BootHost(mac="52:54:00:00:00:10", hostname="a,set:known")], [BootHost(mac="52:54:00:00:00:10")] * 2,
         [BootHost(mac="52:54:00:00:00:10", address="10.0.0.1"), BootHost(mac="52:54:00:00:00:11", address="10.0.0.1")],
     ],
