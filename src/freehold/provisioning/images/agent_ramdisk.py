@@ -105,6 +105,7 @@ exit 0
 class SitePart:
     """What one site adds to the cached initrd; all of it is covered by the signature of the UKI."""
 
+    site: str
     controller: str  # https://host:port of the agent API
     stage2_url: str
     stage2_sha256: str
@@ -114,7 +115,8 @@ class SitePart:
     def files(self) -> dict[str, bytes]:
         """The files of /etc/freehold that agent and OS read: name to content."""
         facts = {
-            "controller": self.controller, "stage2_url": self.stage2_url, "stage2_sha256": self.stage2_sha256
+            "site": self.site, "controller": self.controller,
+            "stage2_url": self.stage2_url, "stage2_sha256": self.stage2_sha256,
         }  # fmt: skip
         return {
             "site.json": msgspec.json.format(msgspec.json.encode(facts)) + b"\n",

@@ -10,6 +10,7 @@ MIB = 1 << 20
 ESP_START_MIB, ESP_MIB = 1, 36  # FAT32 needs at least 33 MiB
 SEED_START_MIB, SEED_MIB = 37, 1
 ROOT_START_MIB = 40  # a multiple of the manifest's chunk size
+LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"  # UEFI 2.10, 3.5.1.1: where firmware looks on a medium without a boot entry
 ESP_LABEL, SEED_LABEL, ROOT_LABEL = "ESP", "CIDATA", "root"
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from freehold.provisioning.images.disk import fat_image
+from freehold.provisioning.images.disk import LOADER_PATH, fat_image
 from freehold.provisioning.images.errors import ImageBuildError
 from freehold.provisioning.images.tools import run
 
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
-LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"  # UEFI 2.10, 3.5.1.1: where firmware looks on a medium without a boot entry
 SECTION_HEADER = struct.Struct("<8s6I2HI")  # PE format, "Section Table": 40 bytes
 READ_ONLY_DATA = 0x40000040
 FILE_ALIGNMENT, PAGE = 512, 4096

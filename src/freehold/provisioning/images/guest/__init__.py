@@ -1,0 +1,1 @@
+"""Programs that run inside the OS image. Standard library only; copied into the image as they are."""
