@@ -162,7 +162,7 @@ def test_missing_key_is_no_pass(machine, make_image):
 
 @pytest.mark.parametrize(
     "change",
-    [{"size": 0}, {"size": True}, {"chunk_size": 1000}, {"encoding": "gzip"}, {"chunks": []}, 
+    [{"size": 0}, {"size": True}, {"chunk_size": 1000}, {"encoding": "gzip"}, {"chunks": []},
      {"chunks": ["A" * 64] * 10}, {"parts": [[0, 1]]}, {"parts": [[-1, 4]] * 10}, {"size": 9 * CHUNK + 513}],
 )  # fmt: skip
 def test_impossible_manifest_is_refused(make_image, change):

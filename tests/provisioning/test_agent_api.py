@@ -12,7 +12,7 @@ from freehold.provisioning.agent_messages import Challenge, UnknownOrderError, U
 
 HELLO = {
     "protocol": 1, "mode": "ramdisk", "boot_id": "b", "macs": ["52:54:00:00:00:10"], "ek_public": "ZWs=",
-    "smbios": {"uuid": None, "serial": None, "vendor": None, "product": None}, 
+    "smbios": {"uuid": None, "serial": None, "vendor": None, "product": None},
     "ek_certificate": None, "ak_public": "YWs=",
 }  # fmt: skip
 EVIDENCE = {"session": "s", "secret": "cw==", "quote": "cQ==", "signature": "cw==", "event_log": ""}
