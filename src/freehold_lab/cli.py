@@ -1,6 +1,7 @@
 """`python -m freehold_lab`: a rack in a box."""
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from freehold_lab.layout import LabPlan
 from freehold_lab.preflight import check_root
 from freehold_lab.progress import Progress
 
-EXIT_FAILED, EXIT_UNHEALTHY = 1, 3
+EXIT_FAILED, EXIT_UNHEALTHY, EXIT_INTERRUPTED = 1, 3, 130
 
 EPILOG = """examples:
   python -m freehold_lab up --servers 2
@@ -86,7 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     except PermissionError as exc:
         return _fail(options, f"{exc.filename}: permission denied. Run the same command with sudo.")
     except OSError as exc:
-        return _fail(options, f"{exc.filename or 'the lab'}: {exc.strerror or exc}.")
+        remedy = " Make room, or use another --dir." if exc.errno == errno.ENOSPC else ""
+        return _fail(options, f"{exc.filename or 'the lab'}: {exc.strerror or exc}.{remedy}")
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _fail(options: argparse.Namespace, text: str) -> int:

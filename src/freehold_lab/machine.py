@@ -7,7 +7,6 @@ again, as a real server's firmware does between reset and boot.
 
 import asyncio
 import contextlib
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +78,7 @@ class Machine:
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, size in ((qemu.NVME_IMAGE, qemu.NVME_BYTES), (qemu.DISK_IMAGE, qemu.DISK_BYTES)):
             if not (self.directory / name).exists():
-                blank(self.directory / name, size)
+                qemu.blank(self.directory / name, size)
         for name, source in ((qemu.STORE, qemu.VARS_TEMPLATE), (qemu.FIRMWARE, qemu.CODE)):
             if not (self.directory / name).exists():
                 shutil.copyfile(source, self.directory / name)
@@ -231,7 +230,7 @@ class Machine:
                 )
             if not self.faults.drive_skips_erase:
                 name, size = images[drive_id]
-                blank(self.directory / name, size)
+                qemu.blank(self.directory / name, size)
 
     async def install_firmware(self, image: bytes) -> str:
         version, code = firmware_package.unpack(image)
@@ -368,7 +367,10 @@ class Machine:
             await self._stop()
             reason = run.qmp.shutdown_reason
             if reason == "guest-reset":
-                await self._start("the machine rebooted")
+                try:
+                    await self._start("the machine rebooted")
+                except (LabError, OSError) as exc:  # nobody awaits this task: the console is where it is read
+                    self.console.note(f"power off: {exc}")
             else:
                 self.console.note(f"power off ({reason or 'QEMU ended: ' + self._tail('qemu.log')})")
 
@@ -394,11 +396,3 @@ async def _end(*processes: asyncio.subprocess.Process | None) -> None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-
-
-def blank(image: Path, size: int) -> None:
-    """A drive that was never written: a sparse file, made new so that no old block can remain."""
-    partial = image.with_suffix(".blank")
-    with partial.open("wb") as file:
-        os.truncate(file.fileno(), size)
-    partial.replace(image)

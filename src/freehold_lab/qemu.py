@@ -6,6 +6,7 @@ no path of the host gets into an option string.
 
 import asyncio
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,14 @@ def _drives(info: HardwareInfo, launch: Launch) -> list[str]:
 
 def _value(text: str) -> str:
     return text.replace(",", ",,")  # QEMU's way to write a comma inside a value
+
+
+def blank(image: Path, size: int) -> None:
+    """A drive that was never written: a sparse file, made new so that no old block can remain."""
+    partial = image.with_suffix(".blank")
+    with partial.open("wb") as file:
+        os.truncate(file.fileno(), size)
+    partial.replace(image)
 
 
 class Qmp:

@@ -1,6 +1,7 @@
 """The pure parts of the lab: command lines, networks, rules, facts, faults, console lines, firmware packages."""
 
 import asyncio
+import errno
 import json
 import struct
 from pathlib import Path
@@ -8,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from freehold_lab import control, faults, firmware_package, internet, layout, network, preflight, qemu, rogue
+from freehold_lab import (
+    accelerator,
+    cli,
+    control,
+    faults,
+    firmware_package,
+    internet,
+    layout,
+    network,
+    preflight,
+    qemu,
+    rogue,
+)
 from freehold_lab.console import Console, clean
 from freehold_lab.errors import LabError
 from freehold_lab.firmware_vars import SetSecureBoot
@@ -53,6 +66,12 @@ def test_smbios_says_who_the_server_is() -> None:
     assert any(t.startswith("type=0,") and "version=2.5.1" in t for t in tables)
     assert any(t.startswith("type=1,") and f"serial={INFO.serial}" in t and f"uuid={INFO.uuid}" in t for t in tables)
     assert any(t.startswith("type=3,") and "asset=lab-1" in t for t in tables)
+
+
+@pytest.mark.host
+def test_the_trial_guest_of_the_accelerator_probe_ends_and_a_wrong_accelerator_fails() -> None:
+    assert accelerator.works("tcg", seconds=30)
+    assert not accelerator.works("no-such-accelerator", seconds=30)
 
 
 # ---- networks
@@ -275,3 +294,14 @@ def test_names_resolve_to_the_internet() -> None:
 @pytest.mark.parametrize("data", [b"", b"x" * 12, b"\0" * 11 + b"\xff" * 8, query("example.org", 1)[:-3]])
 def test_garbage_gets_no_answer(data: bytes) -> None:
     assert internet.dns_answer(data, "198.51.100.10") is None
+
+
+def test_a_disk_that_fills_up_is_said_in_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "lab/lab.json")
+
+    monkeypatch.setattr(cli, "check_root", fill)
+    assert cli.main(["status"]) == 1
+    assert "lab/lab.json: No space left on device. Make room" in capsys.readouterr().err
