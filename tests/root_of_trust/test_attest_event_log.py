@@ -68,9 +68,7 @@ def test_four_banks_replay(logs: Path) -> None:
 def test_vendor_data_in_the_header_is_skipped_but_must_lie_inside_it(logs: Path) -> None:
     vendor = SPECIFICATION[:-1] + b"\4\xde\xad\xbe\xef"
     assert len(parse_event_log(header(vendor) + event(0, 8, b"v")).events) == 1
-    with pytest.raises(
-        MalformedEvidenceError, match="runs past the end"
-    ):  # EventSize leaves it out
+    with pytest.raises(MalformedEvidenceError, match="runs past the end"):  # EventSize leaves it out
         parse_event_log((logs / "specid-vendordata.bin").read_bytes())
 
 
