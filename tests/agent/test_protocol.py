@@ -342,3 +342,13 @@ async def test_controller_with_another_address_in_its_certificate_hears_nothing(
     await run_agent(backend, Site(tmp_path / "far", "127.0.0.9"), machine, pauses=1)
     assert backend.hellos == []
     assert "IP address mismatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", [{}, {"session": "s1", "nonce": "?"}, {"session": "s1", "nonce": None}])
+async def test_malformed_challenge_is_said_and_tried_again(machine, site, monkeypatch, capsys, answer):
+    real, answers = Controller.call, [answer]
+    monkeypatch.setattr(Controller, "call", lambda *args, **more: answers.pop() if answers else real(*args, **more))
+    _, left, waits = await run_agent(Backend(REBOOT), site, machine)
+    assert left
+    assert waits == [1.0]
+    assert "attestation failed: the controller's answer is malformed" in capsys.readouterr().out

@@ -126,7 +126,9 @@ class Agent:
                 return action()
             except (AgentError, TpmError, OSError) as error:
                 say(f"{what} failed: {error}; again in {wait:.0f} s")
-                self.controller.close()
+            except (KeyError, TypeError, ValueError) as error:
+                say(f"{what} failed: the controller's answer is malformed ({error!r}); again in {wait:.0f} s")
+            self.controller.close()
             self._pause(wait)
             wait = min(wait * 2, LONGEST_PAUSE_S)
 
