@@ -33,8 +33,8 @@ _MAX_STEPS = 60
 
 
 class StagedCredential(msgspec.Struct, frozen=True, kw_only=True):
-    """The write-ahead record. `tries` log-ins were started since `last_try` (UNIX seconds) that are not known to have
-    worked; `threshold` (0: no lockout) and `window` (seconds) are the BMC's lockout policy when it was staged."""
+    """The write-ahead record. `tries` guesses were started, the last at `last_try` (UNIX seconds), that are not known
+    to have worked; `threshold` (0: no lockout) and `window` (seconds) are the BMC's lockout policy when it was staged."""
 
     credential: Credential
     tries: int = 0
@@ -304,11 +304,12 @@ async def _do(step: Step, state: TakeoverState, door: AccountDoor, slots: Creden
             login, must_change = await _login(door, current)
             return change(state, current_login=login, must_change=must_change)
         case StepKind.LOGIN_PENDING if pending is not None:
-            fresh = state.now - pending.last_try > pending.window
-            counted = change(pending, tries=1 if fresh else pending.tries + 1, last_try=state.now)
-            await slots.stage(counted)  # counted before it is made: a crash must not make it free
-            login, must_change = await _login(door, counted.credential)
-            return change(state, pending=counted, pending_login=login, must_change=must_change)
+            if not state.applied:  # a guess: counted before it is made, so that a crash does not make it free
+                forgotten = state.now - pending.last_try > pending.window
+                pending = change(pending, tries=1 if forgotten else pending.tries + 1, last_try=state.now)
+                await slots.stage(pending)
+            login, must_change = await _login(door, pending.credential)
+            return change(state, pending=pending, pending_login=login, must_change=must_change)
         case StepKind.READ:
             policy, accounts = await door.read()
             return change(state, policy=policy, accounts=accounts)

@@ -1,0 +1,129 @@
+"""What real BMCs get wrong must not hide the rest; quirks are data; judging a posture is pure."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freehold.model.findings import Finding
+from freehold.out_of_band import resources as r
+from freehold.out_of_band.posture import (
+    AccountFact,
+    AccountPolicy,
+    Posture,
+    ServiceFact,
+    connectors_in,
+    posture_findings,
+)
+from freehold.out_of_band.quirks import QUIRKS, Behaviour, behaviour_of
+
+_SHAPES = [
+    value
+    for value in vars(r).values()
+    if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == r.__name__
+]
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_wrong_types_become_absent_with_a_finding_each() -> None:
+    findings: list[Finding] = []
+    raw = {
+        "@odata.id": "/redfish/v1/Systems/1",
+        "SerialNumber": 12345,
+        "UUID": None,
+        "Model": "X",
+        "Boot": "none",
+        "TrustedModules": [None, {"InterfaceType": "TPM2_0", "FirmwareVersion": 7}, "x"],
+        "Processors": {"@odata.id": None},
+    }
+    system = r.read(r.System, raw, findings)
+    assert (system.serial_number, system.uuid, system.model, system.boot) == (None, None, "X", r.Boot())
+    assert system.trusted_modules == (r.TrustedModule(interface_type="TPM2_0"),)
+    assert [finding.subject for finding in findings] == [
+        "/redfish/v1/Systems/1#SerialNumber",
+        "/redfish/v1/Systems/1#Boot",
+        "/redfish/v1/Systems/1#TrustedModules#FirmwareVersion",
+        "/redfish/v1/Systems/1#TrustedModules",
+    ]
+    assert "a int ('12345')" in findings[0].detail
+
+
+def test_a_whole_float_is_an_integer() -> None:
+    assert r.read(r.Memory, {"CapacityMiB": 16384.0}, []).capacity_mib == 16384
+
+
+def test_what_is_no_object_is_read_as_empty_with_a_finding() -> None:
+    findings: list[Finding] = []
+    assert r.read(r.Drive, ["x"], findings) == r.Drive()
+    assert len(findings) == 1
+
+
+@given(shape=st.sampled_from(_SHAPES), data=st.data())
+def test_no_value_of_any_field_crashes_the_reader(shape: type[msgspec.Struct], data: st.DataObject) -> None:
+    names = [field.encode_name for field in msgspec.structs.fields(shape)]
+    raw: dict[str, Any] = {name: data.draw(_JSON) for name in names}
+    assert isinstance(r.read(shape, raw, []), shape)
+
+
+def test_quirks_are_looked_up_by_prefix_and_the_closer_row_wins() -> None:
+    assert behaviour_of("Supermicro", "SYS-1029", None).cd_target == "UsbCd"
+    assert behaviour_of("supermicro ", "ARS-111GL-NHR", None).cd_target == "Cd"
+    assert behaviour_of("Lenovo", "ThinkEdge SE450", "1").boot_in_settings
+    assert behaviour_of("HPE", "ProLiant", None) == behaviour_of(None, None, None) == Behaviour()
+
+
+@pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)
+def test_every_quirk_changes_something_and_has_evidence(quirk: Any) -> None:
+    assert quirk.evidence.startswith("https://")
+    assert set(quirk.changes) <= {field.name for field in msgspec.structs.fields(Behaviour)}
+    msgspec.convert(quirk.changes, Behaviour)
+
+
+def test_posture_findings_name_what_is_wrong_worst_first() -> None:
+    posture = Posture(
+        services=(ServiceFact(name="IPMI", enabled=True, port=623), ServiceFact(name="SSDP", enabled=True, port=1900)),
+        accounts=(
+            AccountFact(uri="/a/1", username="root", role="Administrator", enabled=True),
+            AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),
+            AccountFact(uri="/a/3", username="old", role="", enabled=False),
+        ),
+        policy=AccountPolicy(lockout_threshold=0),
+        connectors=connectors_in({"Oem": {"Hpe": {"CloudConnect": {"CloudConnectStatus": "Connected"}}}}, {}, {}),
+    )
+    findings = posture_findings(posture, subject="s1")
+    assert [finding.kind for finding in findings] == [
+        "bmc-ipmi-enabled",
+        "bmc-foreign-account",
+        "bmc-cloud-connector",
+        "bmc-no-lockout",
+        "bmc-ssdp-enabled",
+    ]
+    assert "'root'" in findings[1].detail
+    assert "Connected" in findings[2].detail
+
+
+def test_a_closed_bmc_has_no_findings() -> None:
+    posture = Posture(
+        services=(ServiceFact(name="IPMI", enabled=False, port=623), ServiceFact(name="HTTPS", enabled=True, port=443)),
+        accounts=(AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),),
+        policy=AccountPolicy(lockout_threshold=5),
+        connectors=(),
+    )
+    assert posture_findings(posture, subject="s1") == []
+
+
+def test_connectors_of_dell_and_lenovo() -> None:
+    dell = {"Attributes": {"SupportAssist.1.SupportAssistEnableState": "x", "CloudIQ.1.Enabled": "Enabled"}}
+    found = connectors_in({"Oem": {"Lenovo": {"ServiceDataForward": {"Enabled": True}}}}, {}, dell)
+    assert [(c.name, c.enabled) for c in found] == [("Dell CloudIQ.1.Enabled", True), ("Lenovo call home", True)]
+
+
+@given(_JSON)
+def test_strange_oem_data_has_no_connectors(value: Any) -> None:
+    assert connectors_in({"Oem": value}, {}, {}) == ()

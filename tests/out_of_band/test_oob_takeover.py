@@ -1,0 +1,226 @@
+"""The take-over: never locked out, never an unknown password, wherever the controller dies."""
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oob_support import Crash, Crashes, MemorySlots, ModelAccount, ModelBmc, no_sleep
+
+from freehold.out_of_band.accounts import RedfishDoor
+from freehold.out_of_band.errors import TakeoverStopped
+from freehold.out_of_band.posture import AccountPolicy
+from freehold.out_of_band.redfish import Credential, RedfishClient
+from freehold.out_of_band.takeover import (
+    Login,
+    StagedCredential,
+    StepKind,
+    TakeoverResult,
+    TakeoverState,
+    generate_password,
+    next_takeover_step,
+    take_over,
+)
+
+
+class WaitForTheBmc(Exception):
+    """The take-over waits until the BMC has forgotten its interrupted log-ins."""
+
+
+FACTORY = Credential("root", "factory-pass")
+
+
+def _bmc(crashes: Crashes, **options: object) -> ModelBmc:
+    must_change = bool(options.pop("must_change", False))
+    accounts = {"1": ModelAccount("root", "factory-pass", must_change=must_change), "2": ModelAccount("guest", "guest")}
+    return ModelBmc(crashes, accounts, **options)  # type: ignore[arg-type]
+
+
+async def _resume(bmc: ModelBmc, slots: MemorySlots, crashes: Crashes, at: int | None) -> TakeoverResult | None:
+    """One life of the controller. None if it died."""
+    crashes.at, crashes.passed = at, 0
+    bmc.tokens.clear()
+    door = RedfishDoor(lambda credential: RedfishClient(bmc, credential, sleep=no_sleep))
+    before = len(bmc.attempts)
+    try:
+        return await take_over(door, slots, now=lambda: bmc.clock)
+    except Crash:
+        return None
+    except TakeoverStopped as stopped:
+        if "resume in" in str(stopped):
+            raise WaitForTheBmc from stopped
+        raise
+    finally:
+        tried = [(name, word) for name, word, _ in bmc.attempts[before:]]
+        assert len(tried) == len(set(tried)), "one attempt per credential and resume"
+
+
+def _recorded(slots: MemorySlots) -> list[Credential]:
+    return [c for c in (slots.now, slots.next and slots.next.credential) if c is not None]
+
+
+def _check(bmc: ModelBmc, slots: MemorySlots) -> None:
+    assert any(bmc.works(credential) for credential in _recorded(slots)), "a recorded credential works"
+    known = {c.password for c in _recorded(slots)} | {"factory-pass", "guest"}
+    current = slots.now
+    assert current is not None
+    own = [a for a in bmc.accounts.values() if a.username == current.username]
+    assert all(a.password in known for a in own), "no unknown password on the account that is in use"
+    assert "root" not in bmc.ever_locked
+    assert current.username not in bmc.ever_locked
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "can_add": st.booleans(),
+        "threshold": st.sampled_from([None, 0, 3, 5]),
+        "must_change": st.booleans(),
+        "longest": st.sampled_from([None, 12, 20, 40]),
+        "retirable": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(options=OPTIONS, lives=st.lists(st.integers(1, 70), max_size=6), quick=st.booleans())
+async def test_wherever_it_crashes_it_is_never_locked_out(
+    options: dict[str, object], lives: list[int], quick: bool
+) -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, **options), MemorySlots(crashes, FACTORY)
+    for at in lives:
+        with contextlib.suppress(WaitForTheBmc):
+            await _resume(bmc, slots, crashes, at)
+        bmc.clock += 1 if quick else 5000
+        _check(bmc, slots)
+    try:
+        result = await _resume(bmc, slots, crashes, None)
+    except WaitForTheBmc:
+        bmc.clock += 5000
+        result = await _resume(bmc, slots, crashes, None)
+    _check(bmc, slots)
+    assert result is not None
+    assert slots.next is None
+    assert slots.now is not None
+    assert slots.now.generated
+    assert bmc.works(slots.now)
+    assert slots.now.username == ("freehold" if options["can_add"] else "root")
+    left = {a.username for a in bmc.accounts.values() if a.enabled} - {slots.now.username}
+    assert left == set(result.remaining)
+    assert bool(left) is not bool(options["retirable"])
+
+
+@pytest.mark.parametrize("options", [{}, {"can_add": False}, {"must_change": True}], ids=["add", "no-add", "change"])
+async def test_every_single_crash_point(options: dict[str, object]) -> None:
+    at, finished = 1, False
+    while not finished:
+        crashes = Crashes()
+        bmc, slots = _bmc(crashes, **options), MemorySlots(crashes, FACTORY)
+        finished = await _resume(bmc, slots, crashes, at) is not None
+        _check(bmc, slots)
+        assert await _resume(bmc, slots, crashes, None) is not None
+        _check(bmc, slots)
+        assert [a.username for a in bmc.accounts.values() if a.enabled] == [slots.now.username if slots.now else ""]
+        at += 1
+    assert at > 30
+
+
+async def test_a_takeover_tells_its_steps_and_a_second_one_does_nothing() -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes), MemorySlots(crashes, FACTORY)
+    first = await _resume(bmc, slots, crashes, None)
+    assert first is not None
+    assert [step.split(":")[0] for step in first.steps] == [
+        StepKind.LOGIN_CURRENT,
+        StepKind.READ,
+        StepKind.STAGE,
+        StepKind.CREATE,
+        StepKind.LOGIN_PENDING,
+        StepKind.COMMIT,
+        StepKind.READ,
+        StepKind.RETIRE,
+        StepKind.RETIRE,
+    ]
+    password = slots.now
+    second = await _resume(bmc, slots, crashes, None)
+    assert second is not None
+    assert [step.split(":")[0] for step in second.steps] == [StepKind.LOGIN_CURRENT, StepKind.READ]
+    assert slots.now == password
+
+
+async def test_a_wrong_factory_credential_is_tried_once() -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes), MemorySlots(crashes, Credential("root", "wrong"))
+    with pytest.raises(TakeoverStopped, match="refuses the recorded credential"):
+        await _resume(bmc, slots, crashes, None)
+    assert len(bmc.attempts) == 1
+
+
+async def test_when_both_are_refused_nothing_is_forgotten() -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, can_add=False), MemorySlots(crashes, Credential("root", "wrong"))
+    slots.next = StagedCredential(credential=Credential("root", "also wrong", generated=True), threshold=5)
+    with pytest.raises(TakeoverStopped, match="somebody changed its accounts"):
+        await _resume(bmc, slots, crashes, None)
+    assert len(_recorded(slots)) == 2
+    assert len(bmc.attempts) == 2
+
+
+async def test_declared_accounts_stay() -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes), MemorySlots(crashes, FACTORY)
+    door = RedfishDoor(lambda credential: RedfishClient(bmc, credential, sleep=no_sleep))
+    await take_over(door, slots, keep=frozenset({"guest"}), now=lambda: bmc.clock)
+    assert {a.username for a in bmc.accounts.values() if a.enabled} == {"freehold", "guest"}
+
+
+@pytest.mark.parametrize("threshold", [1, 2])
+async def test_a_lockout_policy_that_leaves_no_room_stops_before_any_change(threshold: int) -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, threshold=threshold), MemorySlots(crashes, FACTORY)
+    with pytest.raises(TakeoverStopped, match="set AccountLockoutThreshold to 3 or more"):
+        await _resume(bmc, slots, crashes, None)
+    assert slots.next is None
+    assert bmc.works(FACTORY)
+
+
+def test_out_of_tries_on_one_account_waits_instead_of_guessing() -> None:
+    pending = StagedCredential(
+        credential=Credential("root", "new", generated=True), tries=3, last_try=100.0, threshold=5, window=60
+    )
+    state = TakeoverState(now=110.0, current=FACTORY, pending=pending)
+    assert next_takeover_step(state).kind is StepKind.STOP
+    assert "resume in 50 s" in next_takeover_step(state).remedy
+    later = TakeoverState(now=161.0, current=FACTORY, pending=pending)
+    assert next_takeover_step(later).kind is StepKind.LOGIN_PENDING
+
+
+def test_a_pending_credential_that_never_reached_the_bmc_is_discarded_only_if_current_works() -> None:
+    pending = StagedCredential(credential=Credential("freehold", "new", generated=True))
+    refused = TakeoverState(now=0, current=FACTORY, pending=pending, pending_login=Login.REFUSED)
+    assert next_takeover_step(refused).kind is StepKind.LOGIN_CURRENT
+    works = TakeoverState(
+        now=0, current=FACTORY, pending=pending, pending_login=Login.REFUSED, current_login=Login.WORKS
+    )
+    assert next_takeover_step(works).kind is StepKind.DISCARD
+
+
+@given(st.integers(0, 64), st.none() | st.integers(0, 64))
+def test_passwords_keep_to_the_bmcs_policy(shortest: int, longest: int | None) -> None:
+    policy = AccountPolicy(min_password_length=shortest, max_password_length=longest)
+    if longest and (longest < 8 or shortest > longest):
+        with pytest.raises(TakeoverStopped, match="allows passwords of"):
+            generate_password(policy)
+        return
+    password = generate_password(policy)
+    assert shortest <= len(password) <= (longest or 64)
+    assert len(password) >= min(16, longest or 16)
+    assert password[0].isalpha()
+    assert any(c.islower() for c in password)
+    assert any(c.isupper() for c in password)
+    assert any(c.isdigit() for c in password)
+    assert set(password) & set("-_.")
+
+
+def test_passwords_are_unique() -> None:
+    assert len({generate_password(None) for _ in range(200)}) == 200
