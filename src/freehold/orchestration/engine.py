@@ -102,7 +102,7 @@ class Engine:
         return len(taken)
 
     async def heartbeat(self) -> None:
-        """Renew the lease. A lapsed one is never renewed: all that is in flight is given up, and a fresh epoch begins."""
+        """Renew the lease. A lapsed one is never renewed: what is in flight is given up, and a fresh epoch begins."""
         if not await self.lease.renew():
             await self._give_up()
             await self.lease.take()
@@ -133,7 +133,7 @@ class Engine:
             await self.heartbeat()
         free = self._slots - len(self._in_flight)
         claims = await self._store.ledger.claim(self.lease.epoch, self._clock(), free) if free > 0 else []
-        tasks = [asyncio.create_task(self._reconcile(claim), name=f"reconcile-{claim.server}") for claim in claims]
+        tasks = [asyncio.create_task(self._work_on(claim), name=f"reconcile-{claim.server}") for claim in claims]
         for task in tasks:
             self._in_flight.add(task)
             task.add_done_callback(self._landed)
@@ -144,6 +144,17 @@ class Engine:
         self._woken.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _work_on(self, claim: Claim) -> None:
+        """Reconcile, and never leave a server in the hands of a replica that no longer works on it."""
+        try:
+            await self._reconcile(claim)
+        except Exception as error:
+            logger.error("server %s: %s", claim.server, error, exc_info=not isinstance(error, FreeholdError))
+            while True:
+                with suppress(FreeholdError):
+                    return await self._store.ledger.let_go(claim, self._clock() + outcomes.FIRST_RETRY)
+                await asyncio.sleep(POLL)
 
     async def _reconcile(self, claim: Claim) -> None:
         server = await self._store.ledger.view(claim.server)

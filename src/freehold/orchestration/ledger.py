@@ -188,6 +188,15 @@ class Ledger:
 
         return await self._database.write(work)
 
+    async def let_go(self, claim: Claim, next_due: float) -> None:
+        """Free a server whose reconcile could not be completed; its status stays as it was."""
+
+        async def work(connection: AsyncConnection) -> None:
+            mine = (servers.c.name == claim.server) & (servers.c.fence == claim.fence)
+            await connection.execute(update(servers).where(mine).values(epoch=None, next_due=next_due))
+
+        await self._database.write(work)
+
     async def wake(self, names: Sequence[str]) -> None:
         async def work(connection: AsyncConnection) -> None:
             for name in names:

@@ -82,7 +82,8 @@ def judged(server: ServerView, status: ServerStatus, now: float) -> ServerStatus
         severity=Severity.WARNING,
         kind="stuck",
         subject=server.name,
-        detail=f"{status.state} for {(now - status.state_since) / 60:.0f} minutes, at: {doing}; last word: {status.reason}",
+        detail=f"{status.state} for {(now - status.state_since) / 60:.0f} minutes, at: {doing}; "
+        f"last word: {status.reason}",
         remedy=f"`freehold describe server {server.name}`, mend what it names; work goes on by itself. "
         f"`freehold pause {server.name}` stops it.",
     )

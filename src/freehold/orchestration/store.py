@@ -136,7 +136,7 @@ class Store:
             await connection.execute(
                 update(resources)
                 .where(_is(resource.kind, resource.name))
-                .values(generation=resources.c.generation + 1, **row)  # fmt: skip
+                .values(generation=resources.c.generation + 1, **row)
             )
         await _note(connection, now, names or _server_of(resource), change.action, f"{resource.kind} {resource.name}")
         if concerned := names or _server_of(resource):

@@ -1,0 +1,264 @@
+"""Simulated servers: a world in memory and one doer for every step of the planner. For tests and for scale.
+
+The world keeps what real hardware keeps (accounts, keys, disks, TPM), so a step that is done twice, or cut off in the
+middle, meets what it left behind. `World.touched` lists side effects; faults are fields of a server.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import DriftKind
+from freehold.model.status import AgentSession, Drift, ImageFact, Medium
+from freehold.orchestration.planner import STEPS
+from freehold.orchestration.step import StepContext, StepFn, StepResult
+
+FACTORY, OURS = "factory", "ours"
+
+
+@dataclass
+class SimulatedServer:
+    """One server: its BMC, its firmware, its media, its TPM, and what runs on it."""
+
+    identity: str
+    accounts: set[str] = field(default_factory=lambda: {FACTORY})
+    ipmi: bool = True
+    bios: dict[str, Any] = field(default_factory=dict)
+    secure_boot: bool = False
+    media: dict[str, str] = field(default_factory=lambda: {"nvme-0": "", "disk-1": ""})
+    running: str = ""  # "", "ramdisk" or "os"
+    boots: int = 0
+    tpm_owner: str = ""
+    keys: bool = False
+    highest_fence: int = 0
+    agent_silent: bool = False
+    skips_erase: bool = False
+    wrong_image: bool = False
+
+
+class StaleCommandError(FreeholdError):
+    """A command with a fence lower than one that was seen already: a replica that lost its lease sent it."""
+
+
+class World:
+    """All simulated servers, by name; a server that nobody has seen yet is a new one."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, SimulatedServer] = {}
+        self.touched: list[tuple[str, str, int]] = []  # (server, key, fence) of every side effect
+
+    def server(self, name: str) -> SimulatedServer:
+        if name not in self.servers:
+            self.servers[name] = SimulatedServer(identity=f"spki-{name}")
+        return self.servers[name]
+
+    async def touch(self, context: StepContext, timeout: float = 5.0) -> SimulatedServer:
+        """A command to the server: under a lease that is long enough, and refused if its fence is stale."""
+        await context.ensure_lease(timeout)
+        server = self.server(context.name)
+        if context.fence < server.highest_fence:
+            raise StaleCommandError(f"fence {context.fence} after {server.highest_fence}", server=context.name)
+        server.highest_fence = context.fence
+        self.touched.append((context.name, context.key, context.fence))
+        return server
+
+    def steps(self) -> dict[str, StepFn]:
+        """A doer for every step of the planner."""
+        return {name: self._doer(getattr(self, f"_{name}")) for name in STEPS}
+
+    def _doer(self, doer: Callable[[StepContext, SimulatedServer], Awaitable[StepResult]]) -> StepFn:
+        async def step(context: StepContext) -> StepResult:
+            return await doer(context, await self.touch(context))
+
+        return step
+
+    # securing
+
+    async def _pin_identity(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return _proved("bmc-identity", bmc_identity=server.identity)
+
+    async def _take_over_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.accounts.add(OURS)
+        return _proved("credential", bmc_credential_committed=True)
+
+    async def _disable_factory_accounts(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.accounts.discard(FACTORY)
+        return StepResult(facts={"factory_accounts_disabled": True})
+
+    async def _disable_ipmi(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.ipmi = False
+        return StepResult(facts={"ipmi_off": True})
+
+    async def _record_posture(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return _proved("posture", posture_recorded=True)
+
+    # discovering
+
+    async def _read_oob_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"oob_inventory": {"drives": sorted(server.media)}})
+
+    async def _boot_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        await self._boot(context, server, "ramdisk")
+        return StepResult(facts={"agent_booted_at": context.now})
+
+    async def _collect_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return _proved("inventory", inband_inventory={"drives": sorted(server.media)})
+
+    async def _compare_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        if context.facts.oob_inventory != context.facts.inband_inventory:
+            return StepResult(quarantine="the BMC and the server itself do not report the same hardware")
+        return StepResult(facts={"inventory_agrees": True})
+
+    async def _bind_ek(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"ek_sha256": f"ek-{context.name}"})
+
+    async def _release_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.running = ""
+        await context.agents.end_session(context.name)
+        return StepResult(facts={"agent_released": True})
+
+    # preparing
+
+    async def _apply_bios(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.bios = dict(context.server.spec.bios)
+        return StepResult(facts={"bios_applied": True})
+
+    async def _enroll_secure_boot(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.secure_boot = True
+        return _proved("secure-boot", secure_boot_enrolled=True)
+
+    async def _approve_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"reference_values": {"pcr0": "00", "pcr2": "02"}})
+
+    # provisioning
+
+    async def _write_image(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        assigned = context.server.assignment
+        assert assigned is not None
+        await context.order("write_image", {"device_serial": "nvme-0"})
+        await self._answer(context, {"written": True})
+        server.media["nvme-0"] = f"image of {assigned.spec.hostname}"
+        server.keys = True
+        image = ImageFact(name=assigned.spec.image, version="1", manifest="m")
+        return _proved("image", image=image, image_written=True)
+
+    async def _write_seed(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"seed_written": True})
+
+    async def _set_boot_entry(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return _proved("boot-config", boot_entry_set=True)
+
+    async def _boot_os(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.tpm_owner = "os"
+        await self._boot(context, server, "os")
+        return StepResult(facts={"os_booted_at": context.now})
+
+    # active
+
+    async def _renew_attestation(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        await self._hello(context, server)
+        return _proved("attestation", last_attestation=context.now)
+
+    async def _check_drift(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        found = []
+        if not server.secure_boot:
+            found.append(Drift(kind=DriftKind.SECURE_BOOT, subject="SecureBoot", expected="on", observed="off"))
+        if server.bios != dict(context.server.spec.bios):
+            kind = DriftKind.BIOS_ATTRIBUTE
+            found.append(Drift(kind=kind, subject="BIOS", expected="as declared", observed=str(server.bios)))
+        foreign = server.accounts - {OURS}
+        if foreign:
+            kind = DriftKind.BMC_ACCOUNT
+            found.append(Drift(kind=kind, subject=",".join(foreign), expected="absent", observed="present"))
+        return StepResult(facts={"drift": tuple(found), "last_drift_check": context.now})
+
+    async def _remediate(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        kind = DriftKind(context.subject)
+        match kind:
+            case DriftKind.BIOS_ATTRIBUTE:
+                server.bios = dict(context.server.spec.bios)
+            case DriftKind.SECURE_BOOT:
+                server.secure_boot = True
+            case DriftKind.BMC_ACCOUNT:
+                server.accounts = {OURS}
+        return _proved("remediation", remediated=(*context.facts.remediated, kind), last_remediation=context.now)
+
+    # decommissioning
+
+    async def _power_off(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.running = ""
+        return StepResult(facts={"workload_stopped": True})
+
+    async def _list_media(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"media": tuple(Medium(serial=serial) for serial in sorted(server.media))})
+
+    async def _plant_canaries(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.media[context.subject] = "canary"
+        return StepResult(facts={"media": _media(context, planted=True)})
+
+    async def _sanitize(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        if not server.skips_erase:
+            server.media[context.subject] = ""
+        return StepResult(facts={"media": _media(context, sanitized=True)})
+
+    async def _verify_sanitized(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        clean = server.media[context.subject] == ""
+        quarantine = None if clean else f"medium {context.subject} still has data after its erase"
+        return StepResult(facts={"media": _media(context, verified=clean)}, quarantine=quarantine)
+
+    async def _clear_tpm(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.tpm_owner = ""
+        return StepResult(facts={"tpm_cleared": True})
+
+    async def _destroy_keys(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.keys = False
+        return _proved("key-destruction", keys_destroyed=True)
+
+    async def _reassert_state(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.secure_boot, server.bios = True, dict(context.server.spec.bios)
+        return StepResult(facts={"state_reasserted": True})
+
+    async def _certify(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        index = await context.record("decommission-certificate", {"media": sorted(server.media)})
+        return StepResult(facts={"certificate_index": index})
+
+    # what runs on the server
+
+    async def _boot(self, context: StepContext, server: SimulatedServer, mode: str) -> None:
+        server.boots += 1
+        server.running = mode
+        if not server.agent_silent:
+            await self._hello(context, server)
+
+    async def _hello(self, context: StepContext, server: SimulatedServer) -> None:
+        now = context.now
+        trusted = now if not (server.wrong_image and server.running == "os") else None
+        session = AgentSession(
+            id=f"{context.name}-{server.boots}-{context.fence}",
+            mode="os" if server.running == "os" else "ramdisk",
+            boot_id=f"boot-{server.boots}",
+            started=now,
+            last_seen=now,
+            attested_at=trusted,
+            ready_at=trusted if server.running == "os" else None,
+        )
+        await context.agents.put_session(context.name, session)
+
+    async def _answer(self, context: StepContext, result: dict[str, Any]) -> None:
+        """The simulated agent carries out its order at once."""
+        order = await context.agents.next_order(context.name)
+        if order is not None:
+            await context.agents.finish(context.name, order.id, ok=True, result=result, error=None)
+
+
+def _proved(statement: str, **facts: Any) -> StepResult:
+    return StepResult(facts=facts, statements=((statement, {"facts": sorted(facts)}),))
+
+
+def _media(context: StepContext, **changes: Any) -> tuple[Medium, ...]:
+    """The media, with the one that the step is for changed."""
+    media = context.facts.media or ()
+    return tuple(msgspec.structs.replace(each, **changes) if each.serial == context.subject else each for each in media)
