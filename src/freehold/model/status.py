@@ -66,10 +66,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inventory_agrees: bool = False
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
     agent_released: bool = False
+    learned_reference: dict[str, str] | None = None  # PCR 0 and 2 of the boot that bound the EK: digests in hex
     # preparing
     bios_applied: bool = False
     secure_boot_enrolled: bool = False
-    reference_values: dict[str, str] | None = None  # {"pcr0": hex, "pcr2": hex}
+    reference_values: dict[str, str] | None = None  # {"pcr0": "hex hex …", "pcr2": …}: the digests of the events
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
     # provisioning, attesting
@@ -80,6 +81,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     os_booted_at: float | None = None
     last_attestation: float | None = None
     # drift
+    baseline: dict[str, Any] | None = None  # `operations.drift.Observation`, as accepted when the server became active
     drift: tuple[Drift, ...] = ()
     last_drift_check: float | None = None
     remediated: tuple[DriftKind, ...] = ()

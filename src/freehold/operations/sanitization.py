@@ -54,6 +54,10 @@ class MediumStatement(msgspec.Struct, frozen=True, kw_only=True):
     clean: bool
     reasons: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in evidence."""
+        return dict(msgspec.to_builtins(self))
+
 
 def judge(
     serial: str,

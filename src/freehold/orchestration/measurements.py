@@ -2,11 +2,10 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts
-from freehold.root_of_trust.attestation import event_log, predict
+from freehold.root_of_trust.attestation import predict
 from freehold.root_of_trust.attestation.appraise import BANK, Evidence, Policy
 from freehold.root_of_trust.attestation.predict import ExpectedEvent, SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
@@ -58,17 +57,15 @@ def policy_for(
 def learned_reference(evidence: Evidence) -> dict[str, str]:
     """The digests of PCR 0 and 2 as this boot measured them: `{"pcr0": "hex hex …", "pcr2": "…"}`."""
     return {
-        f"pcr{pcr}": " ".join(event.digests[BANK].hex() for event in _measured(evidence, pcr)) for pcr in FIRMWARE_PCRS
+        f"pcr{pcr}": " ".join(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in FIRMWARE_PCRS
     }
 
 
-def _measured(evidence: Evidence, pcr: int) -> list[event_log.Event]:
-    return [event for event in evidence.log.of_pcr(pcr) if event.type != event_log.EV_NO_ACTION]
-
-
-def reference_digests(reference: dict[str, str], pcr: Literal[0, 2] | int) -> tuple[bytes, ...]:
+def reference_digests(reference: dict[str, str], pcr: int) -> tuple[bytes, ...]:
     """The approved digests of a PCR, in order. A missing entry is an error: it must not turn into 'record only'."""
     text = reference.get(f"pcr{pcr}")
     if text is None:
-        raise FreeholdError(f"the reference values lack PCR {pcr}", remedy="take them anew: `freehold release` and rediscover")
+        raise FreeholdError(
+            f"the reference values lack PCR {pcr}", remedy="take them anew: `freehold release` and rediscover"
+        )
     return tuple(bytes.fromhex(digest) for digest in text.split())

@@ -1,27 +1,36 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
+from freehold.model.status import Order, OrderState
+from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.planner import ServerView
+from freehold.orchestration.step import StepContext
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import StagedCredential
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.root_of_trust.attestation.ek import TpmRoots
+from freehold.root_of_trust.attestation.predict import SecureBootKeys
+from freehold.root_of_trust.attestation.uefi import SignatureEntry
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT = 8080, 8443
+BMC_COMMAND = 10.0
+"""Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,18 @@ class Site:
     networks: dict[str, NetworkSpec]
     vault: Vault
     keys: SiteKeys
+    secure_boot: SecureBootKeys
+    secure_boot_pems: dict[str, str]  # PK, KEK, db
+    authority: SignatureEntry
     agent_image: BootedImage
     agent_iso: str
     images: dict[str, OsImage]
     tpm_roots: Callable[[], TpmRoots]
     files: BootFiles
     dhcp: Dnsmasq | None = None
+    agents: AgentLedger | None = None
+    bell: Callable[[str], None] = lambda _server: None
+    """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -78,6 +93,38 @@ class Site:
             if self.dhcp is not None:
                 await self.dhcp.reload([host for those in self.due_to_boot.values() for host in those])
 
+    async def end_session(self, server: str) -> None:
+        """Whoever speaks for the server has to attest again."""
+        if self.agents is not None:
+            await self.agents.end_session(server)
+        self.bell(server)
+
+    async def ordered(self, ctx: StepContext, kind: str, args: dict[str, Any]) -> Order | None:
+        """The finished order of this step, or None while the agent is at it. Raises `OrderFailedError`."""
+        order = await ctx.order(kind, args)
+        self.bell(ctx.name)
+        return order if order.state is OrderState.DONE else None
+
+    async def audit_key(self) -> bytes:
+        """The key of the digests that show whether two passwords are the same, without showing them."""
+        path = "site/audit-key"
+        stored = await asyncio.to_thread(self.vault.get, path)
+        if stored is None:
+            await asyncio.to_thread(self.vault.put, path, secrets.token_bytes(32))
+            stored = await asyncio.to_thread(self.vault.get, path)
+        assert stored is not None
+        return stored
+
+    async def is_unique(self, server: str, credential: Credential) -> bool:
+        """No other server's vaulted credential has this password."""
+        others = await asyncio.to_thread(self.vault.paths, "bmc")
+        for path in others:
+            if not path.startswith(f"bmc/{server}/") and path.endswith("/current"):
+                stored = await asyncio.to_thread(self.vault.get, path)
+                if stored and msgspec.json.decode(stored, type=Credential).password == credential.password:
+                    return False
+        return True
+
     def slots(self, view: ServerView) -> "VaultSlots":
         return VaultSlots(self.vault, view)
 
@@ -87,7 +134,9 @@ class Site:
         credential = await self.slots(view).current()
         if credential is None:
             raise FreeholdError(
-                "the vault holds no credential for the BMC", server=view.name, remedy="declare one in the Server document"
+                "the vault holds no credential for the BMC",
+                server=view.name,
+                remedy="declare one in the Server document",
             )
         async with self.connect(view, credential) as client:
             yield client

@@ -1,0 +1,183 @@
+"""The controller of a site: engine, agent API, boot server and DHCP in one process, from one state directory."""
+
+import asyncio
+import functools
+import ipaddress
+import logging
+import os
+import ssl
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from cryptography.hazmat.primitives import hashes
+
+from freehold.evidence import EvidenceLog, Predicate, Statement, Subject
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import NetworkSpec, ServerSpec, SiteSpec
+from freehold.model.status import ServerState
+from freehold.orchestration.agent_door import AgentDoor
+from freehold.orchestration.engine import Engine
+from freehold.orchestration.opening import BootArtifacts
+from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
+from freehold.orchestration.step import Record
+from freehold.orchestration.steps.booting import boot_hosts
+from freehold.orchestration.steps.table import steps_of
+from freehold.orchestration.store import Store
+from freehold.provisioning.agent_api import create_agent_app
+from freehold.provisioning.boot_server import BootFiles, create_boot_app
+from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
+from freehold.root_of_trust.attestation.ek import load_roots
+from freehold.root_of_trust.attestation.predict import SecureBootKeys
+from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
+from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
+from freehold.root_of_trust.vault import Vault
+
+logger = logging.getLogger(__name__)
+
+NEEDS_ADDRESS = frozenset(ServerState) - {
+    ServerState.ENROLLED,
+    ServerState.SECURING,
+    ServerState.PREPARING,
+    ServerState.AVAILABLE,
+    ServerState.QUARANTINED,
+    ServerState.RETIRED,
+}
+"""States in which the server may run our agent or our OS, and so is answered by DHCP."""
+
+
+def make_site(
+    state: Path, spec: SiteSpec, networks: dict[str, NetworkSpec], vault: Vault, keys: SiteKeys, boot: BootArtifacts
+) -> Site:
+    """Everything the steps need, from what was opened."""
+    lists = keys.signature_lists()
+    files = BootFiles()
+    for path in (boot.agent_efi, boot.agent_iso, boot.stage2):
+        files.register("boot", path.name, path)
+    files.register("images", boot.os.path.name, boot.os.path)
+    db = keys.secure_boot["db"]
+    return Site(
+        directory=state,
+        spec=spec,
+        networks=networks,
+        vault=vault,
+        keys=keys,
+        secure_boot=SecureBootKeys(pk=lists["PK"], kek=lists["KEK"], db=lists["db"]),
+        secure_boot_pems={
+            name: keys.secure_boot[name.lower()].certificate_pem.decode() for name in ("PK", "KEK", "db")
+        },
+        authority=SignatureEntry(type=CERT_X509, owner=keys.identity.owner_guid, data=db.certificate_der),
+        agent_image=boot.agent,
+        agent_iso=boot.agent_iso.name,
+        images={boot.os.name: boot.os},
+        tpm_roots=functools.partial(load_roots, state / "tpm-roots"),
+        files=files,
+    )
+
+
+def recorder(log: EvidenceLog) -> Record:
+    """`record(name, server, predicate)` on the log; each statement carries server and time."""
+
+    async def record(name: str, server: str, predicate: dict[str, Any]) -> int:
+        facts = {"server": server, **predicate}
+        claim = Statement.claim(Predicate(name), [Subject.of_name(f"server/{server}")], facts)
+        return (await asyncio.to_thread(log.append, claim)).index
+
+    return record
+
+
+async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
+    """Run until cancelled; then stop every service in good order."""
+    record = recorder(log)
+    door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
+    site.agents, site.bell = store.agents, door.ring
+    addresses = site.spec.controller
+    async with AsyncExitStack() as stack:
+        boot_app = create_boot_app(site.files)
+        for address in dict.fromkeys((addresses.provisioning, addresses.oob)):
+            await _listen(stack, boot_app, address, BOOT_PORT, None)
+            boot_app = create_boot_app(site.files)
+        digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
+        tls = tls_context(site.keys.controller_tls)
+        await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
+        site.dhcp = Dnsmasq(dhcp_settings(site, await interface_of(addresses.provisioning)), site.directory / "dhcp")
+        await site.dhcp.start()
+        stack.push_async_callback(site.dhcp.stop)
+        await answer_known(site, store)
+        engine = Engine(store, steps_of(site), record, alone=True)
+        known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
+        logger.info("ready: %s", known or "no servers yet")
+        await engine.run()
+
+
+async def answer_known(site: Site, store: Store) -> None:
+    """After a restart: whoever may be running on our network keeps its address."""
+    after = ("Server", "")
+    while page := await store.list_resources("Server", after=after):
+        for declared in page:
+            state = declared.status.state if declared.status else ServerState.ENROLLED
+            if state in NEEDS_ADDRESS and isinstance(declared.resource.spec, ServerSpec):
+                view = await store.ledger.view(declared.resource.name)
+                if view is not None:
+                    await site.answer_dhcp(view.name, boot_hosts(site, view))
+        after = page[-1].resource.key
+
+
+def dhcp_settings(site: Site, interface: str) -> DhcpSettings:
+    network = site.networks[site.spec.networks.provisioning]
+    if network.dhcp_range is None:
+        raise FreeholdError(
+            f"Network {site.spec.networks.provisioning} has no dhcpRange", remedy="declare spec.dhcpRange {start, end}"
+        )
+    return DhcpSettings(
+        interface=interface,
+        server=site.spec.controller.provisioning,
+        first=network.dhcp_range.start,
+        last=network.dhcp_range.end,
+        netmask=str(ipaddress.ip_network(network.prefix).netmask),
+        boot_url=f"{site.boot_url}/boot/agent.efi",
+        gateway=network.gateway,
+    )
+
+
+async def interface_of(address: str) -> str:
+    """The interface that bears the address, in this network namespace."""
+    process = await asyncio.create_subprocess_exec("ip", "-j", "address", stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    for interface in msgspec.json.decode(output):
+        if any(each.get("local") == address for each in interface.get("addr_info", ())):
+            return str(interface["ifname"])
+    raise FreeholdError(
+        f"this host has no address {address}",
+        remedy="run `freehold serve` on the host that spec.controller of the Site names (in a lab: with --lab)",
+    )
+
+
+def tls_context(key: CertifiedKey) -> ssl.SSLContext:
+    """Server side, TLS 1.2 or later. OpenSSL wants files, so the private key is lent to it in memory only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    memory = os.memfd_create("controller-tls", os.MFD_CLOEXEC)
+    try:
+        os.write(memory, key.private_pem + key.certificate_pem)
+        context.load_cert_chain(f"/proc/self/fd/{memory}")
+    finally:
+        os.close(memory)
+    return context
+
+
+async def _listen(
+    stack: AsyncExitStack, app: web.Application, address: str, port: int, tls: ssl.SSLContext | None
+) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, address, port, ssl_context=tls).start()
+    except OSError as error:
+        raise FreeholdError(
+            f"cannot listen on {address} port {port}: {os.strerror(error.errno or 0)}",
+            remedy=f"find out who has it: `ss -ltnp 'sport = :{port}'`; or correct spec.controller of the Site",
+        ) from error

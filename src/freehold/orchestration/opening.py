@@ -1,0 +1,150 @@
+"""Open a site's state directory: vault, keys, evidence log, boot artifacts. Whatever is missing is made, once."""
+
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from freehold.evidence import EvidenceLog, PublicKey, dsse
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import SiteSpec
+from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, OsImage
+from freehold.provisioning.images import build, manifest
+from freehold.provisioning.images.artifacts import Progress, digest_of, remove, silent
+from freehold.root_of_trust.attestation import predict
+from freehold.root_of_trust.attestation.pe import authenticode, parse_image
+from freehold.root_of_trust.kek import FileKek
+from freehold.root_of_trust.keys import SiteKeys
+from freehold.root_of_trust.vault import Vault
+
+logger = logging.getLogger(__name__)
+
+
+class AlreadyServed(FreeholdError):
+    """Another controller has this state directory."""
+
+
+@contextmanager
+def serving(state: Path) -> Iterator[None]:
+    """Hold the site's lock: one controller to a state directory. It goes with the process, however that ends."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = state / "serve.lock"
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = lock.read(20).strip() or "unknown"
+            raise AlreadyServed(
+                f"another controller (pid {holder}) serves {state}",
+                remedy="stop it first; two controllers on one SQLite store would fight over ports and servers",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def open_vault(state: Path) -> Vault:
+    """The site's vault; made at the first opening. The key file beside it is for development: it says so."""
+    key_file, directory = state / "vault.key", state / "vault"
+    if not key_file.exists() and not (directory / "vault.json").exists():
+        kek = FileKek.create(key_file)
+        logger.warning("made %s: whoever reads this file reads the vault; keep it off backups", key_file)
+        return Vault.create(directory, kek)
+    kek = FileKek.open(key_file)
+    return Vault.open(directory, kek) if (directory / "vault.json").exists() else Vault.create(directory, kek)
+
+
+def origin_of(site: str) -> str:
+    """Name of the site's evidence log (C2SP checkpoint origin)."""
+    return f"freehold.dev/{site}/evidence"
+
+
+def open_log(state: Path, site: str, keys: SiteKeys) -> EvidenceLog:
+    return EvidenceLog.open_for_writing(state / "evidence", keys.evidence, origin_of(site))
+
+
+def evidence_key(state: Path) -> PublicKey:
+    """The public half, as an auditor has it."""
+    path = state / "keys" / "evidence.pub"
+    try:
+        return PublicKey.from_pem(path.read_bytes())
+    except FileNotFoundError:
+        raise FreeholdError(
+            f"{path} is not there: this site has no evidence yet", remedy="run `freehold serve` first, or give --state"
+        ) from None
+
+
+@dataclass(frozen=True)
+class BootArtifacts:
+    """The site's signed boot files, and what they will measure."""
+
+    agent_efi: Path
+    agent_iso: Path
+    stage2: Path
+    agent: BootedImage
+    os: OsImage
+
+
+def boot_artifacts(
+    state: Path, site: str, spec: SiteSpec, keys: SiteKeys, base: build.BaseArtifacts, progress: Progress = silent
+) -> BootArtifacts:
+    """Assemble and sign what this site boots, unless just that is there already."""
+    address = spec.controller.provisioning
+    material = build.SiteMaterial(
+        site=site,
+        controller_url=f"https://{address}:{AGENT_PORT}",
+        boot_url=f"http://{address}:{BOOT_PORT}/boot",
+        agent_ca_pem=keys.agent_ca.certificate_pem,
+        image_public_key_pem=keys.image.public_key_pem,
+        db_key_pem=keys.secure_boot["db"].private_pem,
+        db_cert_pem=keys.secure_boot["db"].certificate_pem,
+    )
+    inputs = [base.version, str(base.initrd), str(base.stage2), material.site, material.controller_url]
+    pems = [material.agent_ca_pem, material.image_public_key_pem, material.db_cert_pem]
+    version = digest_of([*inputs, *(hashlib.sha256(pem).hexdigest() for pem in pems)])[:16]
+    out = state / "images" / version
+    done = out / "content.json"
+    if not done.exists():
+        remove(out)
+        made = build.assemble_site(base, material, out, progress)
+        draft = done.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode((made.os_name, made.os_version, made.os_content, made.stage2.name)))
+        draft.replace(done)
+    name, os_version, content, stage2 = msgspec.json.decode(
+        done.read_bytes(), type=tuple[str, str, manifest.Content, str]
+    )
+    agent, system = (out / "agent.efi").read_bytes(), (out / "os.efi").read_bytes()
+    booted = BootedImage.of(name, system)
+    signed = manifest.image_manifest(name, os_version, content, boot_values(system, booted))
+    payload = signed.payload()
+    envelope = dsse.sign(payload, manifest.PAYLOAD_TYPE, keys.image)
+    image = OsImage(
+        name=name,
+        version=os_version,
+        path=out / "os.raw",
+        manifest_envelope=envelope.to_dict(),
+        manifest_sha256=hashlib.sha256(payload).hexdigest(),
+        booted=booted,
+        size=content.size,
+    )
+    return BootArtifacts(out / "agent.efi", out / "agent.iso", out / stage2, BootedImage.of("agent", agent), image)
+
+
+def boot_values(uki: bytes, booted: BootedImage) -> manifest.BootValues:
+    """What the manifest promises of a boot with Secure Boot on."""
+    return manifest.BootValues(
+        secure_boot=True,
+        pcr4=(predict.pcr_value(booted.pcr4[True]).hex(),),
+        pcr11=booted.pcr11.hex(),
+        loader_sha256=hashlib.sha256(uki).hexdigest(),
+        uki_authenticode=authenticode(uki).hex(),
+        kernel_authenticode=authenticode(parse_image(uki).sections[".linux"]).hex(),
+    )

@@ -1,0 +1,82 @@
+"""Steps that start and stop machines: into the agent, into the OS, off."""
+
+from freehold.orchestration.planner import ServerView
+from freehold.orchestration.site import BMC_COMMAND, Site
+from freehold.orchestration.step import StepContext, StepResult
+from freehold.out_of_band import server as oob
+from freehold.provisioning.dhcp import BootHost
+
+
+def boot_hosts(site: Site, view: ServerView) -> tuple[BootHost, ...]:
+    """The NICs of the server that are in the provisioning network."""
+    wanted = site.spec.networks.provisioning
+    return tuple(
+        BootHost(mac=nic.mac.lower(), address=nic.address, hostname=view.name)
+        for nic in view.spec.nics
+        if nic.network == wanted
+    )
+
+
+async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
+    """Start the machine into the signed agent, by UEFI HTTP Boot or from virtual media, once."""
+    view = ctx.server
+    await site.end_session(view.name)
+    await site.answer_dhcp(view.name, boot_hosts(site, view))
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(view) as client:
+        if view.spec.boot_method == "virtualMedia":
+            await oob.insert_media(client, site.media_url)
+            await oob.boot_cd(client)
+        else:
+            await oob.set_boot_http(client, f"{site.boot_url}/boot/agent.efi")
+        await oob.power(client, "reset")
+    claim = {
+        "boots": site.agent_image.name,
+        "uki_sha256": site.agent_image.sha256,
+        "method": view.spec.boot_method,
+        "secure_boot_enrolled": view.facts.secure_boot_enrolled,
+    }
+    # `ctx.now` is before the reset: whatever says hello from here on can only be the boot that we asked for.
+    return StepResult(facts={"agent_booted_at": ctx.now}, statements=(("boot-config", claim),))
+
+
+async def release_agent(site: Site, ctx: StepContext) -> StepResult:
+    """The agent did its work: the machine goes off, and nobody on the provisioning network answers it any more."""
+    await _stop(site, ctx)
+    await site.answer_dhcp(ctx.name, ())
+    return StepResult(facts={"agent_released": True})
+
+
+async def power_off(site: Site, ctx: StepContext) -> StepResult:
+    """The workload stops here, and the OS's session with it."""
+    await _stop(site, ctx)
+    return StepResult(facts={"workload_stopped": True})
+
+
+async def _stop(site: Site, ctx: StepContext) -> None:
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        await oob.power(client, "off")
+        await oob.clear_boot_override(client)
+        if ctx.server.spec.boot_method == "virtualMedia":
+            await oob.eject_media(client)
+    await site.end_session(ctx.name)
+
+
+async def boot_os(site: Site, ctx: StepContext) -> StepResult:
+    """The agent restarts the machine; the firmware starts the OS by the boot entry that was written."""
+    view = ctx.server
+    if view.agent is not None and view.agent.mode == "ramdisk":
+        await ctx.ensure_lease(BMC_COMMAND)
+        async with site.bmc(view) as client:
+            await oob.clear_boot_override(client)
+            if view.spec.boot_method == "virtualMedia":
+                await oob.eject_media(client)
+        if await site.ordered(ctx, "reboot", {}) is None:
+            return StepResult(done=False)
+    assert view.facts.image is not None
+    image = site.image(view.facts.image.name).booted
+    claim = {"boots": image.name, "uki_sha256": image.sha256, "method": "disk", "secure_boot_enrolled": True}
+    # Any OS that says hello after this agent did is the one that was just written.
+    since = view.agent.started if view.agent else ctx.now
+    return StepResult(facts={"os_booted_at": since}, statements=(("boot-config", claim),))

@@ -1,0 +1,168 @@
+"""Steps of `decommissioning`: erase, look again, clear the TPM, destroy keys, and say so in a certificate."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from freehold.model.errors import FreeholdError
+from freehold.model.status import Facts, Medium, Order
+from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
+from freehold.orchestration.site import BMC_COMMAND, Site
+from freehold.orchestration.step import StepContext, StepResult
+from freehold.out_of_band import server as oob
+from freehold.out_of_band.posture import read_accounts
+from freehold.out_of_band.secure_boot import enroll_secure_boot
+from freehold.out_of_band.takeover import OWN_ACCOUNT, foreign_accounts
+
+CANARIES, SAMPLE_BYTES = 64, 4096
+
+
+async def list_media(site: Site, ctx: StepContext) -> StepResult:
+    """Every disk that the machine has now, not the ones that it had when it came."""
+    order = await site.ordered(ctx, "inventory", {})
+    if order is None:
+        return StepResult(done=False)
+    disks = order.result.get("disks") or []
+    if nameless := [disk["name"] for disk in disks if not disk.get("serial")]:
+        raise FreeholdError(
+            f"disks {', '.join(nameless)} have no serial number, so nothing could be certified about them",
+            server=ctx.name,
+            remedy="remove them, or destroy them physically and record it",
+        )
+    known = {str(disk["serial"]) for disk in (ctx.facts.inband_inventory or {}).get("disks", [])}
+    if gone := sorted(known - {str(disk["serial"]) for disk in disks}):
+        raise FreeholdError(
+            f"disks {', '.join(gone)} were in this server and are not there now: data may have left with them",
+            server=ctx.name,
+            remedy="put them back, or retire the server under a signed waiver",
+        )
+    media = tuple(Medium(serial=str(disk["serial"]), details={"disk": disk}) for disk in disks)
+    return StepResult(facts={"media": media}, events=(f"{len(media)} media to sanitize",))
+
+
+async def plant_canaries(site: Site, ctx: StepContext) -> StepResult:
+    """Known blocks, so that an erase that does nothing is caught. The order keeps the seed over a crash."""
+    args = {"device_serial": ctx.subject, "seed": secrets.token_hex(16), "count": CANARIES}
+    return await _on_medium(site, ctx, "plant_canary", args, "planted", {"planted": True})
+
+
+async def sanitize(site: Site, ctx: StepContext) -> StepResult:
+    techniques = allowed(ctx.server.policy.sanitization.techniques)
+    args = {"device_serial": ctx.subject, "allowed": techniques}
+    return await _on_medium(site, ctx, "sanitize", args, "erased", {"sanitized": True})
+
+
+async def _on_medium(
+    site: Site, ctx: StepContext, kind: str, args: dict[str, Any], name: str, change: dict[str, Any]
+) -> StepResult:
+    order = await site.ordered(ctx, kind, args)
+    if order is None:
+        return StepResult(done=False)
+    return StepResult(
+        facts=changed(ctx.facts, ctx.subject, lambda old: change | {"details": old | {name: order.result}})
+    )
+
+
+def changed(facts: Facts, serial: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The fact `media` with one medium changed."""
+    media = (
+        msgspec.structs.replace(medium, **change(medium.details)) if medium.serial == serial else medium
+        for medium in facts.media or ()
+    )
+    return {"media": tuple(media)}
+
+
+async def verify_sanitized(site: Site, ctx: StepContext) -> StepResult:
+    """Read back. A medium with anything on it sends the server to quarantine, never back to the pool."""
+    details = next(medium.details for medium in ctx.facts.media or () if medium.serial == ctx.subject)
+    args = {
+        "device_serial": ctx.subject,
+        "seed": secrets.token_hex(16),  # drawn after the erase, so that nobody could prepare for it
+        "samples": ctx.server.policy.sanitization.samples,
+        "sample_bytes": SAMPLE_BYTES,
+        "canaries": details["planted"]["canaries"],
+    }
+    order = await site.ordered(ctx, "verify_sanitized", args)
+    if order is None:
+        return StepResult(done=False)
+    medium = statement(ctx.subject, details, order)
+    facts = changed(
+        ctx.facts, ctx.subject, lambda old: {"verified": medium.clean, "details": old | {"statement": medium.to_dict()}}
+    )
+    claim = (("sanitization", medium.to_dict()),)
+    if not medium.clean:
+        why = f"medium {medium.serial} ({medium.model}) is not proven clean: {'; '.join(medium.reasons)}"
+        return StepResult(done=False, facts=facts, statements=claim, quarantine=why)
+    return StepResult(facts=facts, statements=claim, events=(f"{medium.serial}: {medium.technique}, verified",))
+
+
+def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumStatement:
+    seed = str(verified.result.get("seed", ""))
+    return judge(serial, details["disk"], details["planted"], details["erased"], verified.result, seed)
+
+
+async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
+    """TPM2_Clear: every key under the storage hierarchy is gone with its seed."""
+    order = await site.ordered(ctx, "tpm_clear", {})
+    if order is None:
+        return StepResult(done=False)
+    return StepResult(facts={"tpm_cleared": True}, events=("the TPM's storage hierarchy is cleared",))
+
+
+async def destroy_keys(site: Site, ctx: StepContext) -> StepResult:
+    """The tenant's records in the vault: their data keys are overwritten and gone."""
+    destroyed = await asyncio.to_thread(site.vault.destroy, f"tenants/{ctx.name}")
+    claim = {
+        "tpm": "TPM2_Clear: the storage hierarchy's seed was replaced",
+        "vault": [msgspec.to_builtins(key) for key in destroyed],
+    }
+    return StepResult(facts={"keys_destroyed": True}, statements=(("key-destruction", claim),))
+
+
+async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
+    """Off, no foreign account, IPMI off, our Secure Boot keys, declared BIOS settings: whatever the last tenant did."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    pems = site.secure_boot_pems
+    async with site.bmc(ctx.server) as client:
+        await oob.power(client, "off")
+        for account in foreign_accounts(await read_accounts(client), OWN_ACCOUNT):
+            await oob.disable_account(client, account.uri)
+        await oob.set_ipmi(client, False)
+        state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
+        if ctx.server.spec.bios:
+            await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
+        await oob.clear_boot_override(client)
+    claim = {"kind": "re-asserted", "secure_boot": state.enabled, "ipmi": "off", "accounts": [OWN_ACCOUNT]}
+    return StepResult(facts={"state_reasserted": True}, statements=(("posture", claim),))
+
+
+async def certify(_site: Site, ctx: StepContext) -> StepResult:
+    """The destruction certificate (SP 800-88r1, appendix G). Everything is looked at once more before it is signed."""
+    media = [
+        msgspec.convert(medium.details.get("statement"), MediumStatement)
+        for medium in ctx.facts.media or ()
+        if medium.details.get("statement")
+    ]
+    if len(media) != len(ctx.facts.media or ()):
+        raise FreeholdError("a medium has no sanitization statement", server=ctx.name, remedy="decommission again")
+    require_clean(ctx.name, media)
+    system = (ctx.facts.inband_inventory or {}).get("system") or {}
+    claim = {
+        "host": {
+            "name": ctx.name,
+            "manufacturer": system.get("manufacturer"),
+            "product": system.get("product"),
+            "serial": system.get("serial"),
+            "uuid": system.get("uuid"),
+            "ek_sha256": ctx.facts.ek_sha256,
+        },
+        "media": [medium.to_dict() for medium in media],
+        "tpm_cleared": ctx.facts.tpm_cleared,
+        "keys_destroyed": ctx.facts.keys_destroyed,
+        "guidance": "NIST SP 800-88 Rev. 1",
+    }
+    index = await ctx.record("decommission-certificate", claim)
+    return StepResult(facts={"certificate_index": index}, events=(f"destruction certificate: leaf {index}",))

@@ -1,0 +1,63 @@
+"""Steps of `discovering`: what the BMC says, what the machine itself says, and whether the two agree."""
+
+from typing import Any
+
+import msgspec
+
+from freehold.operations.inventory import compare
+from freehold.orchestration.site import Site
+from freehold.orchestration.step import StepContext, StepResult
+from freehold.out_of_band.inventory import read_inventory
+
+
+async def read_oob_inventory(site: Site, ctx: StepContext) -> StepResult:
+    async with site.bmc(ctx.server) as client:
+        inventory: dict[str, Any] = msgspec.to_builtins(await read_inventory(client))
+    declared = ctx.server.spec.firmware.bios
+    if declared is not None and inventory["bios_version"] != declared:
+        why = f"BIOS is {inventory['bios_version']}, declared {declared}"
+        return StepResult(done=False, quarantine=f"firmware is not at the declared version: {why}")
+    claim = {"source": "out-of-band", "inventory": inventory}
+    return StepResult(facts={"oob_inventory": inventory}, statements=(("inventory", claim),))
+
+
+async def collect_inventory(site: Site, ctx: StepContext) -> StepResult:
+    order = await site.ordered(ctx, "inventory", {})
+    if order is None:
+        return StepResult(done=False)
+    claim = {"source": "in-band", "inventory": summary(order.result)}
+    return StepResult(facts={"inband_inventory": order.result}, statements=(("inventory", claim),))
+
+
+def summary(inventory: dict[str, Any]) -> dict[str, Any]:
+    """What of an in-band inventory goes into the evidence log: all but the long list of PCI devices."""
+    return {name: part for name, part in inventory.items() if name != "pci"} | {"pci": len(inventory.get("pci") or [])}
+
+
+async def compare_inventory(_site: Site, ctx: StepContext) -> StepResult:
+    """A machine that is not the one that its BMC describes is not taken in."""
+    out_of_band, in_band = ctx.facts.oob_inventory or {}, ctx.facts.inband_inventory or {}
+    differences = compare(out_of_band, in_band)
+    claim = {"source": "comparison", "agrees": not differences, "differences": list(differences)}
+    if differences:
+        why = f"the BMC and the machine disagree: {'; '.join(differences)}"
+        return StepResult(done=False, quarantine=why, statements=(("inventory", claim),))
+    return StepResult(facts={"inventory_agrees": True}, statements=(("inventory", claim),))
+
+
+async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
+    """From now on the server is its endorsement key. The reference values of its firmware are taken down with it."""
+    agent = ctx.server.agent
+    assert agent is not None
+    identity = str(agent.details["ek_sha256"])
+    if ctx.facts.ek_sha256 not in (None, identity):
+        return StepResult(done=False, quarantine=f"the TPM {identity[:16]}… is not the bound {ctx.facts.ek_sha256}")
+    reference = {str(name): str(value) for name, value in agent.details["reference"].items()}
+    claim = {
+        "source": "tpm",
+        "ek_sha256": identity,
+        "ek_issuers": agent.details["ek_issuers"],
+        "firmware_reference": reference,
+        "attestation": agent.details["attestation"],
+    }
+    return StepResult(facts={"ek_sha256": identity, "learned_reference": reference}, statements=(("inventory", claim),))

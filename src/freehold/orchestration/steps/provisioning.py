@@ -1,0 +1,84 @@
+"""Steps of `provisioning`: the image, its first-boot configuration, its boot entry. Each is an order to the agent."""
+
+import base64
+from typing import Any
+
+from freehold.model.errors import FreeholdError
+from freehold.model.status import ImageFact
+from freehold.orchestration.site import Site
+from freehold.orchestration.step import StepContext, StepResult
+from freehold.provisioning.first_boot import nocloud
+from freehold.provisioning.images.disk import ESP_LABEL, LOADER_PATH, SEED_LABEL, make_seed
+
+BOOT_LABEL = "Freehold OS"
+
+
+def root_disk(ctx: StepContext) -> dict[str, Any]:
+    """The disk that bears the OS: the declared one, else the smallest NVMe namespace. Never guessed beyond that."""
+    disks = [disk for disk in (ctx.facts.inband_inventory or {}).get("disks", []) if disk.get("serial")]
+    wanted = ctx.server.spec.root_disk.serial
+    found = [
+        disk for disk in disks if (disk["serial"] == wanted if wanted else str(disk.get("name", "")).startswith("nvme"))
+    ]
+    if not found:
+        have = ", ".join(f"{disk['serial']} ({disk['name']})" for disk in disks) or "none"
+        raise FreeholdError(
+            f"there is no disk with serial {wanted}" if wanted else "there is no NVMe disk",
+            server=ctx.name,
+            expected=f"one of: {have}",
+            remedy="declare spec.rootDisk.serial",
+        )
+    return min(found, key=lambda disk: (disk["size_bytes"], disk["serial"]))
+
+
+async def write_image(site: Site, ctx: StepContext) -> StepResult:
+    """Stream the assigned image onto the root disk; the agent verifies every chunk, and reads all of it back."""
+    assert ctx.server.assignment is not None
+    image, disk = site.image(ctx.server.assignment.spec.image), root_disk(ctx)
+    if int(disk["size_bytes"]) < image.size:
+        raise FreeholdError(
+            f"disk {disk['serial']} has {disk['size_bytes']} bytes, image {image.name} needs {image.size}",
+            server=ctx.name,
+            remedy="declare a larger disk as spec.rootDisk.serial, or assign a smaller image",
+        )
+    args = {
+        "device_serial": disk["serial"],
+        "image_url": f"{site.boot_url}/images/{image.path.name}",
+        "manifest_envelope": image.manifest_envelope,
+    }
+    order = await site.ordered(ctx, "write_image", args)
+    if order is None:
+        return StepResult(done=False)
+    if order.result.get("manifest_sha256") != image.manifest_sha256:
+        raise FreeholdError(
+            f"the agent wrote another manifest ({order.result.get('manifest_sha256')})", server=ctx.name
+        )
+    claim = {**order.result, "read_back": order.result.get("chunks_verified") == order.result.get("chunks")}
+    fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256)
+    return StepResult(facts={"image_written": True, "image": fact}, statements=(("image", claim),))
+
+
+async def write_seed(site: Site, ctx: StepContext) -> StepResult:
+    """NoCloud: host name, users, keys, network. No secret is in it."""
+    assert ctx.server.assignment is not None
+    given = ctx.server.assignment
+    instance = f"{ctx.name}-{given.revision[:12]}"
+    documents = nocloud(instance, given.spec.hostname, given.spec.users, ctx.server.spec.nics, site.networks)
+    args = {
+        "device_serial": root_disk(ctx)["serial"],
+        "partition_label": SEED_LABEL,
+        "data": base64.b64encode(make_seed(documents)).decode(),
+    }
+    done = await site.ordered(ctx, "write_seed", args)
+    return StepResult(facts={"seed_written": True}) if done else StepResult(done=False)
+
+
+async def set_boot_entry(site: Site, ctx: StepContext) -> StepResult:
+    args = {
+        "device_serial": root_disk(ctx)["serial"],
+        "label": BOOT_LABEL,
+        "partition_label": ESP_LABEL,
+        "loader": LOADER_PATH,
+    }
+    done = await site.ordered(ctx, "set_boot_entry", args)
+    return StepResult(facts={"boot_entry_set": True}) if done else StepResult(done=False)

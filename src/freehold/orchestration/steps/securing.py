@@ -1,0 +1,102 @@
+"""Steps of `securing`: from a factory BMC to one that only this site can open."""
+
+import hashlib
+import hmac
+
+import msgspec
+
+from freehold.model.findings import Finding
+from freehold.orchestration.site import BMC_COMMAND, Site
+from freehold.orchestration.step import StepContext, StepResult
+from freehold.out_of_band import server as oob
+from freehold.out_of_band.accounts import RedfishDoor
+from freehold.out_of_band.errors import BmcIdentityChanged, NotSupported
+from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
+from freehold.out_of_band.takeover import OWN_ACCOUNT, foreign_accounts, take_over
+from freehold.out_of_band.transport import fetch_identity
+
+
+async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
+    """Record the key of the BMC's certificate before any credential is sent to it."""
+    seen = await fetch_identity(ctx.server.spec.bmc.address, server=ctx.name)
+    expected = ctx.server.spec.bmc.expected_fingerprint
+    if expected is None and ctx.server.policy.first_contact == "confirm":
+        raise BmcIdentityChanged(
+            f"the BMC shows key {seen.spki_sha256}; policy wants a person to confirm it",
+            server=ctx.name,
+            remedy="compare it with the BMC's own screen, then declare it as spec.bmc.expectedFingerprint",
+        )
+    if expected is not None and not hmac.compare_digest(expected.lower(), seen.spki_sha256):
+        why = f"the BMC shows key {seen.spki_sha256}, declared is {expected.lower()}; nothing was sent to it"
+        return StepResult(done=False, quarantine=why)
+    method = "declared fingerprint" if expected else "trust on first use"
+    claim = {"address": ctx.server.spec.bmc.address, "spki_sha256": seen.spki_sha256, "method": method}
+    return StepResult(facts={"bmc_identity": seen.spki_sha256}, statements=(("bmc-identity", claim),))
+
+
+async def take_over_credential(site: Site, ctx: StepContext) -> StepResult:
+    """A unique random credential in two phases; other accounts are disabled on the way."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    door = RedfishDoor(lambda credential: site.connect(ctx.server, credential))
+    result = await take_over(door, site.slots(ctx.server), server=ctx.name)
+    credential = await site.slots(ctx.server).current()
+    assert credential is not None
+    claim = {
+        "event": "taken-over",
+        "username": result.username,
+        "unique": await site.is_unique(ctx.name, credential),
+        "password_length": len(credential.password),
+        "password_digest": keyed_digest(await site.audit_key(), credential.password),
+        "stored": "vault",
+        "steps": list(result.steps),
+        "factory_accounts_disabled": not result.remaining,
+        "remaining_accounts": list(result.remaining),
+    }
+    return StepResult(facts={"bmc_credential_committed": True}, statements=(("credential", claim),))
+
+
+def keyed_digest(key: bytes, password: str) -> str:
+    """Shows whether two servers share a password, to whoever may use the vault, without showing the password."""
+    return hmac.digest(key, password.encode(), hashlib.sha256).hex()
+
+
+async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
+    """No enabled account but ours. Read back; an account that cannot be disabled stops the server here."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        for account in foreign_accounts(await read_accounts(client), OWN_ACCOUNT):
+            await oob.disable_account(client, account.uri)
+        left = foreign_accounts(await read_accounts(client), OWN_ACCOUNT)
+    if left:
+        names = ", ".join(account.username for account in left)
+        raise NotSupported(
+            f"accounts {names} are still enabled", server=ctx.name, remedy="delete them by hand on the BMC, then resume"
+        )
+    return StepResult(facts={"factory_accounts_disabled": True})
+
+
+async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
+    """IPMI over LAN off. A BMC that has no IPMI switch has no IPMI that we could know of: that is a finding."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        try:
+            await oob.set_ipmi(client, False)
+            state = "off"
+        except NotSupported:
+            state = "the BMC has no IPMI switch"
+    return StepResult(facts={"ipmi_off": True}, statements=(("posture", {"kind": "ipmi", "ipmi": state}),))
+
+
+async def record_posture(site: Site, ctx: StepContext) -> StepResult:
+    """How open the BMC still stands, as findings and as evidence."""
+    async with site.bmc(ctx.server) as client:
+        posture = await read_posture(client)
+    findings: list[Finding] = posture_findings(posture, subject=ctx.name)
+    claim = {
+        "kind": "configuration",
+        "services": msgspec.to_builtins(posture.services),
+        "connectors": msgspec.to_builtins(posture.connectors),
+        "lockout_threshold": posture.policy.lockout_threshold,
+        "findings": msgspec.to_builtins(findings),
+    }
+    return StepResult(facts={"posture_recorded": True}, statements=(("posture", claim),), findings=tuple(findings))

@@ -1,0 +1,56 @@
+"""Step name -> doer. `planner.STEPS` names what must be here; a test holds the two together."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from freehold.orchestration.site import Site
+from freehold.orchestration.step import StepContext, StepFn, StepResult
+from freehold.orchestration.steps import (
+    booting,
+    decommissioning,
+    discovering,
+    preparing,
+    provisioning,
+    securing,
+    watching,
+)
+
+Doer = Callable[[Site, StepContext], Awaitable[StepResult]]
+
+DOERS: dict[str, Doer] = {
+    "pin_identity": securing.pin_identity,
+    "take_over_credential": securing.take_over_credential,
+    "disable_factory_accounts": securing.disable_factory_accounts,
+    "disable_ipmi": securing.disable_ipmi,
+    "record_posture": securing.record_posture,
+    "read_oob_inventory": discovering.read_oob_inventory,
+    "boot_agent": booting.boot_agent,
+    "collect_inventory": discovering.collect_inventory,
+    "compare_inventory": discovering.compare_inventory,
+    "bind_ek": discovering.bind_ek,
+    "release_agent": booting.release_agent,
+    "apply_bios": preparing.apply_bios,
+    "enroll_secure_boot": preparing.enroll,
+    "approve_reference": preparing.approve_reference,
+    "write_image": provisioning.write_image,
+    "write_seed": provisioning.write_seed,
+    "set_boot_entry": provisioning.set_boot_entry,
+    "boot_os": booting.boot_os,
+    "renew_attestation": watching.renew_attestation,
+    "check_drift": watching.check_drift,
+    "remediate": watching.remediate,
+    "power_off": booting.power_off,
+    "list_media": decommissioning.list_media,
+    "plant_canaries": decommissioning.plant_canaries,
+    "sanitize": decommissioning.sanitize,
+    "verify_sanitized": decommissioning.verify_sanitized,
+    "clear_tpm": decommissioning.clear_tpm,
+    "destroy_keys": decommissioning.destroy_keys,
+    "reassert_state": decommissioning.reassert_state,
+    "certify": decommissioning.certify,
+}
+
+
+def steps_of(site: Site) -> dict[str, StepFn]:
+    """The doers, bound to a site."""
+    return {name: partial(doer, site) for name, doer in DOERS.items()}

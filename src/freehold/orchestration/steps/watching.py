@@ -1,0 +1,134 @@
+"""Steps of `active` and `remediating`: has the server drifted, and put it back."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import DriftKind
+from freehold.operations.drift import Observation, diff, finding, sentence
+from freehold.orchestration.site import BMC_COMMAND, Site
+from freehold.orchestration.step import StepContext, StepResult
+from freehold.out_of_band import server as oob
+from freehold.out_of_band.inventory import firmware_versions
+from freehold.out_of_band.posture import read_posture
+from freehold.out_of_band.redfish import RedfishClient
+from freehold.out_of_band.secure_boot import enroll_secure_boot, fingerprint, secure_boot_state
+from freehold.out_of_band.takeover import OWN_ACCOUNT
+
+OWN_ROLE = "Administrator"
+
+
+async def observe(client: RedfishClient) -> Observation:
+    """The configuration as the BMC reports it now."""
+    state, posture = await secure_boot_state(client), await read_posture(client)
+    return Observation(
+        secure_boot=state.enabled,
+        secure_boot_keys=state.databases,
+        boot_order=await oob.boot_order(client),
+        accounts={account.username: account.role for account in posture.accounts if account.enabled},
+        bios=await oob.bios_attributes(client),
+        firmware={item.id: item.version for item in await firmware_versions(client)},
+        ipmi=posture.enabled("IPMI"),
+    )
+
+
+def accepted(observed: Observation, declared_bios: dict[str, Any], pems: dict[str, str]) -> Observation:
+    """The baseline of a server that becomes active: what only the machine knows as observed, what is ours as declared.
+    So an account or a key that came in before the first check is drift, not part of the baseline."""
+    return msgspec.structs.replace(
+        observed,
+        secure_boot=True,
+        secure_boot_keys=observed.secure_boot_keys | {name: (fingerprint(pem),) for name, pem in pems.items()},
+        accounts={OWN_ACCOUNT: OWN_ROLE},
+        bios=observed.bios | declared_bios,
+        ipmi=False,
+    )
+
+
+async def check_drift(site: Site, ctx: StepContext) -> StepResult:
+    async with site.bmc(ctx.server) as client:
+        observed = await observe(client)
+    stored = ctx.facts.baseline
+    if stored is None:
+        baseline = accepted(observed, ctx.server.spec.bios, site.secure_boot_pems)
+    else:
+        baseline = msgspec.convert(stored, Observation)
+    drift = diff(baseline, observed)
+    facts = {"drift": drift, "last_drift_check": ctx.now, "baseline": msgspec.to_builtins(baseline)}
+    before = {(each.kind, each.subject, each.observed) for each in ctx.facts.drift}
+    fresh = [each for each in drift if (each.kind, each.subject, each.observed) not in before]
+    statements: tuple[tuple[str, dict[str, Any]], ...] = ()
+    if fresh or len(drift) != len(before) or stored is None:
+        statements = (("drift", {"drift": msgspec.to_builtins(drift), "first_check": stored is None}),)
+    return StepResult(
+        facts=facts,
+        statements=statements,
+        events=tuple(sentence(each) for each in fresh),
+        findings=tuple(finding(ctx.name, each, ctx.server.policy.reaction(each.kind)) for each in drift),
+        resolved=tuple(kind.value for kind in DriftKind if kind not in {each.kind for each in drift}),
+    )
+
+
+async def remediate(site: Site, ctx: StepContext) -> StepResult:
+    """Put one kind of drift back to the baseline. What takes effect only at a start restarts the machine."""
+    kind = DriftKind(ctx.subject)
+    if ctx.facts.baseline is None or kind not in _REMEDIES:
+        raise FreeholdError(
+            f"{kind} cannot be remediated", server=ctx.name, remedy=f"declare spec.remediation.{kind}: quarantine"
+        )
+    baseline = msgspec.convert(ctx.facts.baseline, Observation)
+    drift = [each for each in ctx.facts.drift if each.kind is kind]
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        restart = await _REMEDIES[kind](site, client, baseline)
+        if restart:
+            await oob.power(client, "reset")
+    claim = {"kind": kind.value, "drift": msgspec.to_builtins(drift), "restarted": restart}
+    facts = {"remediated": (*ctx.facts.remediated, kind), "last_remediation": ctx.now}
+    return StepResult(facts=facts, statements=(("remediation", claim),), events=(f"remediated {kind}",))
+
+
+async def _accounts(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
+    for account in (await read_posture(client)).accounts:
+        if account.enabled and account.username not in baseline.accounts:
+            await oob.delete_account(client, account.uri)
+    return False
+
+
+async def _boot_order(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
+    await oob.set_boot_order(client, baseline.boot_order)
+    return False
+
+
+async def _bios(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
+    return bool(await oob.set_bios_attributes(client, dict(baseline.bios)))
+
+
+async def _ipmi(_site: Site, client: RedfishClient, _baseline: Observation) -> bool:
+    await oob.set_ipmi(client, False)
+    return False
+
+
+async def _secure_boot(site: Site, client: RedfishClient, _baseline: Observation) -> bool:
+    pems = site.secure_boot_pems
+    await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
+    return True
+
+
+_REMEDIES: dict[DriftKind, Callable[[Site, RedfishClient, Observation], Awaitable[bool]]] = {
+    DriftKind.BMC_ACCOUNT: _accounts,
+    DriftKind.BOOT_ORDER: _boot_order,
+    DriftKind.BIOS_ATTRIBUTE: _bios,
+    DriftKind.IPMI: _ipmi,
+    DriftKind.SECURE_BOOT: _secure_boot,
+    DriftKind.SECURE_BOOT_KEYS: _secure_boot,
+}
+
+
+async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
+    """End the session: the agent in the OS finds its token worthless and attests again."""
+    if ctx.server.agent is not None:
+        await site.end_session(ctx.name)
+    return StepResult(done=False, waiting_for="the OS to attest again")
