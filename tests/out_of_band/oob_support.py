@@ -255,6 +255,7 @@ class ModelBmc:
         if method == "PATCH":
             if "Enabled" in body and not body["Enabled"] and not self.retirable:
                 return Answer(status=400)
+            account.username = body.get("UserName", account.username)
             account.password = body.get("Password", account.password)
             account.must_change = account.must_change and "Password" not in body
             account.enabled = body.get("Enabled", account.enabled)

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.model.findings import Finding
@@ -64,6 +64,7 @@ def test_what_is_no_object_is_read_as_empty_with_a_finding() -> None:
     assert len(findings) == 1
 
 
+@settings(deadline=None, max_examples=60)
 @given(shape=st.sampled_from(_SHAPES), data=st.data())
 def test_no_value_of_any_field_crashes_the_reader(shape: type[msgspec.Struct], data: st.DataObject) -> None:
     names = [field.encode_name for field in msgspec.structs.fields(shape)]

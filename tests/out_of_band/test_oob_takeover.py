@@ -174,6 +174,16 @@ async def test_declared_accounts_stay() -> None:
     assert {a.username for a in bmc.accounts.values() if a.enabled} == {"freehold", "guest"}
 
 
+async def test_a_bmc_with_a_fixed_table_of_accounts_gets_ours_in_a_free_slot() -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, can_add=False), MemorySlots(crashes, FACTORY)
+    bmc.accounts["3"] = ModelAccount("", "", role="None", enabled=False)
+    result = await _resume(bmc, slots, crashes, None)
+    assert result is not None
+    assert result.username == bmc.accounts["3"].username == "freehold"
+    assert {a.username for a in bmc.accounts.values() if a.enabled} == {"freehold"}
+
+
 @pytest.mark.parametrize("threshold", [1, 2])
 async def test_a_lockout_policy_that_leaves_no_room_stops_before_any_change(threshold: int) -> None:
     crashes = Crashes()

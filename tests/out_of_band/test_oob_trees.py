@@ -34,7 +34,8 @@ async def test_crawl_reads_every_resource_that_is_linked(trees: Path, tmp_path: 
     async with client_of(trees, name, tmp_path) as client:
         crawl = await client.crawl()
     assert len(crawl.resources) >= whole
-    assert all(body for body in crawl.resources.values())
+    empty = [uri for uri, body in crawl.resources.items() if not body]
+    assert empty == (["/redfish/v1/Managers/1/SecurityService/PlatformCertUpdate/Certificates"] if name == HPE else [])
     assert all("HTTP 404" in reason for reason in crawl.unreadable.values())
     uris = {uri.rstrip("/").lower() for uri in crawl.resources}
     assert "/redfish/v1" in uris

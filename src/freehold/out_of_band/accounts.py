@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from freehold.out_of_band.errors import BmcError, NotSupported
+from freehold.out_of_band.errors import BmcError, NotSupported, PasswordChangeRequired
 from freehold.out_of_band.posture import AccountFact, AccountPolicy, read_account_policy, read_accounts
 from freehold.out_of_band.redfish import Credential, Json, RedfishClient, link
 from freehold.out_of_band.server import delete_account, disable_account
@@ -26,6 +26,12 @@ class RedfishDoor:
         client = self._connect(credential)
         await client.__aenter__()
         self._open = client
+        if client.password_change_account is None and (service := link(client.root, "AccountService")) is not None:
+            try:
+                # Not every BMC says at log-in that the password must be changed; the first read tells.
+                await client.get(service)
+            except PasswordChangeRequired as error:
+                return error.account
         return client.password_change_account
 
     async def close(self) -> None:

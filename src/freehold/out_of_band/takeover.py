@@ -34,7 +34,7 @@ _MAX_STEPS = 60
 
 class StagedCredential(msgspec.Struct, frozen=True, kw_only=True):
     """The write-ahead record. `tries` guesses were started, the last at `last_try` (UNIX seconds), that are not known
-    to have worked; `threshold` (0: no lockout) and `window` (seconds) are the BMC's lockout policy when it was staged."""
+    to have worked; `threshold` (0: no lockout) and `window` (seconds) are the BMC's lockout policy."""
 
     credential: Credential
     tries: int = 0

@@ -1,0 +1,268 @@
+"""The doers against the lab's Redfish service, which was written from the standard by somebody else."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives.serialization import Encoding
+from oob_support import Crashes, Keys, MemorySlots
+
+from freehold.out_of_band import server
+from freehold.out_of_band.accounts import RedfishDoor
+from freehold.out_of_band.errors import BmcUnreachable, EnrolmentFailed, NotSupported, WrongCredential
+from freehold.out_of_band.inventory import Cpu
+from freehold.out_of_band.posture import read_account_policy
+from freehold.out_of_band.redfish import Credential, RedfishClient
+from freehold.out_of_band.takeover import take_over
+from freehold.out_of_band.transport import BmcIdentity, fetch_identity
+from freehold_lab.bmc.context import BmcConfig
+from freehold_lab.bmc.memory import MemoryHardware, example_info
+from freehold_lab.bmc.service import serve
+from freehold_lab.hardware import BootTarget, SecureBootDatabaseName
+
+FACTORY = Credential("root", "factory-pass")
+
+
+@asynccontextmanager
+async def bmc(tmp_path: Path, hardware: MemoryHardware) -> AsyncIterator[tuple[str, BmcIdentity]]:
+    runner = await serve(hardware, BmcConfig(FACTORY.password, tmp_path / "bmc", port=0, reset_seconds=0.1))
+    address = f"127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield address, BmcIdentity(spki_sha256=(await fetch_identity(address)).spki_sha256)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+def hardware() -> MemoryHardware:
+    return MemoryHardware(example_info())
+
+
+@pytest.fixture
+async def place(tmp_path: Path, hardware: MemoryHardware) -> AsyncIterator[tuple[str, BmcIdentity]]:
+    async with bmc(tmp_path, hardware) as where:
+        yield where
+
+
+@pytest.fixture
+async def client(place: tuple[str, BmcIdentity]) -> AsyncIterator[RedfishClient]:
+    async with RedfishClient.connect(*place, FACTORY, server="server-1") as logged_in:
+        yield logged_in
+
+
+async def test_inventory_says_what_the_hardware_is(client: RedfishClient, hardware: MemoryHardware) -> None:
+    inventory, info = await server.read_inventory(client), hardware.info
+    assert inventory.cpus == (Cpu(model=info.cpu_model, cores=info.cores, threads=inventory.cpus[0].threads),)
+    assert inventory.memory_mib == info.memory_mib
+    assert [nic.mac for nic in inventory.nics] == [nic.mac for nic in info.nics]
+    assert [(d.serial, d.capacity_bytes) for d in inventory.drives] == [
+        (d.serial, d.capacity_bytes) for d in info.drives
+    ]
+    assert (inventory.uuid, inventory.serial, inventory.bios_version) == (info.uuid, info.serial, info.bios_version)
+    assert inventory.tpm is not None
+    assert inventory.tpm.interface == "TPM2_0"
+    assert inventory.findings == ()
+
+
+async def test_crawl_reads_the_whole_service(client: RedfishClient) -> None:
+    crawl = await client.crawl()
+    assert crawl.unreadable == {}
+    assert len(crawl.resources) > 60
+
+
+async def test_ipmi_off_is_seen_in_the_posture(client: RedfishClient) -> None:
+    before = await server.read_posture(client)
+    assert "bmc-ipmi-enabled" in [f.kind for f in server.posture_findings(before, subject="server-1")]
+    assert await server.set_ipmi(client, False)
+    assert not await server.set_ipmi(client, False)
+    assert not (await server.read_posture(client)).enabled("IPMI")
+
+
+async def test_a_full_take_over(place: tuple[str, BmcIdentity]) -> None:
+    slots = MemorySlots(Crashes(), FACTORY)
+    door = RedfishDoor(lambda credential: RedfishClient.connect(*place, credential, server="server-1"))
+    result = await take_over(door, slots, server="server-1")
+    assert (result.username, result.remaining) == ("freehold", ())
+    assert slots.now is not None
+    async with RedfishClient.connect(*place, slots.now) as own:
+        accounts = {account.username: account.enabled for account in await server.accounts(own)}
+        assert accounts == {"root": False, "freehold": True}
+        kinds = [f.kind for f in server.posture_findings(await server.read_posture(own), subject="server-1")]
+        assert "bmc-foreign-account" not in kinds
+        policy = await read_account_policy(own)
+        assert policy.min_password_length is not None
+        assert len(slots.now.password) >= policy.min_password_length
+    assert (await take_over(door, slots)).username == "freehold"
+    with pytest.raises(WrongCredential):  # the test may guess; the product reads the Enabled flag
+        await RedfishClient.connect(*place, FACTORY).__aenter__()
+
+
+async def test_a_take_over_of_an_account_that_must_change_its_password(place: tuple[str, BmcIdentity]) -> None:
+    async with RedfishClient.connect(*place, FACTORY) as factory:
+        own = next(a.uri for a in await server.accounts(factory) if a.username == "root")
+        await factory.patch(own, {"PasswordChangeRequired": True})
+    slots = MemorySlots(Crashes(), FACTORY)
+    door = RedfishDoor(lambda credential: RedfishClient.connect(*place, credential))
+    assert (await take_over(door, slots)).username == "freehold"
+    assert slots.next is None
+
+
+async def test_a_foreign_account_is_removed(client: RedfishClient) -> None:
+    await client.post(
+        "/redfish/v1/AccountService/Accounts",
+        {"UserName": "mallory", "Password": "some-Password-1", "RoleId": "Administrator"},
+    )
+    foreign = next(a for a in await server.accounts(client) if a.username == "mallory")
+    await server.disable_account(client, foreign.uri)
+    await server.disable_account(client, foreign.uri)
+    assert not next(a for a in await server.accounts(client) if a.username == "mallory").enabled
+    await server.delete_account(client, foreign.uri)
+    await server.delete_account(client, foreign.uri)
+    assert [a.username for a in await server.accounts(client)] == ["root"]
+
+
+async def test_power_looks_at_the_state_first(client: RedfishClient) -> None:
+    assert await server.power(client, "on") == "On"
+    assert await server.power(client, "on") == "On"
+    assert await server.power(client, "reset") == "On"
+    assert await server.power(client, "off") == "Off"
+    assert await server.power(client, "off") == "Off"
+    assert await server.power(client, "reset") == "On"
+
+
+async def test_boot_override_by_http_and_back(client: RedfishClient, hardware: MemoryHardware) -> None:
+    uri = "http://172.30.2.2:8080/agent.efi"
+    for _ in range(2):
+        await server.set_boot_http(client, uri)
+        override = await hardware.boot_override()
+        assert (override.target, override.enabled, override.http_uri) == (BootTarget.UEFI_HTTP, "Once", uri)
+    await server.set_boot_http(client, uri, once=False)
+    assert (await hardware.boot_override()).enabled == "Continuous"
+    for _ in range(2):
+        await server.clear_boot_override(client)
+        assert (await hardware.boot_override()).enabled == "Disabled"
+    await server.boot_cd(client)
+    assert (await hardware.boot_override()).target is BootTarget.CD
+
+
+async def test_virtual_media_is_inserted_once_and_ejected(client: RedfishClient, tmp_path: Path) -> None:
+    async def image(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"CD001" * 1000)
+
+    app = web.Application()
+    app.router.add_get("/{name}", image)
+    async with TestServer(app) as files:
+        for name in ("a.iso", "a.iso", "b.iso"):
+            url = str(files.make_url(f"/{name}"))
+            await server.insert_media(client, url)
+            assert await _inserted(client) == url
+    for _ in range(2):
+        await server.eject_media(client)
+        assert await _inserted(client) is None
+
+
+async def _inserted(client: RedfishClient) -> str | None:
+    media = (await client.crawl()).resources
+    return next((m["Image"] for m in media.values() if "VirtualMedia.v" in m["@odata.type"] and m["Inserted"]), None)
+
+
+async def test_boot_order_is_set_as_declared(client: RedfishClient, hardware: MemoryHardware) -> None:
+    order = tuple(reversed(await server.boot_order(client)))
+    await server.set_boot_order(client, order)
+    await server.power(client, "reset")
+    assert await server.boot_order(client) == order
+
+
+async def test_bios_attributes_are_staged_and_unknown_ones_refused(client: RedfishClient) -> None:
+    assert await server.set_bios_attributes(client, {"SriovGlobalEnable": True, "NumLock": True}) == (
+        "SriovGlobalEnable",
+    )
+    assert await server.set_bios_attributes(client, {"SriovGlobalEnable": True}) == ()
+    await server.power(client, "reset")
+    assert (await server.bios_attributes(client))["SriovGlobalEnable"] is True
+    with pytest.raises(NotSupported, match="no attribute Nonsense"):
+        await server.set_bios_attributes(client, {"Nonsense": 1})
+
+
+async def test_secure_boot_is_enrolled_with_exactly_our_keys(
+    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path
+) -> None:
+    pk, kek, db = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db"))
+    await server.power(client, "off")
+    for _ in range(2):
+        state = await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+        assert state.enabled
+        assert state.mode == "UserMode"
+    assert len(await hardware.secure_boot_certificates("db")) == 1
+    await server.power(client, "on")
+    assert (await server.secure_boot_state(client)).active
+    logs = [line.message for line in await server.log_entries(client) if "Secure" in line.message]
+    assert sum("DeleteAllKeys" in line for line in logs) == 1  # the second enrolment had nothing to do
+
+
+async def test_enrolment_removes_foreign_keys_and_survives_an_interruption(
+    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path
+) -> None:
+    pk, kek, db, foreign = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db", "foreign"))
+    await server.power(client, "off")
+    await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=foreign)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+    state = await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+    assert [len(state.databases[name]) for name in ("PK", "KEK", "db")] == [1, 1, 1]
+
+
+async def test_a_firmware_that_adds_a_vendors_key_is_found_out(
+    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pk, kek, db = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db"))
+    foreign = Keys(tmp_path, "vendor").certificate.public_bytes(Encoding.DER)
+    honest = hardware.set_secure_boot_database
+
+    async def smuggle(name: SecureBootDatabaseName, certificates: list[bytes], signatures: list[str]) -> None:
+        await honest(name, [*certificates, foreign] if name == "db" else certificates, signatures)
+
+    monkeypatch.setattr(hardware, "set_secure_boot_database", smuggle)
+    with pytest.raises(EnrolmentFailed, match=r"after enrolment db holds .*, .* and 0 hashes"):
+        await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+
+
+async def test_secure_boot_can_be_reset(client: RedfishClient, tmp_path: Path) -> None:
+    pk, kek, db = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db"))
+    await server.power(client, "off")
+    await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+    await server.reset_secure_boot(client, "DeleteAllKeys")
+    assert (await server.secure_boot_state(client)).mode == "SetupMode"
+
+
+async def test_a_session_survives_a_restart_of_the_bmc(client: RedfishClient) -> None:
+    manager = await client.get("/redfish/v1/Managers/1")
+    await client.action(manager, "Manager.Reset", {"ResetType": "ForceRestart"})
+    for _ in range(30):
+        await asyncio.sleep(0.1)
+        with contextlib.suppress(BmcUnreachable):
+            assert await server.power_state(client) in ("On", "Off")
+            return
+    pytest.fail("the BMC did not come back")
+
+
+async def test_the_service_as_a_process_is_read_over_its_factory_certificate(tmp_path: Path) -> None:
+    command = ["-m", "freehold_lab.bmc", "--port", "0", "--state-dir", str(tmp_path), "--number", "7"]
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        address = line.split()[0].removeprefix("https://")
+        identity = BmcIdentity(spki_sha256=(await fetch_identity(address)).spki_sha256)
+        async with RedfishClient.connect(address, identity, FACTORY) as own:
+            assert (await server.read_inventory(own)).serial == "HX2B4007"
+    finally:
+        process.terminate()
+        await process.wait()
