@@ -106,3 +106,7 @@ def _show(parts: dict[str, str | None], text: str) -> None:
         a in ("--output", "-o") and b == "json" for a, b in zip(sys.argv, sys.argv[1:], strict=False)
     )
     click.echo(json.dumps({"error": parts}) if as_json else text, err=True)
+
+
+if __name__ == "__main__":
+    main()

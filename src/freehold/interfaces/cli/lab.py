@@ -1,0 +1,122 @@
+"""`freehold lab`: passes on to the rack in a box, a program of its own, and writes Freehold's inventory of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from freehold.model.errors import FreeholdError
+
+INVENTORY, SSH_KEY = "inventory.yaml", "ssh-key"
+DRIFT_INTERVAL = "10s"
+
+
+def facts_of(directory: Path) -> dict[str, Any]:
+    """`lab.json`: what the lab says of itself."""
+    try:
+        facts: dict[str, Any] = json.loads((directory / "lab.json").read_text())
+    except FileNotFoundError:
+        raise FreeholdError(
+            f"there is no lab in {directory}", remedy="start one with `freehold lab up`, or say where it is with --lab"
+        ) from None
+    return facts
+
+
+def lab_command(*arguments: str, directory: Path) -> list[str]:
+    """The command line of the lab's own program."""
+    return [sys.executable, "-m", "freehold_lab", arguments[0], "--dir", str(directory), *arguments[1:]]
+
+
+def ask(*arguments: str, directory: Path) -> dict[str, Any]:
+    """Run a lab command and read its JSON. Raises `FreeholdError` with the lab's own words."""
+    command = lab_command(*arguments, "--output", "json", directory=directory)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 3):
+        words = done.stderr.strip().removeprefix("freehold_lab: ") or f"exit status {done.returncode}"
+        raise FreeholdError(f"lab {arguments[0]}: {words}")
+    answer = json.loads(done.stdout) if done.stdout.strip() else {}
+    return answer if isinstance(answer, dict) else {"value": answer}
+
+
+def write_inventory(directory: Path, facts: dict[str, Any]) -> Path:
+    """The lab as Freehold documents: what a person would write for a rack, with the factory labels' credentials."""
+    key = directory / SSH_KEY
+    if not key.exists():
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "freehold-lab", "-f", str(key)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    public = key.with_suffix(".pub").read_text().strip()
+    path = directory / INVENTORY
+    path.write_text(yaml.safe_dump_all(documents(facts, public), sort_keys=False))
+    return path
+
+
+def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
+    """The documents, in the order in which a reader wants them. Pure."""
+
+    def document(kind: str, name: str, **spec: Any) -> dict[str, Any]:
+        return {"apiVersion": "freehold/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+    networks = facts["networks"]
+    lines = [document("Site", facts["name"], controller=facts["controller"])]
+    for role in ("oob", "provisioning", "production"):
+        prefix, gateway = networks[role]["prefix"], networks[role]["gateway"]
+        spec = {"role": role, "prefix": prefix} | ({"gateway": gateway} if gateway else {})
+        if role == "provisioning":
+            base = prefix.rsplit(".", 1)[0]
+            spec["dhcpRange"] = {"start": f"{base}.100", "end": f"{base}.199"}
+        lines.append(document("Network", role, **spec))
+    remediation = {"bmc-account": "remediate", "secure-boot": "remediate"}
+    lines.append(document("Policy", "lab", driftInterval=DRIFT_INTERVAL, remediation=remediation))
+    lines.append(document("Image", "debian-12", version="12", builtin="debian-12"))
+    for server in facts["servers"]:
+        nics = [
+            {"mac": nic["mac"], "network": nic["network"]}
+            | ({"address": server["production_address"]} if nic["network"] == "production" else {})
+            for nic in server["nics"]
+        ]
+        credential = {"username": server["factory_user"], "password": server["factory_password"]}
+        bmc = {"address": server["bmc_address"], "credential": credential}
+        lines.append(document("Server", server["name"], bmc=bmc, nics=nics, policy="lab"))
+        lines.append(
+            document(
+                "Assignment",
+                f"{server['name']}-debian",
+                server=server["name"],
+                image="debian-12",
+                hostname=server["name"],
+                users=[{"name": "ops", "sshKeys": [ssh_key]}],
+            )
+        )
+    return lines
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lab(arguments: tuple[str, ...]) -> None:
+    """A rack in a box: up, down, status, fault, console, power, ssh, exec, wan. `freehold lab --help` lists all.
+
+    \b
+    Example:
+      freehold lab up --servers 2
+    """
+    done = subprocess.run([sys.executable, "-m", "freehold_lab", *arguments], check=False).returncode
+    if done == 0 and arguments[:1] == ("up",) and "--help" not in arguments and "-h" not in arguments:
+        directory = _directory(arguments)
+        path = write_inventory(directory, facts_of(directory))
+        if not any("json" in argument for argument in arguments):
+            click.echo(f"inventory: {path}")
+            click.echo(f"next:      freehold serve --lab {directory} &  freehold apply -f {path}")
+    raise click.exceptions.Exit(done)
+
+
+def _directory(arguments: tuple[str, ...]) -> Path:
+    for at, argument in enumerate(arguments):
+        if argument.startswith("--dir="):
+            return Path(argument.partition("=")[2])
+        if argument == "--dir" and at + 1 < len(arguments):
+            return Path(arguments[at + 1])
+    return Path("lab")

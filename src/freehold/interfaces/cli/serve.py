@@ -1,0 +1,127 @@
+"""`freehold serve`: the controller in the foreground."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from freehold.interfaces.cli.common import state_option
+from freehold.interfaces.cli.lab import facts_of
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import NetworkSpec, SiteSpec
+from freehold.orchestration.controller import make_site
+from freehold.orchestration.controller import serve as run_site
+from freehold.orchestration.opening import boot_artifacts, open_log, open_vault, serving
+from freehold.orchestration.store import Store
+from freehold.provisioning.images.artifacts import Cache, Step, default_root
+from freehold.provisioning.images.build import BaseArtifacts, build_base
+from freehold.root_of_trust.keys import SiteKeys
+
+logger = logging.getLogger("freehold")
+INSIDE = "FREEHOLD_LAB_INSIDE"
+
+
+@click.command()
+@state_option
+@click.option(
+    "--lab",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Serve this lab, from inside its controller's network namespace.",
+)
+@click.option("--mirror", help="Debian mirror for image builds; default: the host's own apt sources.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+def serve(state: Path, lab: Path | None, mirror: str | None, verbose: bool) -> None:
+    """Run the controller: engine, agent API, boot server and DHCP. Stop it with Ctrl-C; start it again at any time.
+
+    \b
+    Example:
+      freehold serve --lab ./lab
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        stream=sys.stderr,
+    )
+    for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    base = build_base(Cache(default_root(), show_step), mirror=mirror)
+    if lab is not None and not os.environ.get(INSIDE):
+        enter_lab(state, lab)
+    with serving(state):
+        import uvloop
+
+        with contextlib.suppress(asyncio.CancelledError):
+            uvloop.run(run(state, base))
+
+
+def enter_lab(state: Path, lab: Path) -> None:
+    """Trust the lab's TPM vendor, and go on inside the controller's network namespace."""
+    facts = facts_of(lab)
+    roots = state / "tpm-roots"
+    roots.mkdir(parents=True, exist_ok=True)
+    for certificate in map(Path, facts["tpm_vendor_certificates"]):
+        shutil.copy(certificate, roots / f"lab-{certificate.name}")
+    os.environ[INSIDE] = "1"
+    inside = [
+        "ip",
+        "netns",
+        "exec",
+        facts["controller_namespace"],
+        sys.executable,
+        "-m",
+        "freehold.interfaces.cli.main",
+    ]
+    os.execvp("ip", [*inside, *sys.argv[1:]])  # noqa: S606
+
+
+async def run(state: Path, base: BaseArtifacts) -> None:
+    stopping = asyncio.current_task()
+    assert stopping is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.cancel)
+    store = await Store.open(state / "freehold.db")
+    try:
+        name, spec, networks = await site_documents(store)
+        addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
+        vault = open_vault(state)
+        keys = await asyncio.to_thread(SiteKeys.create, state, vault, name, addresses)
+        (state / "tpm-roots").mkdir(exist_ok=True)
+        with await asyncio.to_thread(open_log, state, name, keys) as log:
+            boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
+            site = make_site(state, spec, networks, vault, keys, boot)
+            await run_site(site, store, log)
+    finally:
+        await store.close()
+
+
+async def site_documents(store: Store) -> tuple[str, SiteSpec, dict[str, NetworkSpec]]:
+    """The one Site and its networks. A controller that was started first waits for them."""
+    said = False
+    while not (sites := await store.list_resources("Site")):
+        if not said:
+            logger.info("waiting for a Site: `freehold apply -f inventory.yaml`")
+            said = True
+        await asyncio.sleep(0.5)
+    if len(sites) > 1:
+        names = ", ".join(site.resource.name for site in sites)
+        raise FreeholdError(f"the store holds {len(sites)} Sites: {names}", remedy="delete all but one")
+    spec = sites[0].resource.spec
+    assert isinstance(spec, SiteSpec)
+    networks = {
+        each.resource.name: each.resource.spec
+        for each in await store.list_resources("Network")
+        if isinstance(each.resource.spec, NetworkSpec)
+    }
+    return sites[0].resource.name, spec, networks
+
+
+def show_step(step: Step) -> None:
+    """One line of a build's progress."""
+    took = f" ({step.seconds:.1f} s)" if step.state == "done" else ""
+    if step.state != "cached":
+        click.echo(f"  {step.name}: {step.state}{took}", err=True)
