@@ -194,6 +194,22 @@ async def test_a_lockout_policy_that_leaves_no_room_stops_before_any_change(thre
     assert bmc.works(FACTORY)
 
 
+@pytest.mark.parametrize("threshold", [3, 5])
+async def test_a_controller_that_dies_after_every_refused_login_does_not_lock_the_account(threshold: int) -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, can_add=False, threshold=threshold), MemorySlots(crashes, FACTORY)
+    slots.next = StagedCredential(credential=Credential("root", "never set", generated=True), threshold=threshold)
+    for _ in range(threshold + 3):
+        with contextlib.suppress(WaitForTheBmc):
+            # The points passed: the record of the try (2), the service root (2), the log-in (1 before, 1 after).
+            assert await _resume(bmc, slots, crashes, 6) is None
+        bmc.clock += 1
+        _check(bmc, slots)
+    assert len(bmc.attempts) == threshold - 2
+    bmc.clock += 5000
+    assert await _resume(bmc, slots, crashes, None) is not None
+
+
 def test_out_of_tries_on_one_account_waits_instead_of_guessing() -> None:
     pending = StagedCredential(
         credential=Credential("root", "new", generated=True), tries=3, last_try=100.0, threshold=5, window=60
