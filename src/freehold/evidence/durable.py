@@ -73,6 +73,13 @@ def shred(path: Path) -> None:
     sync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Removes a file, durably. A missing file is done already."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
+        sync_directory(path.parent)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """`os.write` until everything is written."""
     view = memoryview(data)

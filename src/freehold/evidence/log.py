@@ -262,7 +262,7 @@ class EvidenceLog(LogView):
         number += 1
         while (torn := self._path(number)).exists():
             self.cut_bytes += torn.stat().st_size
-            torn.unlink()
+            durable.remove(torn)
             number += 1
         self._refuse_foreign_files()
 

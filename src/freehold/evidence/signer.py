@@ -3,7 +3,7 @@
 import hashlib
 from typing import Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -44,7 +44,7 @@ class PublicKey:
         """Raises `KeyRefused` for anything but an Ed25519 public key."""
         try:
             key = serialization.load_pem_public_key(pem)
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise KeyRefused("this is not a public key in PEM", expected="-----BEGIN PUBLIC KEY-----") from error
         if not isinstance(key, Ed25519PublicKey):
             raise KeyRefused(f"this is a {type(key).__name__}", expected="an Ed25519 public key")

@@ -1,0 +1,49 @@
+"""Kills a keeper at every file operation in turn, as kill -9 would: nothing after that point happens, writes may be halved."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from freehold.evidence import durable
+
+
+class Crash(BaseException):
+    """The process is dead."""
+
+
+class MortalOs:
+    """The `os` module for one process that dies at change number `dies_at` (from 0) and stays dead."""
+
+    CHANGES = frozenset({"mkdir", "open", "write", "fsync", "replace", "unlink", "ftruncate"})
+
+    def __init__(self, dies_at: int) -> None:
+        self.left = dies_at
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        return self._counted(name, real) if name in self.CHANGES else real
+
+    def _counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if self.left == 0 and name == "write":
+                real(args[0], args[1][: len(args[1]) // 2])
+            if self.left <= 0:
+                self.left = -1
+                raise Crash
+            self.left -= 1
+            return real(*args)
+
+        return call
+
+
+def run_until_crash(monkeypatch: pytest.MonkeyPatch, dies_at: int, work: Callable[[], object]) -> bool:
+    """Whether `work` died before its end."""
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "os", MortalOs(dies_at))
+        try:
+            work()
+        except Crash:
+            return True
+    return False
