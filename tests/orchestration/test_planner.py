@@ -1,0 +1,331 @@
+"""The planner by example, and by property over all that a server can be."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freehold.model.resources import (
+    AssignmentSpec,
+    Bmc,
+    Credential,
+    DriftKind,
+    Nic,
+    PolicySpec,
+    Reaction,
+    ServerSpec,
+)
+from freehold.model.status import (
+    AgentSession,
+    Drift,
+    Facts,
+    Intent,
+    IntentKind,
+    Medium,
+    Order,
+    OrderState,
+    ServerState,
+    ServerStatus,
+)
+from freehold.orchestration.lifecycle import forget, transition
+from freehold.orchestration.planner import (
+    AGENT_LOST,
+    BOOT_PATIENCE,
+    GOALS,
+    STEPS,
+    Assigned,
+    Do,
+    Idle,
+    Move,
+    Quarantine,
+    Refuse,
+    ServerView,
+    Wait,
+    next_step,
+    overdue,
+)
+
+S = ServerState
+NOW = 1_000_000.0
+SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
+ASSIGNED = Assigned("web", AssignmentSpec(server="a", image="i", hostname="h"), "r1")
+
+
+def view(state: S, facts: Facts = Facts(), *, status: dict = {}, **rest: object) -> ServerView:  # noqa: B006, B008
+    full = ServerStatus(state=state, state_since=NOW - 100, facts=facts, **status)
+    return ServerView(name="a", spec=SPEC, status=full, **rest)  # type: ignore[arg-type]
+
+
+def agent(mode: str = "ramdisk", *, started: float = NOW - 50, seen: float = NOW - 1, **rest: object) -> AgentSession:
+    return AgentSession(id="s", mode=mode, boot_id="b", started=started, last_seen=seen, **rest)  # type: ignore[arg-type]
+
+
+def test_securing_goes_goal_by_goal() -> None:
+    facts, steps = Facts(), []
+    for name in (
+        "bmc_identity",
+        "bmc_credential_committed",
+        "factory_accounts_disabled",
+        "ipmi_off",
+        "posture_recorded",
+    ):
+        decision = next_step(view(S.SECURING, facts), NOW)
+        assert isinstance(decision, Do)
+        steps.append(decision.step)
+        facts = msgspec.structs.replace(facts, **{name: "x" if name == "bmc_identity" else True})
+    assert steps == [
+        "pin_identity",
+        "take_over_credential",
+        "disable_factory_accounts",
+        "disable_ipmi",
+        "record_posture",
+    ]
+    assert next_step(view(S.SECURING, facts), NOW) == Move(S.DISCOVERING, "its BMC is ours alone")
+
+
+def test_provisioning_waits_for_the_agent_and_then_orders() -> None:
+    booted = Facts(agent_booted_at=NOW - 60)
+    assert next_step(view(S.PROVISIONING), NOW) == Do("boot_agent", "boot_agent")
+    assert isinstance(next_step(view(S.PROVISIONING, booted), NOW), Wait)
+    assert isinstance(next_step(view(S.PROVISIONING, booted, agent=agent()), NOW), Wait)
+    ready = view(S.PROVISIONING, booted, agent=agent(attested_at=NOW - 5))
+    assert next_step(ready, NOW) == Do("write_image", "write_image")
+
+
+def test_an_order_in_flight_is_waited_for_with_its_progress() -> None:
+    order = Order(id="1", key="write_image", kind="write_image", progress={"done": 43, "total": 100})
+    given = {"agent": agent(attested_at=NOW - 5), "orders": {"write_image": order}}
+    booted = Facts(agent_booted_at=NOW - 60)
+    decision = next_step(view(S.PROVISIONING, booted, **given), NOW)
+    assert decision == Wait("waiting for the agent: write_image (43 %)", NOW + 30)
+    given["orders"] = {"write_image": msgspec.structs.replace(order, state=OrderState.DONE)}
+    assert next_step(view(S.PROVISIONING, booted, **given), NOW) == Do("write_image", "write_image")
+
+
+@pytest.mark.parametrize(
+    ("facts", "session"),
+    [
+        (Facts(agent_booted_at=NOW - BOOT_PATIENCE - 1), None),
+        (Facts(agent_booted_at=NOW - 60), agent(seen=NOW - AGENT_LOST - 1)),
+        (Facts(agent_booted_at=NOW - BOOT_PATIENCE - 1), agent("os")),
+        (Facts(agent_booted_at=NOW - BOOT_PATIENCE - 1), agent(started=NOW - 2000, attested_at=NOW - 1990)),
+    ],
+    ids=["never came", "fell silent", "booted the old OS instead", "an agent of an earlier boot"],
+)
+def test_a_lost_agent_is_booted_again(facts: Facts, session: AgentSession | None) -> None:
+    assert next_step(view(S.PROVISIONING, facts, agent=session), NOW) == Do("boot_agent", "boot_agent")
+
+
+def test_an_agent_that_did_its_work_may_go() -> None:
+    facts = Facts(agent_booted_at=NOW - 900, image_written=True, seed_written=True, boot_entry_set=True)
+    assert next_step(view(S.PROVISIONING, facts), NOW) == Do("boot_os", "boot_os")
+
+
+def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
+    assert next_step(view(S.AVAILABLE), NOW) == Idle(None)
+    assert next_step(view(S.AVAILABLE, assignment=ASSIGNED), NOW) == Move(S.PROVISIONING, "assigned by web")
+    assert next_step(view(S.AVAILABLE, Facts(ended_assignment="r1"), assignment=ASSIGNED), NOW) == Idle(None)
+
+
+def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
+    facts = Facts(os_booted_at=NOW - 40)
+    for session in (None, agent("os", attested_at=NOW), agent("ramdisk", started=NOW - 30, attested_at=NOW)):
+        assert isinstance(next_step(view(S.ATTESTING, facts, agent=session), NOW), Wait)
+    fresh = agent("os", started=NOW - 20, attested_at=NOW - 10)
+    assert next_step(view(S.ATTESTING, facts, agent=fresh), NOW) == Wait(
+        "waiting for the OS to report that it is ready", NOW + 30
+    )
+    ready = msgspec.structs.replace(fresh, ready_at=NOW)
+    assert next_step(view(S.ATTESTING, facts, agent=ready), NOW) == Move(
+        S.ACTIVE, "the OS attested and is ready", facts={"last_attestation": NOW - 10}
+    )
+
+
+def drift(*kinds: DriftKind) -> tuple[Drift, ...]:
+    return tuple(Drift(kind=kind, subject="x", expected="a", observed="b") for kind in kinds)
+
+
+def test_drift_by_policy() -> None:
+    checked = {"last_drift_check": NOW - 1}
+    told = PolicySpec(remediation={DriftKind.FIRMWARE_VERSION: Reaction.REPORT})
+    reported = view(S.ACTIVE, Facts(drift=drift(DriftKind.FIRMWARE_VERSION), **checked), policy=told)
+    assert next_step(reported, NOW) == Idle(NOW - 1 + 300)
+    drifted = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), **checked))
+    assert next_step(drifted, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
+    both = drift(DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT)
+    assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both)), NOW), Quarantine)
+    lenient = PolicySpec(remediation={DriftKind.SECURE_BOOT: Reaction.REMEDIATE})
+    assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both), policy=lenient), NOW), Move)
+    assert next_step(view(S.REMEDIATING, Facts(drift=both), policy=lenient), NOW) == Do(
+        "remediate", "remediate/bios-attribute"
+    )
+
+
+def test_drift_that_survives_its_remediation_quarantines() -> None:
+    facts = Facts(
+        drift=drift(DriftKind.BIOS_ATTRIBUTE), remediated=(DriftKind.BIOS_ATTRIBUTE,), last_remediation=NOW - 20
+    )
+    assert next_step(view(S.REMEDIATING, facts), NOW) == Do("check_drift", "check_drift")
+    again = msgspec.structs.replace(facts, last_drift_check=NOW - 10)
+    assert isinstance(next_step(view(S.REMEDIATING, again), NOW), Quarantine)
+    clean = msgspec.structs.replace(again, drift=())
+    assert next_step(view(S.REMEDIATING, clean), NOW) == Move(S.ACTIVE, "drift remediated and checked again")
+
+
+def test_media_one_by_one() -> None:
+    facts = Facts(
+        workload_stopped=True,
+        agent_booted_at=NOW - 60,
+        media=(Medium(serial="A", planted=True, sanitized=True), Medium(serial="B", planted=True)),
+    )
+    session = agent(attested_at=NOW - 5)
+    assert next_step(view(S.DECOMMISSIONING, facts, agent=session), NOW) == Do("sanitize", "sanitize/B")
+    assert Do("sanitize", "sanitize/B").subject == "B"
+
+
+@pytest.mark.parametrize("verified", [None, False])
+def test_a_medium_that_is_not_verified_never_leads_to_available(verified: bool | None) -> None:
+    everything = Facts(
+        workload_stopped=True, agent_booted_at=NOW - 60, tpm_cleared=True, agent_released=True, keys_destroyed=True,
+        state_reasserted=True, certificate_index=1,
+        media=(Medium(serial="A", planted=True, sanitized=True, verified=verified),),
+    )  # fmt: skip
+    assert next_step(view(S.DECOMMISSIONING, everything), NOW) == Do("verify_sanitized", "verify_sanitized/A")
+
+
+def test_decommissioning_ends_the_assignment_or_retires() -> None:
+    facts = Facts(
+        workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
+        certificate_index=1, media=(),
+    )  # fmt: skip
+    ended = next_step(view(S.DECOMMISSIONING, facts, assignment=ASSIGNED), NOW)
+    assert ended == Move(S.AVAILABLE, "sanitized, verified and certified", facts={"ended_assignment": "r1"})
+    retired = next_step(view(S.DECOMMISSIONING, facts, status={"retiring": True}), NOW)
+    assert isinstance(retired, Move)
+    assert retired.state is S.RETIRED
+
+
+def test_a_pause_stops_everything_but_a_trust_failure() -> None:
+    wish = Intent(id=1, kind=IntentKind.DECOMMISSION, by="ann")
+    alarm = Intent(id=2, kind=IntentKind.QUARANTINE, by="verifier", reason="PCR 11 differs")
+    assert next_step(view(S.ACTIVE, paused=True, intents=(wish,)), NOW) == Idle(None)
+    assert next_step(view(S.ACTIVE, paused=True, intents=(wish, alarm)), NOW) == Quarantine("PCR 11 differs", 2)
+
+
+def test_release_is_the_only_way_out_of_quarantine() -> None:
+    status = {"quarantined_from": S.DECOMMISSIONING}
+    assert next_step(view(S.QUARANTINED, status=status), NOW) == Idle(None)
+    intents = (Intent(id=1, kind=IntentKind.DECOMMISSION, by="ann"),)
+    assert isinstance(next_step(view(S.QUARANTINED, status=status, intents=intents), NOW), Refuse)
+    release = (Intent(id=3, kind=IntentKind.RELEASE, by="ann", reason="drive replaced"),)
+    assert next_step(view(S.QUARANTINED, status=status, intents=release), NOW) == Move(
+        S.DECOMMISSIONING, "release by ann: drive replaced", 3, released=True
+    )
+
+
+def test_back_off_is_waited_for() -> None:
+    waiting = view(S.SECURING, status={"retry_at": NOW + 8, "reason": "the BMC does not answer"})
+    assert next_step(waiting, NOW) == Wait("the BMC does not answer", NOW + 8)
+
+
+def test_overdue() -> None:
+    late = view(S.SECURING, status={"deadline": NOW - 1})
+    assert overdue(late, NOW)
+    assert not overdue(msgspec.structs.replace(late, paused=True), NOW)
+    assert not overdue(view(S.SECURING, status={"deadline": NOW + 1}), NOW)
+
+
+moments = st.none() | st.floats(NOW - 3000, NOW)
+facts = st.builds(
+    Facts,
+    **{name: st.booleans() for name in Facts.__struct_fields__ if isinstance(getattr(Facts(), name), bool)},
+    bmc_identity=st.none() | st.just("id"),
+    oob_inventory=st.none() | st.just({}),
+    inband_inventory=st.none() | st.just({"x": 1}),
+    ek_sha256=st.none() | st.just("ek"),
+    reference_values=st.none() | st.just({"pcr0": "0"}),
+    agent_booted_at=moments,
+    os_booted_at=moments,
+    last_attestation=moments,
+    last_drift_check=moments,
+    last_remediation=moments,
+    drift=st.lists(st.sampled_from(DriftKind), max_size=3).map(lambda kinds: drift(*kinds)),
+    remediated=st.lists(st.sampled_from(DriftKind), max_size=2).map(tuple),
+    media=st.none()
+    | st.lists(
+        st.builds(
+            Medium,
+            serial=st.sampled_from("AB"),
+            planted=st.booleans(),
+            sanitized=st.booleans(),
+            verified=st.none() | st.booleans(),
+        ),
+        max_size=2,
+    ).map(tuple),
+    certificate_index=st.none() | st.integers(0, 5),
+    ended_assignment=st.none() | st.sampled_from(["r1", "r0"]),
+)
+sessions = st.none() | st.builds(
+    AgentSession,
+    id=st.just("s"),
+    mode=st.sampled_from(["ramdisk", "os"]),
+    boot_id=st.just("b"),
+    started=st.floats(NOW - 3000, NOW),
+    last_seen=st.floats(NOW - 3000, NOW),
+    attested_at=moments,
+    ready_at=moments,
+)
+views = st.builds(
+    ServerView,
+    name=st.just("a"),
+    spec=st.just(SPEC),
+    status=st.builds(
+        ServerStatus,
+        state=st.sampled_from(S),
+        state_since=st.floats(NOW - 3000, NOW),
+        facts=facts,
+        retry_at=st.none() | st.floats(NOW - 10, NOW + 10),
+        quarantined_from=st.none() | st.sampled_from(sorted(set(S) - {S.QUARANTINED, S.RETIRED})),
+        retiring=st.booleans(),
+    ),
+    assignment=st.none() | st.just(ASSIGNED),
+    paused=st.booleans(),
+    intents=st.lists(
+        st.builds(Intent, id=st.integers(1, 9), kind=st.sampled_from(IntentKind), by=st.just("ann")), max_size=2
+    ).map(tuple),
+    agent=sessions,
+    orders=st.dictionaries(
+        st.sampled_from(sorted(STEPS)),
+        st.builds(Order, id=st.just("o"), key=st.just("k"), kind=st.just("k"), state=st.sampled_from(OrderState)),
+        max_size=3,
+    ),
+)
+
+
+@given(views)
+@settings(max_examples=300, deadline=None)
+def test_every_view_has_a_legal_decision(server: ServerView) -> None:
+    decision = next_step(server, NOW)
+    state = server.status.state
+    match decision:
+        case Do():
+            assert decision.step in {goal.step for goal in GOALS[state]}
+            assert not server.paused
+        case Wait():
+            assert decision.until > NOW
+        case Move():
+            transition(state, decision.state, released=decision.released)
+            assert decision.released == (state is S.QUARANTINED)
+            forget(msgspec.structs.replace(server.facts, **decision.facts), decision.state)
+            if decision.state is S.AVAILABLE and state is S.DECOMMISSIONING:
+                assert server.facts.media is not None
+                assert all(medium.verified for medium in server.facts.media)
+                assert server.facts.certificate_index is not None
+        case Quarantine():
+            transition(state, S.QUARANTINED)
+            assert decision.reason
+        case Idle():
+            assert server.paused or state in (S.ACTIVE, S.AVAILABLE, S.QUARANTINED, S.RETIRED)
+            assert decision.until is None or decision.until > NOW
+        case Refuse():
+            assert decision.intent in {intent.id for intent in server.intents}
