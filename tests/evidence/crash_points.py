@@ -1,4 +1,4 @@
-"""Kills a keeper at every file operation in turn, as kill -9 would: nothing after that point happens, writes may be halved."""
+"""Kills a keeper at every file operation in turn, as kill -9 would: nothing happens after it, and a write is halved."""
 
 import os
 from collections.abc import Callable

@@ -78,8 +78,8 @@ def test_tile_paths_are_those_of_tlog_tiles() -> None:
 
 
 def test_tiles_of_a_log_of_70000_entries_hold_its_tree() -> None:
-    """The example of tlog-tiles: 70,000 entries are 273 full level 0 tiles and one of 112, one full level 1 tile and one
-    of 17, and a level 2 tile of one hash."""
+    """The example of tlog-tiles: 70,000 entries are 273 full level 0 tiles and one of 112, one full level 1 tile and
+    one of 17, and a level 2 tile of one hash."""
     tree = merkle.Tree([b"%032d" % i for i in range(70_000)])
     found = tiles.hash_tiles(tree)
     assert len(found) == 274 + 2 + 1

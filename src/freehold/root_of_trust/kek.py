@@ -139,7 +139,7 @@ def _read_private(path: Path) -> bytes:
         raise KeyFileRefused(f"there is no key file {path}", remedy="restore it; the vault needs it") from None
     except OSError as error:
         raise KeyFileRefused(f"the key file {path} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileRefused(f"{path} is not a regular file")
@@ -151,4 +151,6 @@ def _read_private(path: Path) -> bytes:
             )
         if status.st_uid != os.geteuid():
             raise KeyFileRefused(f"{path} belongs to user {status.st_uid}", expected=f"user {os.geteuid()}")
-        return stream.read()
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -185,13 +185,15 @@ class Vault:
         for old in records:
             durable.shred(self._file(path, old))
         for old in destroyed:
-            with suppress(FileNotFoundError):
-                self._file(path, old, ".destroyed").unlink()
+            durable.remove(self._file(path, old, ".destroyed"))
 
     def _unseal(self, path: str, version: int) -> bytes:
         context = _context(path, version)
         try:
-            record = msgspec.json.decode(self._file(path, version).read_bytes(), type=_Record)
+            data = self._file(path, version).read_bytes()
+            record = msgspec.json.decode(data, type=_Record)
+            if msgspec.json.encode(record) != data:
+                raise ValueError("another spelling of the same record")
             key = self._kek.unwrap(record.wrapped_key, context)
             return AESGCM(key).decrypt(record.nonce, record.sealed, context)
         except (msgspec.MsgspecError, InvalidTag, ValueError):
