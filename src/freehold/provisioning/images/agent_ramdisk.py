@@ -1,8 +1,8 @@
 """The first stage of the agent: a small initrd inside the signed UKI, and the site's part of it.
 
 Firmware fetches slowly and hashes what it fetched several times, so the UKI carries no more than busybox, drivers and
-`/init`. That brings up the network, fetches the second stage (`stage2.py`), compares it with the SHA-256 that the signed
-UKI holds, and starts the agent from it. Plain HTTP is enough: what was changed on the way is not run.
+`/init`. That brings up the network, fetches the second stage (`stage2.py`), compares it with the SHA-256 inside the
+signed UKI, and starts the agent from it. Plain HTTP is enough: what was changed on the way is not run.
 """
 
 import shutil
@@ -78,7 +78,10 @@ second_stage() {{  # not wget -T: busybox 1.35, static, crashes with it
 
 stage=network
 for attempt in $(seq 20); do
-    if [ $stage = network ] && network; then stage=fetch; say "network up:" $(ip -4 -o addr show scope global | cut -d ' ' -f 2-7); fi
+    if [ $stage = network ] && network; then
+        say "network up:" $(ip -4 -o addr show scope global | cut -d ' ' -f 2-7)
+        stage=fetch
+    fi
     if [ $stage = fetch ]; then if second_stage; then stage=agent; else rm -f /run/stage2; stage=network; fi; fi
     if [ $stage = agent ]; then
         say "starting the agent"

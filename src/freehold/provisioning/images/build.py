@@ -1,7 +1,7 @@
 """Build all boot artifacts: once what is the same everywhere, then, in seconds, what belongs to one site.
 
-    base = build_base(Cache(default_root(), progress))
-    site = assemble_site(base, SiteMaterial(...), state / "images", progress)
+base = build_base(Cache(default_root(), progress))
+site = assemble_site(base, SiteMaterial(...), state / "images", progress)
 """
 
 from dataclasses import dataclass

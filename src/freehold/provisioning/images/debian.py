@@ -26,7 +26,11 @@ class Apt:
     @classmethod
     def of_host(cls, etc: Path = Path("/etc/apt")) -> "Apt":
         """The sources of the host that offer Debian 12; other vendors' repositories are left out."""
-        files = [etc / "sources.list", *sorted(etc.glob("sources.list.d/*.list")), *sorted(etc.glob("sources.list.d/*.sources"))]
+        files = [
+            etc / "sources.list",
+            *sorted(etc.glob("sources.list.d/*.list")),
+            *sorted(etc.glob("sources.list.d/*.sources")),
+        ]
         sources = [file for file in files if file.is_file() and offers_debian(file.read_text())]
         if not sources:
             raise ImageBuildError(
@@ -79,7 +83,9 @@ class Apt:
             run("dpkg-deb", "-x", archive, out)
             archive.unlink()
 
-    def tree(self, cache: Cache, name: str, packages: tuple[str, ...], *, extract: bool, leave_out: tuple[str, ...] = ()) -> Path:
+    def tree(
+        self, cache: Cache, name: str, packages: tuple[str, ...], *, extract: bool, leave_out: tuple[str, ...] = ()
+    ) -> Path:
         """A directory with the packages and all that they need, by mmdebstrap: only unpacked, or installed.
 
         `leave_out` are dpkg path patterns; they count for installed trees only.

@@ -14,7 +14,9 @@ LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"  # UEFI 2.10, 3.5.1.1: where firmware looks
 ESP_LABEL, SEED_LABEL, ROOT_LABEL = "ESP", "CIDATA", "root"
 
 
-def fat_image(path: Path, mib: int, label: str, files: Mapping[str, bytes], *, fat32: bool = False, offset: int = 0) -> None:
+def fat_image(
+    path: Path, mib: int, label: str, files: Mapping[str, bytes], *, fat32: bool = False, offset: int = 0
+) -> None:
     """A FAT file system of `mib` MiB with the files, at `offset` bytes of a file that may exist already.
 
     The volume's serial number and the times of the files are constants, so that the same files give the same bytes.

@@ -1,6 +1,6 @@
 """The image manifest (docs/architecture.md, "Image manifest"): what an image is, chunk by chunk, and how it boots.
 
-Pure but for `describe`, which reads the image. It is signed elsewhere: `payload()` gives the bytes of the DSSE envelope.
+Pure but for `describe`, which reads the image. It is signed elsewhere: `payload()` gives the bytes for the envelope.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class Content(msgspec.Struct, frozen=True):
 
 
 class ImageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The payload. `parts[i]` is [offset, length] of chunk i in the served file, absent if the file is the raw image."""
+    """The payload. `parts[i]` is [offset, length] of chunk i in the served file, absent for the raw image."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
     version: Annotated[str, msgspec.Meta(min_length=1)]

@@ -1,7 +1,7 @@
 """The Debian 12 OS image: a small root file system, and what one site adds to it.
 
-The tree and its ext4 file system are the same for every site and cached. A site adds /etc/freehold and an OS UKI that it
-signed, which takes seconds.
+The tree and its ext4 file system are the same for every site and cached. A site adds /etc/freehold and its signed OS
+UKI, which takes seconds.
 """
 
 import shutil
@@ -17,19 +17,30 @@ from freehold.provisioning.images.debian import Apt
 from freehold.provisioning.images.errors import ImageBuildError
 from freehold.provisioning.images.guest import first_boot
 from freehold.provisioning.images.kernel import Flavour, Kernel
-from freehold.provisioning.images.tools import run
+from freehold.provisioning.images.tools import run, words
 
 PACKAGES = (
     "systemd-sysv", "udev", "openssh-server", "iproute2", "kmod", "e2fsprogs", "fdisk", "sudo",
     "python3-minimal", "libpython3.11-stdlib",
 )  # fmt: skip
 LEFT_OUT = (
-    *(f"/usr/share/{name}/*" for name in "doc man info locale i18n zoneinfo bash-completion bug lintian".split()),
+    *(f"/usr/share/{name}/*" for name in words("doc man info locale i18n zoneinfo bash-completion bug lintian")),
     "/usr/lib/udev/hwdb.d/*", "/lib/udev/hwdb.d/*",  # names for keyboards and mice; 20 MB with its index
     "/usr/lib/x86_64-linux-gnu/gconv/*",
-    *(f"/usr/lib/python3.11/{name}/*" for name in "test lib2to3 idlelib tkinter turtledemo ensurepip pydoc_data".split()),
+    *(f"/usr/lib/python3.11/encodings/{name}*.py" for name in words("big5 cp8 cp9 cp12 gb iso jis mac sh euc")),
+    *(f"/usr/lib/python3.11/{name}/*" for name in words("test lib2to3 idlelib tkinter turtledemo ensurepip")),
 )  # fmt: skip
-MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "efivarfs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8")
+MODULES = (
+    "virtio_pci",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_rng",
+    "efivarfs",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+    "nls_utf8",
+)
 CMDLINE = "quiet loglevel=3 panic=30 rootfstype=ext4 rootwait rw systemd.show_status=0"
 CONSOLE = {
     Flavour.CLOUD: "console=ttyS0,115200",
@@ -47,12 +58,14 @@ MASKED = {
     "updates come as new images": ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
     "done when the image is built": (
         "ldconfig.service", "systemd-hwdb-update.service", "systemd-journal-catalog-update.service",
-        "systemd-firstboot.service", "systemd-update-done.service"),
+        "systemd-firstboot.service", "systemd-update-done.service", "systemd-sysusers.service"),
     "there is no D-Bus, no LVM, and no password to log in with on a console": (
         "systemd-logind.service", "e2scrub_all.timer", "e2scrub_reap.service", "getty@.service",
-        "serial-getty@.service"),
+        "serial-getty@.service", "getty-static.service", "systemd-update-utmp.service",
+        "systemd-update-utmp-runlevel.service"),
     "the few modules load by device; the network comes from the seed": (
-        "modprobe@.service", "systemd-network-generator.service"),
+        "modprobe@.service", "systemd-modules-load.service", "systemd-network-generator.service"),
+    "for who debugs a kernel: mount them by hand": ("sys-kernel-debug.mount", "sys-kernel-tracing.mount"),
 }  # fmt: skip
 
 AGENT_UNIT = """[Unit]
@@ -148,7 +161,13 @@ FILES = {
     "usr/lib/freehold/grow-root": GROW,
 }
 EXECUTABLE = {"usr/lib/freehold/grow-root"}
-ENABLED = ("systemd-networkd.service", "ssh.service", "freehold-agent.service", "freehold-first-boot.service", "freehold-grow-root.timer")
+ENABLED = (
+    "systemd-networkd.service",
+    "ssh.service",
+    "freehold-agent.service",
+    "freehold-first-boot.service",
+    "freehold-grow-root.timer",
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +213,11 @@ def customize(root: Path, kernel: Kernel, agent: Path, partuuid: str) -> None:
         target.chmod(0o755 if name in EXECUTABLE else 0o644)
     for name in ("etc/freehold", "var/lib/freehold"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    for leftover in [*root.glob("etc/ssh/ssh_host_*"), *root.glob("usr/lib/udev/hwdb.bin"), *root.glob("etc/udev/hwdb.bin")]:
+    for leftover in [
+        *root.glob("etc/ssh/ssh_host_*"),
+        *root.glob("usr/lib/udev/hwdb.bin"),
+        *root.glob("etc/udev/hwdb.bin"),
+    ]:
         leftover.unlink()
     (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
     shutil.copy(first_boot.__file__, root / "usr/lib/freehold/first_boot.py")

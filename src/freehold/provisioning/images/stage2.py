@@ -1,7 +1,7 @@
 """The second stage of the agent: a squashfs with Python, the agent, and the tools that it calls.
 
-Its files come from Debian packages that are unpacked, never installed. Python's library is kept as byte code only, beside
-no source: an import then reads one file and checks nothing.
+Its files come from Debian packages that are unpacked, never installed. Python's library is kept as byte code only: an
+import then reads one file and checks nothing.
 """
 
 import re
@@ -11,10 +11,17 @@ from pathlib import Path
 from freehold.provisioning.images.artifacts import Cache, remove, source_digest, tree_digest
 from freehold.provisioning.images.debian import Apt
 from freehold.provisioning.images.errors import ImageBuildError
-from freehold.provisioning.images.tools import run
+from freehold.provisioning.images.tools import run, words
 
 PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "openssl", "zstd", "nvme-cli", "util-linux")
-TOOLS = ("usr/bin/python3.11", "usr/bin/openssl", "usr/bin/zstd", "usr/sbin/nvme", "usr/sbin/blkdiscard", "sbin/blkdiscard")
+TOOLS = (
+    "usr/bin/python3.11",
+    "usr/bin/openssl",
+    "usr/bin/zstd",
+    "usr/sbin/nvme",
+    "usr/sbin/blkdiscard",
+    "sbin/blkdiscard",
+)
 OTHER_FILES = ("etc/ssl/openssl.cnf",)
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 LOADER = "ld-linux-x86-64.so.2"  # System V ABI, AMD64 supplement: programs name it as /lib64/LOADER
@@ -25,13 +32,26 @@ LINKS = {
 }
 PYTHON = "usr/lib/python3.11"
 LEFT_OUT = frozenset(
-    """test idlelib lib2to3 distutils tkinter turtledemo ensurepip pydoc_data unittest sqlite3 dbm curses wsgiref xmlrpc
+    words("""test idlelib lib2to3 distutils tkinter turtledemo ensurepip pydoc_data unittest sqlite3 dbm curses
+    wsgiref xmlrpc
     venv msilib xml turtle pydoc doctest mailbox nntplib imaplib poplib smtplib telnetlib ftplib pdb bdb cgi cgitb
     _pydecimal pickletools aifc sunau wave audioop tabnanny this antigravity webbrowser zipapp
-    _sysconfigdata__x86_64-linux-gnu sitecustomize __pycache__""".split()
+    _sysconfigdata__x86_64-linux-gnu sitecustomize __pycache__""")
 )
-ENCODINGS = frozenset("__init__ aliases ascii utf_8 utf_8_sig latin_1 idna utf_16_le utf_16 cp437 punycode".split())
-EXTENSIONS = ("_ssl", "_hashlib", "_json", "_ctypes", "mmap", "resource", "termios", "_queue", "_asyncio", "_uuid", "_contextvars")
+ENCODINGS = frozenset(words("__init__ aliases ascii utf_8 utf_8_sig latin_1 idna utf_16_le utf_16 cp437 punycode"))
+EXTENSIONS = (
+    "_ssl",
+    "_hashlib",
+    "_json",
+    "_ctypes",
+    "mmap",
+    "resource",
+    "termios",
+    "_queue",
+    "_asyncio",
+    "_uuid",
+    "_contextvars",
+)
 MOUNT_POINTS = ("dev", "proc", "sys", "run", "tmp", "etc/freehold")
 APPLETS = ("sh", "ip", "cat", "ls", "mount", "umount", "dmesg", "reboot", "poweroff", "sync", "sleep", "ps")
 

@@ -71,6 +71,11 @@ def run(
     return output
 
 
+def words(text: str) -> tuple[str, ...]:
+    """A tuple of the words of a text: for long lists of names."""
+    return tuple(text.split())
+
+
 def missing_packages() -> list[str]:
     """The Debian packages to install before anything can be built, in order; empty if nothing is missing."""
     return sorted({package for tool, package in PACKAGE_OF.items() if not shutil.which(tool, path=SYSTEM_PATH)})

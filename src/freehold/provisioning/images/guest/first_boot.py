@@ -1,7 +1,9 @@
+# ruff: noqa: PTH103, PTH110, PTH116, PTH120, PTH123, PTH208
+# os and not pathlib: importing pathlib takes a third of a second on a slow CPU, at the first start of every server.
 """First boot of the OS image: apply the NoCloud seed of this disk, before network and SSH start.
 
-Reads `meta-data`, `user-data` and `network-config` (version 2) from the partition named CIDATA on the disk that the root
-file system is on; a seed on another disk or on a USB stick does not count. The documents must be JSON, which is valid
+Reads `meta-data`, `user-data` and `network-config` (version 2) from the partition named CIDATA on the disk of the root
+file system; a seed on another disk or on a USB stick does not count. The documents must be JSON, which is valid
 YAML: that is how Freehold writes them, and it saves this image a YAML parser. What is understood is applied and what is
 not is reported, on the console and in /var/lib/freehold/first-boot.json; that file also says that this has been done.
 """
@@ -15,7 +17,7 @@ import sys
 SUPPORTED_USER_DATA = {"hostname", "users", "ssh_authorized_keys", "ssh_pwauth", "disable_root"}
 SUPPORTED_USER = {"name", "ssh_authorized_keys", "shell", "sudo", "lock_passwd", "groups"}
 SUPPORTED_INTERFACE = {
-    "match", "addresses", "dhcp4", "dhcp6", "gateway4", "gateway6", "routes", "nameservers", "mtu", "set-name", "optional"
+    "match", "addresses", "dhcp4", "dhcp6", "gateway4", "gateway6", "routes", "nameservers", "mtu", "optional",
 }  # fmt: skip
 DOCUMENTS = ("meta-data", "user-data", "network-config")
 DEFAULT_USER = "debian"  # who gets the keys that the seed gives to no user, as in Debian's cloud images
@@ -34,7 +36,9 @@ class Plan:
 
     def check(self, where: str, given: "dict[str, object]", supported: "set[str]") -> None:
         """Note the keys that nothing here acts on."""
-        self.problems += [f"{where}: {key!r} is not supported and was left out" for key in sorted(set(given) - supported)]
+        self.problems += [
+            f"{where}: {key!r} is not supported and was left out" for key in sorted(set(given) - supported)
+        ]
 
 
 def plan(seed: "dict[str, bytes]") -> Plan:
@@ -160,7 +164,8 @@ def seed_device(label: str = "CIDATA") -> "str | None":
 
 def read_seed() -> "dict[str, bytes]":
     """The documents on the seed partition; none if there is no seed."""
-    device, place, found = seed_device(), "/run/freehold-seed", {}
+    device, place = seed_device(), "/run/freehold-seed"
+    found: dict[str, bytes] = {}
     if device is None:
         return found
     os.makedirs(place, exist_ok=True)
