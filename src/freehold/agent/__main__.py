@@ -1,4 +1,3 @@
-# ruff: noqa: PTH110, PTH118, PTH123
 # See blockdev.py for why os and not pathlib.
 """`python -I -S -m freehold.agent [--mode ramdisk|os]`: read /etc/freehold, then run until ordered to leave.
 

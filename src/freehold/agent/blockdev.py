@@ -1,4 +1,3 @@
-# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH123, PTH208
 # os instead of pathlib: its import costs a slow machine a tenth of a second.
 """A disk by its serial number, and the few things done to it: direct reads and writes, zeroing, flushing.
 

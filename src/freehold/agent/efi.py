@@ -1,4 +1,3 @@
-# ruff: noqa: PTH108, PTH110, PTH112, PTH118, PTH123, PTH208
 # See blockdev.py for why os and not pathlib.
 """UEFI variables through efivarfs: the boot entry of the installed OS, and the Secure Boot state.
 

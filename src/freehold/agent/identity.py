@@ -1,4 +1,3 @@
-# ruff: noqa: PTH110, PTH118, PTH123
 # See blockdev.py for why os and not pathlib.
 """The TPM as the server's identity: open it, or say clearly that there is none."""
 

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH110, PTH112, PTH115, PTH118, PTH119, PTH123, PTH208
 # See blockdev.py for why os and not pathlib.
 """What the server is made of, as its own kernel sees it: read from sysfs, procfs and SMBIOS under a root path.
 

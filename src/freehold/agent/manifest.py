@@ -1,4 +1,3 @@
-# ruff: noqa: PTH110, PTH118, PTH123
 # See blockdev.py for why os and not pathlib.
 """The image manifest: signature first, then its shape, then a plan. Nothing is used before the signature holds.
 

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH110, PTH112, PTH118
 # See blockdev.py for why os and not pathlib.
 """What the controller may order: a table from kind to function. Modules are imported when an order needs them."""
 

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH118
 # See blockdev.py for why os and not pathlib.
 """Erase a disk by the strongest technique that it offers and that policy allows. Success here proves nothing.
 

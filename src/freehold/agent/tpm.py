@@ -212,7 +212,7 @@ class Tpm:
     @classmethod
     def open(cls) -> Self:
         """The kernel's TPM; the resource manager's device where there is one."""
-        path = "/dev/tpmrm0" if os.path.exists("/dev/tpmrm0") else "/dev/tpm0"  # noqa: PTH110 (pathlib is slow to import)
+        path = "/dev/tpmrm0" if os.path.exists("/dev/tpmrm0") else "/dev/tpm0"
         return cls(DeviceTransport(path))
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from freehold.orchestration.steps import (
     securing,
     watching,
 )
+from freehold.out_of_band.errors import AccountLocked, BmcIdentityChanged, WrongCredential
 
 Doer = Callable[[Site, StepContext], Awaitable[StepResult]]
 
@@ -51,6 +52,18 @@ DOERS: dict[str, Doer] = {
 }
 
 
+NEEDS_A_PERSON = (WrongCredential, AccountLocked, BmcIdentityChanged)
+"""Trying again would make it worse: a refused log-in counts towards the lockout, a changed key is no BMC of ours."""
+
+
+async def guarded(doer: Doer, site: Site, ctx: StepContext) -> StepResult:
+    """The doer; what needs a person quarantines the server, so that the engine does not repeat it."""
+    try:
+        return await doer(site, ctx)
+    except NEEDS_A_PERSON as error:
+        return StepResult(done=False, quarantine=f"{error.what}; {error.remedy}" if error.remedy else error.what)
+
+
 def steps_of(site: Site) -> dict[str, StepFn]:
     """The doers, bound to a site."""
-    return {name: partial(doer, site) for name, doer in DOERS.items()}
+    return {name: partial(guarded, doer, site) for name, doer in DOERS.items()}
