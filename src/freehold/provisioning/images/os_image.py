@@ -27,7 +27,6 @@ LEFT_OUT = (
     *(f"/usr/share/{name}/*" for name in words("doc man info locale i18n zoneinfo bash-completion bug lintian")),
     "/usr/lib/udev/hwdb.d/*", "/lib/udev/hwdb.d/*",  # names for keyboards and mice; 20 MB with its index
     "/usr/lib/x86_64-linux-gnu/gconv/*",
-    *(f"/usr/lib/python3.11/encodings/{name}*.py" for name in words("big5 cp8 cp9 cp12 gb iso jis mac sh euc")),
     *(f"/usr/lib/python3.11/{name}/*" for name in words("test lib2to3 idlelib tkinter turtledemo ensurepip")),
 )  # fmt: skip
 MODULES = (
