@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +26,7 @@ from freehold.provisioning.images.build import BaseArtifacts, build_base
 from freehold.root_of_trust.keys import SiteKeys
 
 logger = logging.getLogger("freehold")
-INSIDE = "FREEHOLD_LAB_INSIDE"
+CLONE_NEWNET = 0x40000000
 
 
 @click.command()
@@ -51,8 +53,10 @@ def serve(state: Path, lab: Path | None, mirror: str | None, verbose: bool) -> N
     for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     base = build_base(Cache(default_root(), show_step), mirror=mirror)
-    if lab is not None and not os.environ.get(INSIDE):
-        enter_lab(state, lab)
+    if lab is not None:
+        facts = facts_of(lab)
+        trust_lab(state, facts)
+        enter_network_namespace(facts["controller_namespace"])
     with serving(state):
         import uvloop
 
@@ -60,24 +64,26 @@ def serve(state: Path, lab: Path | None, mirror: str | None, verbose: bool) -> N
             uvloop.run(run(state, base))
 
 
-def enter_lab(state: Path, lab: Path) -> None:
-    """Trust the lab's TPM vendor, and go on inside the controller's network namespace."""
-    facts = facts_of(lab)
+def trust_lab(state: Path, facts: dict[str, Any]) -> None:
+    """Trust the lab's TPM vendor, as an operator decides to trust a real one."""
     roots = state / "tpm-roots"
     roots.mkdir(parents=True, exist_ok=True)
     for certificate in map(Path, facts["tpm_vendor_certificates"]):
         shutil.copy(certificate, roots / f"lab-{certificate.name}")
-    os.environ[INSIDE] = "1"
-    inside = [
-        "ip",
-        "netns",
-        "exec",
-        facts["controller_namespace"],
-        sys.executable,
-        "-m",
-        "freehold.interfaces.cli.main",
-    ]
-    os.execvp("ip", [*inside, *sys.argv[1:]])  # noqa: S606
+
+
+def enter_network_namespace(name: str) -> None:
+    """setns(2) for this thread and all that it starts; Python has it from 3.12 on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(descriptor, CLONE_NEWNET) != 0:
+            raise FreeholdError(
+                f"cannot enter the network namespace {name}: {os.strerror(ctypes.get_errno())}",
+                remedy="run as root: `sudo freehold serve --lab …`",
+            )
+    finally:
+        os.close(descriptor)
 
 
 async def run(state: Path, base: BaseArtifacts) -> None:

@@ -1,0 +1,158 @@
+"""`freehold prove`: the main job in one command, on a lab of its own."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from freehold.interfaces.cli.common import output_option, show_json
+from freehold.interfaces.cli.lab import facts_of, lab_command, write_inventory
+from freehold.interfaces.cli.lab_rack import LabRack
+from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
+from freehold.model.documents import load_documents
+from freehold.model.errors import FreeholdError
+from freehold.orchestration.controller import make_site, recorder
+from freehold.orchestration.controller import serve as run_site
+from freehold.orchestration.opening import boot_artifacts, open_log, open_vault, serving
+from freehold.orchestration.store import Store
+from freehold.provisioning.images.artifacts import Cache, default_root
+from freehold.provisioning.images.build import BaseArtifacts, build_base
+from freehold.root_of_trust.keys import SiteKeys
+from freehold.sovereignty.prove import Progress, Prover, Report
+
+LAB_NAME, SERVER = "prove", "server-1"
+
+
+class NotProven(FreeholdError):
+    """The run ended, but not with the proof."""
+
+    exit_code = 3
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("freehold-prove"),
+    show_default=True,
+    help="Where the run works; bundles stay in DIR/bundles.",
+)
+@click.option("--keep", is_flag=True, help="Leave the lab and the state for a look around.")
+@click.option("--mirror", help="Debian mirror for image builds; default: the host's own apt sources.")
+@output_option()
+def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
+    """The sovereignty test, executed: build a rack in a box, cut its outside path, rebuild a dead server from a blank
+    disk, attest it, catch a drift, sanitize it, and answer the seven questions from the evidence of this run.
+
+    \b
+    Example:
+      sudo freehold prove
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    began = time.monotonic()
+    directory = directory.resolve()
+    lab, state = directory / "lab", directory / "state"
+    base = build_base(Cache(default_root(), show_step), mirror=mirror)
+    shutil.rmtree(state, ignore_errors=True)
+    click.echo("  lab: starting", err=True)
+    _lab("down", "--name", LAB_NAME, directory=lab)
+    _lab("up", "--name", LAB_NAME, "--servers", "1", directory=lab, check=True)
+    try:
+        facts = facts_of(lab)
+        inventory = write_inventory(lab, facts)
+        trust_lab(state, facts)
+        enter_network_namespace(facts["controller_namespace"])
+        bundle = directory / "bundles" / f"prove-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        with serving(state):
+            import uvloop
+
+            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), bundle))
+    finally:
+        if keep:
+            click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {LAB_NAME}`", err=True)
+        else:
+            _lab("down", "--name", LAB_NAME, directory=lab)
+            shutil.rmtree(state, ignore_errors=True)
+    if output == "json":
+        show_json({"report": msgspec.to_builtins(report.answers), "maturity": report.stage, "egress": report.egress,
+                   "seconds": report.seconds, "bundle": str(report.bundle)})  # fmt: skip
+    else:
+        click.echo(card(report, time.monotonic() - began))
+    if not report.nothing_left:
+        raise NotProven("something tried to leave, or the counter was not shown to work", remedy="read the card above")
+
+
+def _lab(*arguments: str, directory: Path, check: bool = False) -> None:
+    done = subprocess.run(
+        lab_command(*arguments, directory=directory),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        raise FreeholdError(f"the lab did not start: {done.stderr.strip().removeprefix('freehold_lab: ')}")
+
+
+async def _run(state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack, bundle: Path) -> Report:
+    store = await Store.open(state / "freehold.db")
+    try:
+        await store.apply(load_documents(inventory.read_text(), inventory.name))
+        name, spec, networks = await site_documents(store)
+        vault = open_vault(state)
+        addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
+        keys = await asyncio.to_thread(SiteKeys.create, state, vault, name, addresses)
+        with await asyncio.to_thread(open_log, state, name, keys) as log:
+            boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
+            site = make_site(state, spec, networks, vault, keys, boot)
+            prover = Prover(site, store, log, recorder(log), rack, SERVER, show)
+            controller = asyncio.create_task(run_site(site, store, log))
+            proof = asyncio.create_task(prover.run(bundle))
+            done, _ = await asyncio.wait({controller, proof}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (proof, controller):
+                if task not in done:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, FreeholdError):
+                        await task
+            if controller in done:
+                controller.result()
+            return proof.result()
+    finally:
+        await store.close()
+
+
+def show(progress: Progress) -> None:
+    """A line of the live display."""
+    minutes, seconds = divmod(int(progress.at), 60)
+    click.echo(f"  {minutes:02}:{seconds:02}  {progress.phase:<16} {progress.text}", err=True)
+
+
+def card(report: Report, seconds: float) -> str:
+    """The sovereignty card, for people."""
+    egress = report.egress
+    lines = ["", f"Bare Metal Sovereignty Test   server {report.server}   {seconds / 60:.1f} minutes", ""]
+    for each in report.answers:
+        lines.append(f"  {each.verdict:<13}  {each.number}. {each.question}")
+        lines.append(f"  {'':<13}     {each.reason}")
+    lines += [
+        "",
+        f"  maturity       stage {report.stage.stage}: {report.stage.name}",
+        *(f"                 missing: {missing}" for missing in report.stage.missing),
+        f"  tried to leave {egress['packets']} packets, {egress['lookups']} name look-ups "
+        f"(control: {egress['control_packets']} and {egress['control_lookups']} counted)",
+        f"  drift          {'; '.join(report.drift) or 'none seen'}",
+        f"  evidence       {report.bundle}",
+        f"                 verified: {report.verification.entries} statements, key {report.verification.key_fingerprint[:16]}",
+        f"  phases         {', '.join(f'{name} {took:.0f} s' for name, took in report.seconds.items())}",
+    ]
+    return "\n".join(lines)
