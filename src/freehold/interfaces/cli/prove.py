@@ -140,6 +140,7 @@ def show(progress: Progress) -> None:
 def card(report: Report, seconds: float) -> str:
     """The sovereignty card, for people."""
     egress = report.egress
+    checked, key = report.verification.entries, report.verification.key_fingerprint[:16]
     lines = ["", f"Bare Metal Sovereignty Test   server {report.server}   {seconds / 60:.1f} minutes", ""]
     for each in report.answers:
         lines.append(f"  {each.verdict:<13}  {each.number}. {each.question}")
@@ -152,7 +153,7 @@ def card(report: Report, seconds: float) -> str:
         f"(control: {egress['control_packets']} and {egress['control_lookups']} counted)",
         f"  drift          {'; '.join(report.drift) or 'none seen'}",
         f"  evidence       {report.bundle}",
-        f"                 verified: {report.verification.entries} statements, key {report.verification.key_fingerprint[:16]}",
+        f"                 verified: {checked} statements, key {key}",
         f"  phases         {', '.join(f'{name} {took:.0f} s' for name, took in report.seconds.items())}",
     ]
     return "\n".join(lines)
