@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 
 import click
@@ -85,7 +86,10 @@ def main() -> None:
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except click.ClickException as usage:
-        usage.show()
+        if _as_json():
+            _show({"what": usage.format_message(), "server": None, "expected": None, "remedy": None}, "")
+        else:
+            usage.show()
         code = usage.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -93,6 +97,9 @@ def main() -> None:
     except FreeholdError as error:
         _show(error.to_dict(), f"freehold: {error}")
         code = getattr(error, "exit_code", 1)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         what = f"{error.strerror or error}{where}"
@@ -102,10 +109,13 @@ def main() -> None:
 
 
 def _show(parts: dict[str, str | None], text: str) -> None:
-    as_json = any(a in ("--output=json", "-ojson") for a in sys.argv) or any(
+    click.echo(json.dumps({"error": parts}) if _as_json() else text, err=True)
+
+
+def _as_json() -> bool:
+    return any(a in ("--output=json", "-ojson") for a in sys.argv) or any(
         a in ("--output", "-o") and b == "json" for a, b in zip(sys.argv, sys.argv[1:], strict=False)
     )
-    click.echo(json.dumps({"error": parts}) if as_json else text, err=True)
 
 
 if __name__ == "__main__":

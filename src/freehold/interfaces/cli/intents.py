@@ -1,0 +1,206 @@
+"""`freehold pause`, `resume`, `decommission`, `retire`, `release`: what people ask of the engine.
+
+These commands record an intent, nothing else; the engine moves the server, and refuses what makes no sense.
+"""
+
+import os
+import pwd
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from freehold.interfaces.cli import following
+from freehold.interfaces.cli.common import output_option, run, show_json, site_store, state_option
+from freehold.model.errors import FreeholdError
+from freehold.model.status import IntentKind, ServerState
+from freehold.orchestration.lifecycle import IntentRefusedError, check_intent
+from freehold.orchestration.planner import ServerView
+from freehold.orchestration.store import Store, Stored
+
+F = TypeVar("F", bound=Callable[..., Any])
+K, S = IntentKind, ServerState
+
+
+class NotConfirmedError(FreeholdError):
+    """Data would be destroyed, and nobody said yes."""
+
+
+def _paused(server: Stored, wanted: bool) -> bool:
+    return server.status is not None and server.status.paused is wanted
+
+
+REACHED: dict[IntentKind, tuple[str, following.Reached]] = {
+    K.PAUSE: ("paused", lambda server: _paused(server, True)),
+    K.RESUME: ("resumed", lambda server: _paused(server, False)),
+    K.DECOMMISSION: ("available", following.in_state(S.AVAILABLE)),
+    K.RETIRE: ("retired", following.in_state(S.RETIRED)),
+    K.RELEASE: ("released", lambda server: server.status is not None and server.status.state is not S.QUARANTINED),
+}
+"""What `--wait` waits for: in words, and as a condition."""
+
+
+def intent_options(command: F) -> F:
+    for option in reversed(
+        (
+            click.argument("server"),
+            click.option("--reason", default="", help="Why; it is recorded beside your login name."),
+            click.option("--wait", is_flag=True, help="Follow the server until it is done."),
+            click.option(
+                "--timeout", type=click.FloatRange(min=0.0), metavar="SECONDS", help="End --wait with 1 then."
+            ),
+            state_option,
+            output_option(),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@intent_options
+def pause(server: str, reason: str, wait: bool, timeout: float | None, state: Path, output: str) -> None:
+    """Leave a server alone, whatever its state, until it is resumed. What is under way at it is finished first.
+
+    \b
+    Example:
+      freehold pause server-1 --reason "replacing a fan"
+    """
+    run(ask(state, server, K.PAUSE, reason, output, wait=wait, timeout=timeout))
+
+
+@click.command()
+@intent_options
+def resume(server: str, reason: str, wait: bool, timeout: float | None, state: Path, output: str) -> None:
+    """Go on with a paused server where it stopped. Its deadline begins anew.
+
+    \b
+    Example:
+      freehold resume server-1
+    """
+    run(ask(state, server, K.RESUME, reason, output, wait=wait, timeout=timeout))
+
+
+@click.command()
+@intent_options
+@click.option("--to", type=click.Choice([S.DECOMMISSIONING]), help="Erase it instead of going on with it.")
+def release(
+    server: str, to: ServerState | None, reason: str, wait: bool, timeout: float | None, state: Path, output: str
+) -> None:
+    """Let a server out of quarantine, back to what was interrupted. Read first why it is there: `freehold describe`.
+
+    \b
+    Example:
+      freehold release server-1 --reason "firmware update of 3 May, approved"
+      freehold release server-1 --to decommissioning --reason "not trusted any more"
+    """
+    args = {"to": to.value} if to else {}
+    run(ask(state, server, K.RELEASE, reason, output, wait=wait, timeout=timeout, args=args))
+
+
+@click.command()
+@intent_options
+@click.option("--yes", is_flag=True, help="Do not ask. All data on the server will be destroyed.")
+def decommission(
+    server: str, yes: bool, reason: str, wait: bool, timeout: float | None, state: Path, output: str
+) -> None:
+    """Destroy all data on a server, read back that it is gone, certify it, and give the server back to the pool.
+
+    \b
+    Example:
+      freehold decommission server-1 --reason "end of project" --wait
+    """
+    run(ask(state, server, K.DECOMMISSION, reason, output, wait=wait, timeout=timeout, confirm=not yes))
+
+
+@click.command()
+@intent_options
+@click.option("--yes", is_flag=True, help="Do not ask. All data on the server will be destroyed.")
+def retire(server: str, yes: bool, reason: str, wait: bool, timeout: float | None, state: Path, output: str) -> None:
+    """Decommission a server for good: all data is destroyed and certified, and it never comes back to the pool.
+
+    \b
+    Example:
+      freehold retire server-1 --reason "sold" --yes --wait --timeout 14400
+    """
+    run(ask(state, server, K.RETIRE, reason, output, wait=wait, timeout=timeout, confirm=not yes))
+
+
+async def ask(
+    state: Path,
+    server: str,
+    kind: IntentKind,
+    reason: str,
+    output: str,
+    *,
+    wait: bool,
+    timeout: float | None,
+    confirm: bool = False,
+    args: dict[str, Any] | None = None,
+) -> None:
+    """Record the intent, and follow what comes of it. Raises `NotFoundError`, `IntentRefusedError`."""
+    async with site_store(state) as store:
+        view = await _view(store, server)
+        try:
+            check_intent(view.status.state, kind)  # before the question: nobody should confirm what is refused
+            if confirm:
+                confirmed(view, kind)
+            by = login_name()
+            await store.record_intent(server, kind, by=by, reason=reason, args=args)
+        except IntentRefusedError as error:
+            raise IntentRefusedError(error.what, server=server, expected=error.expected, remedy=error.remedy) from error
+        if output == "json" and not wait:
+            show_json({"server": server, "intent": kind, "by": by, "reason": reason, "state": view.status.state})
+        elif output != "json":
+            click.echo(f"{server}: asked to {kind} ({view.status.state} now)" + ("" if wait else "; `freehold watch`"))
+        if wait:
+            await _wait(store, server, kind, timeout, output)
+
+
+async def _wait(store: Store, server: str, kind: IntentKind, timeout: float | None, output: str) -> None:
+    wanted, condition = REACHED[kind]
+    begun = (await store.get("Server", server)).status
+
+    def reached(now: Stored) -> bool:
+        return not (kind is K.DECOMMISSION and now.status == begun) and condition(now)
+
+    def hopeless(now: Stored) -> bool:
+        return kind in (K.DECOMMISSION, K.RETIRE) and following.in_state(S.QUARANTINED)(now)
+
+    await following.follow(
+        store, (server,), reached=reached, wanted=wanted, timeout=timeout, output=output, hopeless=hopeless
+    )
+
+
+async def _view(store: Store, server: str) -> ServerView:
+    await store.get("Server", server)  # says which servers there are, if not this one
+    view = await store.ledger.view(server)
+    assert view is not None
+    return view
+
+
+def confirmed(view: ServerView, kind: IntentKind) -> None:
+    """Say what will be lost and ask. Raises `NotConfirmedError` without a yes."""
+    given, assigned = view.facts.image, view.assignment
+    image = f"{given.name} {given.version}" if given else "no image"
+    hostname = assigned.spec.hostname if assigned else "nobody's"
+    click.echo(
+        f"All data on server {view.name} will be destroyed: {hostname}, running {image}, {view.status.state}.", err=True
+    )
+    if kind is K.RETIRE:
+        click.echo("It will not come back to the pool.", err=True)
+    try:
+        yes = click.confirm("Destroy it?", err=True)
+    except click.Abort:
+        yes = False
+    if not yes:
+        raise NotConfirmedError(
+            f"nobody confirmed to {kind} it; nothing was done", server=view.name, remedy="answer y, or give --yes"
+        )
+
+
+def login_name() -> str:
+    """Who asks: the login name, also behind sudo."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    return os.environ.get("SUDO_USER") or user if os.getuid() == 0 else user
