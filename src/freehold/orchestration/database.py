@@ -1,7 +1,8 @@
 """One database: connections, transactions, and errors in words.
 
-Writes of a process go through one task that commits them in groups: every write is a savepoint, so that one that fails
-does not take its neighbours along.
+Writes of a process go through one task that commits them in groups. If one of a group fails, the group is undone and
+its writes are made again one by one, so that only the one that fails is refused. A write must therefore touch nothing
+but its connection.
 """
 
 import asyncio
@@ -79,44 +80,27 @@ class Database:
             group = [await self._queue.get()]
             while not self._queue.empty() and len(group) < MAX_GROUP:
                 group.append(self._queue.get_nowait())
-            await self._commit([(work, done) for work, done in group if not done.cancelled()])
+            if wanted := [(work, done) for work, done in group if not done.cancelled()]:
+                await self._commit(wanted)
 
     async def _commit(self, group: list[tuple[Write[Any], asyncio.Future[Any]]]) -> None:
-        results: list[tuple[asyncio.Future[Any], Any]] = []
         try:
-            with _in_words(self.name):
-                async with self._engine.execution_options(freehold_write=True).begin() as connection:
-                    for work, done in group:
-                        results.append((done, await self._one(connection, work)))
+            results = await self._transact([work for work, _ in group])
         except Exception as error:
-            for _, done in group:
-                if not done.done():
-                    done.set_exception(error)
+            if len(group) > 1:
+                for each in group:
+                    await self._commit([each])
+            elif not group[0][1].done():
+                group[0][1].set_exception(error)
             return
-        for done, result in results:
-            if done.done():
-                continue
-            if isinstance(result, _Failed):
-                done.set_exception(result.error)
-            else:
+        for (_, done), result in zip(group, results, strict=True):
+            if not done.done():
                 done.set_result(result)
 
-    async def _one(self, connection: AsyncConnection, work: Write[Any]) -> Any:
-        savepoint = await connection.begin_nested()
-        try:
-            with _in_words(self.name):
-                result = await work(connection)
-        except Exception as error:
-            if connection.in_nested_transaction():
-                await savepoint.rollback()
-            return _Failed(error)
-        await savepoint.commit()
-        return result
-
-
-class _Failed:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    async def _transact(self, works: list[Write[Any]]) -> list[Any]:
+        with _in_words(self.name):
+            async with self._engine.execution_options(freehold_write=True).begin() as connection:
+                return [await work(connection) for work in works]
 
 
 def _private(path: Path) -> None:

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 POLL = 1.0
 """Seconds between two looks at what is due. Wake-ups only make it sooner."""
 
+GATHER = 0.005
+"""Seconds to let more work become due before a claim: claims and commits are cheap in batches."""
+
 STEP_AGAIN = 30.0
 
 
@@ -78,6 +81,7 @@ class Engine:
                     logger.error("%s", error)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), await self._pause())
+                await asyncio.sleep(GATHER)
         finally:
             heartbeat.cancel()
             await self._give_up()
@@ -133,7 +137,12 @@ class Engine:
             await self.heartbeat()
         free = self._slots - len(self._in_flight)
         claims = await self._store.ledger.claim(self.lease.epoch, self._clock(), free) if free > 0 else []
-        tasks = [asyncio.create_task(self._work_on(claim), name=f"reconcile-{claim.server}") for claim in claims]
+        if not claims:
+            return []
+        reading = asyncio.create_task(self._store.ledger.views([claim.server for claim in claims]))
+        tasks = [
+            asyncio.create_task(self._work_on(claim, reading), name=f"reconcile-{claim.server}") for claim in claims
+        ]
         for task in tasks:
             self._in_flight.add(task)
             task.add_done_callback(self._landed)
@@ -145,10 +154,12 @@ class Engine:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
-    async def _work_on(self, claim: Claim) -> None:
+    async def _work_on(self, claim: Claim, reading: "asyncio.Task[dict[str, ServerView]]") -> None:
         """Reconcile, and never leave a server in the hands of a replica that no longer works on it."""
         try:
-            await self._reconcile(claim)
+            server = (await asyncio.shield(reading)).get(claim.server)
+            if server is not None:
+                await self._reconcile(claim, server)
         except Exception as error:
             logger.error("server %s: %s", claim.server, error, exc_info=not isinstance(error, FreeholdError))
             while True:
@@ -156,10 +167,7 @@ class Engine:
                     return await self._store.ledger.let_go(claim, self._clock() + outcomes.FIRST_RETRY)
                 await asyncio.sleep(POLL)
 
-    async def _reconcile(self, claim: Claim) -> None:
-        server = await self._store.ledger.view(claim.server)
-        if server is None:
-            return
+    async def _reconcile(self, claim: Claim, server: ServerView) -> None:
         now = self._clock()
         server = msgspec.structs.replace(server, status=outcomes.with_overlay(server, now))
         decision = next_step(server, now)

@@ -96,11 +96,11 @@ class Store:
         """Make the store hold `declared` too. Everything is checked, together with what is there already, before
         anything is written. Raises `DocumentError`."""
         wanted = list(declared)
-        validate_set(wanted)
 
         async def work(connection: AsyncConnection) -> list[Change]:
             present = {resource.key: resource for resource in await _all_resources(connection)}
-            validate_set((present | {resource.key: resource for resource in wanted}).values())
+            named = {resource.key for resource in wanted}
+            validate_set([*wanted, *(resource for key, resource in present.items() if key not in named)])
             changes = [_change(present.get(resource.key), resource) for resource in wanted]
             for change, resource in zip(changes, wanted, strict=True):
                 if not dry_run and change.action != "unchanged":
