@@ -92,7 +92,7 @@ def build_base(
 
 
 def assemble_site(base: BaseArtifacts, site: SiteMaterial, out: Path, progress: Progress = silent) -> SiteArtifacts:
-    """Make a site's files in `out`, which takes seconds. The private key is used in memory only."""
+    """Make a site's files in `out`, which takes seconds, in place of older ones. The private key is used in memory only."""
     out.mkdir(parents=True, exist_ok=True)
     linux = base.kernel.image.read_bytes()
     osrel = f"ID=freehold\nNAME=Freehold\nPRETTY_NAME=Freehold\nVERSION_ID={base.version}\n".encode()
@@ -100,6 +100,8 @@ def assemble_site(base: BaseArtifacts, site: SiteMaterial, out: Path, progress: 
         digest = file_sha256(base.stage2)
         second = out / f"stage2-{digest[:32]}.squashfs"
         run("cp", base.stage2, second)
+        for older in set(out.glob("stage2-*.squashfs")) - {second}:
+            older.unlink()  # no agent UKI of this site names it any more
     part = SitePart(
         site.site, site.controller_url, f"{site.boot_url}/{second.name}", digest,
         site.agent_ca_pem, site.image_public_key_pem,
