@@ -7,6 +7,7 @@ keys/evidence.pem, keys/…   public halves       report.json     artifacts/<nam
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 from freehold.evidence import canonical, dsse, durable, merkle, tiles
 from freehold.evidence.log import LogView
 from freehold.evidence.signer import Signer
-from freehold.evidence.statement import Predicate, Statement
+from freehold.evidence.statement import Predicate
 from freehold.model.errors import FreeholdError
 
 MANIFEST = "bundle.json"
@@ -53,7 +54,7 @@ def export(
     files |= {f"keys/{name}.pem": pem for name, pem in public_keys.items() if name != "evidence"}
     files |= {f"artifacts/{name}": data for name, data in artifacts.items()}
     note, envelopes = log.snapshot()
-    files |= log_files(note, merkle.Tree(map(merkle.leaf_hash, envelopes)), envelopes)
+    files |= log_files(note, merkle.Tree(map(merkle.leaf_hash, envelopes)), envelopes, certified(envelopes))
     for path in files:
         check_path(path)
     manifest = canonical.dumps(
@@ -68,23 +69,25 @@ def export(
     return out_dir
 
 
-def log_files(note: bytes, tree: merkle.Tree, envelopes: Sequence[bytes]) -> dict[str, bytes]:
-    """Every file of a bundle that follows from the log: its tiles, its checkpoint, its destruction certificates."""
+def log_files(
+    note: bytes, tree: merkle.Tree, envelopes: Sequence[bytes], certificates: Sequence[int]
+) -> dict[str, bytes]:
+    """Every file of a bundle that follows from the log: tiles, checkpoint, and the entries that are certificates."""
     files = {f"log/{path}": data for path, data in {**tiles.entry_bundles(envelopes), **tiles.hash_tiles(tree)}.items()}
     files["log/checkpoint"] = note
-    for index in certified(envelopes):
+    for index in certificates:
         proof = tree.inclusion_proof(index)
         files[f"certificates/{index}.json"] = certificate(envelopes[index], index, proof, note)
     return files
 
 
 def certified(envelopes: Iterable[bytes]) -> list[int]:
-    """The indices of destruction certificates among verified envelopes."""
+    """The indices of destruction certificates among the envelopes of our own log."""
     wanted = Predicate.DECOMMISSION_CERTIFICATE.uri
     return [
         index
         for index, envelope in enumerate(envelopes)
-        if Statement.from_bytes(dsse.Envelope.from_bytes(envelope).payload).predicate_type == wanted
+        if json.loads(canonical.b64decode(json.loads(envelope)["payload"]))["predicateType"] == wanted
     ]
 
 

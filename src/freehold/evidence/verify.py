@@ -17,7 +17,7 @@ import msgspec
 from freehold.evidence import bundle, canonical, checkpoint, dsse, merkle, statement, tiles
 from freehold.evidence.checkpoint import Checkpoint
 from freehold.evidence.signer import KeyRefused, PublicKey
-from freehold.evidence.statement import Statement
+from freehold.evidence.statement import Predicate, Statement
 from freehold.model.errors import FreeholdError
 
 MAX_BYTES = 4 << 30
@@ -96,12 +96,12 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
     envelopes = _entries(files, signed.size)
     tree = merkle.Tree(map(merkle.leaf_hash, envelopes))
     _check_root("log/checkpoint", tree.root(), signed)
-    kinds: Counter[str] = Counter()
+    kinds: list[Predicate] = []
     for index, envelope in enumerate(envelopes):
         with _refusing(f"log/{tiles.tile_path('entries', index // tiles.WIDTH)}", f"statement {index}"):
-            kinds[statement.verify(envelope, key).kind.value] += 1
-    derived = bundle.log_files(files["log/checkpoint"], tree, envelopes)
-    _check_derived(files, derived)
+            kinds.append(statement.verify(envelope, key).kind)
+    certificates = [index for index, kind in enumerate(kinds) if kind is Predicate.DECOMMISSION_CERTIFICATE]
+    _check_derived(files, bundle.log_files(files["log/checkpoint"], tree, envelopes, certificates))
     with _refusing(bundle.REPORT, "report"):
         if not isinstance(canonical.loads(files[bundle.REPORT]), dict):
             raise canonical.NotCanonicalError("not a JSON object")
@@ -122,8 +122,8 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
         files=len(files) + 1,
         entries=signed.size,
         root=signed.root.hex(),
-        statements=dict(sorted(kinds.items())),
-        certificates=sum(name.startswith("certificates/") for name in derived),
+        statements={str(kind): count for kind, count in sorted(Counter(kinds).items())},
+        certificates=len(certificates),
     )
 
 
@@ -143,7 +143,7 @@ def verify_certificate(data: bytes, trusted_key: bytes) -> CertificateVerificati
         signed = checkpoint.verify(note, found.checkpoint.partition("\n")[0], key)
     with _refusing(_CERTIFICATE, "statement"):
         claim = statement.verify(envelope, key)
-    if claim.kind is not statement.Predicate.DECOMMISSION_CERTIFICATE:
+    if claim.kind is not Predicate.DECOMMISSION_CERTIFICATE:
         raise BundleRefused(_CERTIFICATE, "statement", f"this is a {claim.kind} statement")
     if not merkle.verify_inclusion(found.index, signed.size, merkle.leaf_hash(envelope), proof, signed.root):
         raise BundleRefused(_CERTIFICATE, "inclusion proof", "it does not lead to the checkpoint's root")
