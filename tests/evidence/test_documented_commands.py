@@ -42,7 +42,7 @@ def run(script: str, folder: Path, **names: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    kinds = [Predicate.TRANSITION] * 300 + [Predicate.DECOMMISSION_CERTIFICATE, Predicate.EGRESS]
+    kinds = [Predicate.TRANSITION] * 270 + [Predicate.DECOMMISSION_CERTIFICATE, Predicate.EGRESS]
     with EvidenceLog.open_for_writing(tmp_path / "log", SIGNER, "freehold.dev/site/test") as log:
         log.append_all(
             [Statement.claim(kind, [Subject.of_name("server/r1")], {"ä": n}) for n, kind in enumerate(kinds)]
@@ -53,14 +53,14 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.mark.host
 def test_the_documented_commands_accept_a_bundle(bundle: Path) -> None:
-    # two statements stand for 300: an openssl each would take seconds
-    script = blocks().replace('"$work"/entry-*.json', '"$work"/entry-00029[89].json "$work"/entry-00030*.json')
+    # two statements stand for 270: an openssl each would take seconds
+    script = blocks().replace('"$work"/entry-*.json', '"$work"/entry-00026[89].json "$work"/entry-00027*.json')
     done = run(script, bundle)
     assert done.returncode == 0, done.stderr
     assert SIGNER.key_id in done.stdout
-    assert "302 entries, root " in done.stdout
+    assert "272 entries, root " in done.stdout
     assert "https://freehold.dev/decommission-certificate/v1\tserver/r1" in done.stdout
-    assert "entry 300 of 302 is certificates/300.json" in done.stdout
+    assert "entry 270 of 272 is certificates/270.json" in done.stdout
     assert "refused" not in done.stdout + done.stderr
 
 
@@ -72,7 +72,7 @@ def test_the_documented_commands_accept_a_bundle(bundle: Path) -> None:
         "report.json",
         "log/checkpoint",
         "log/tile/entries/000",
-        "certificates/300.json",
+        "certificates/270.json",
         "artifacts/r1/quote",
     ],
 )

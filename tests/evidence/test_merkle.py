@@ -67,7 +67,7 @@ def test_every_proof_up_to_40_leaves_verifies_against_the_reference_root(size: i
         assert verify_consistency(old, size, rfc_root(HASHES[:old]), root, tree.consistency_proof(old, size))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_changed_proof_is_refused(data: st.DataObject) -> None:
     tree = Tree(HASHES)
@@ -84,7 +84,7 @@ def test_a_changed_proof_is_refused(data: st.DataObject) -> None:
     assert not verify_inclusion(index, size, HASHES[index], [*proof, proof[-1]], root)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_rewritten_history_is_not_consistent(data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 40))

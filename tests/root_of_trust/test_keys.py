@@ -73,7 +73,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kek = FileKek.create(tmp_path / "vault.key")
-    for dies_at in range(0, 400, 3):
+    for dies_at in range(0, 400, 7):
         state = tmp_path / str(dies_at)
         vault = Vault.create(state / "vault", kek)
         died = run_until_crash(monkeypatch, dies_at, lambda vault=vault: create(vault))
@@ -84,7 +84,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
         assert keys.public_files() == SiteKeys.load(state, vault, lambda: NOW).public_files()
         if not died:
             break
-    assert 60 < dies_at < 399
+    assert 60 < dies_at < 393
 
 
 def test_loading_an_incomplete_set_says_what_is_missing(vault: Vault) -> None:
