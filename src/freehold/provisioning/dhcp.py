@@ -111,7 +111,7 @@ class Dnsmasq:
     """The daemon as a child of this process, in this process's network namespace. It dies with its parent."""
 
     def __init__(self, settings: DhcpSettings, directory: Path, *, binary: str = "dnsmasq") -> None:
-        self._settings, self._directory, self._binary = settings, directory, binary
+        self._settings, self._directory, self._binary = settings, directory.resolve(), binary
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._last_lines: list[str] = []

@@ -50,6 +50,7 @@ def serve(state: Path, lab: Path | None, mirror: str | None, verbose: bool) -> N
         format="%(asctime)s %(levelname).1s %(message)s",
         stream=sys.stderr,
     )
+    state = state.resolve()  # dnsmasq and others change their directory
     for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     base = build_base(Cache(default_root(), show_step), mirror=mirror)
