@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from freehold.interfaces.cli.common import printable, since
+from freehold.interfaces.cli.rendering import full_status
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState
 from freehold.orchestration.store import Event, Store, Stored
@@ -71,7 +72,8 @@ def _not_reached(how: str, wanted: str, servers: Sequence[Stored]) -> NotReached
     where = "; ".join(whereabouts(server) for server in servers[:10])
     more = f"; and {len(servers) - 10} more" if len(servers) > 10 else ""
     return NotReachedError(
-        f"{how} {wanted}: {where}{more}", remedy=f"`freehold describe server {servers[0].resource.name}`"
+        f"{how} {wanted}: {where}{more}",
+        remedy=f"`freehold describe server {servers[0].resource.name}` says what to do",
     )
 
 
@@ -98,7 +100,14 @@ def show_event(event: Event, output: str, *, err: bool = False) -> None:
 
 def show_state(server: Stored, output: str, *, err: bool = False) -> None:
     if output == "json":
-        _json_line({"server": server.resource.name, "status": server.status, "paused": server.paused}, err=err)
+        _json_line(
+            {
+                "server": server.resource.name,
+                "status": server.status and full_status(server.status),
+                "paused": server.paused,
+            },
+            err=err,
+        )
     else:
         click.echo(printable(f"{time.strftime('%H:%M:%S')}  {whereabouts(server)}"), err=err)
 

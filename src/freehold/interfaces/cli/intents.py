@@ -84,9 +84,9 @@ def resume(server: str, reason: str, wait: bool, timeout: float | None, state: P
 
 @click.command()
 @intent_options
-@click.option("--to", type=click.Choice([S.DECOMMISSIONING]), help="Erase it instead of going on with it.")
+@click.option("--to", type=click.Choice([S.DECOMMISSIONING.value]), help="Erase it instead of going on with it.")
 def release(
-    server: str, to: ServerState | None, reason: str, wait: bool, timeout: float | None, state: Path, output: str
+    server: str, to: str | None, reason: str, wait: bool, timeout: float | None, state: Path, output: str
 ) -> None:
     """Let a server out of quarantine, back to what was interrupted. Read first why it is there: `freehold describe`.
 
@@ -95,7 +95,7 @@ def release(
       freehold release server-1 --reason "firmware update of 3 May, approved"
       freehold release server-1 --to decommissioning --reason "not trusted any more"
     """
-    args = {"to": to.value} if to else {}
+    args = {"to": to} if to else {}
     run(ask(state, server, K.RELEASE, reason, output, wait=wait, timeout=timeout, args=args))
 
 
@@ -153,23 +153,27 @@ async def ask(
         if output == "json" and not wait:
             show_json({"server": server, "intent": kind, "by": by, "reason": reason, "state": view.status.state})
         elif output != "json":
-            click.echo(f"{server}: asked to {kind} ({view.status.state} now)" + ("" if wait else "; `freehold watch`"))
+            click.echo(
+                f"{server}: asked to {kind} ({view.status.state} now)"
+                + ("" if wait else f"; follow it with `freehold watch {server}`")
+            )
         if wait:
-            await _wait(store, server, kind, timeout, output)
+            await _wait(store, view, kind, timeout, output)
 
 
-async def _wait(store: Store, server: str, kind: IntentKind, timeout: float | None, output: str) -> None:
+async def _wait(store: Store, before: ServerView, kind: IntentKind, timeout: float | None, output: str) -> None:
     wanted, condition = REACHED[kind]
-    begun = (await store.get("Server", server)).status
 
     def reached(now: Stored) -> bool:
-        return not (kind is K.DECOMMISSION and now.status == begun) and condition(now)
+        # A server that was available already has to leave that state and come back.
+        came_back = now.status is not None and now.status.state_since != before.status.state_since
+        return condition(now) and (came_back or kind is not K.DECOMMISSION)
 
     def hopeless(now: Stored) -> bool:
         return kind in (K.DECOMMISSION, K.RETIRE) and following.in_state(S.QUARANTINED)(now)
 
     await following.follow(
-        store, (server,), reached=reached, wanted=wanted, timeout=timeout, output=output, hopeless=hopeless
+        store, (before.name,), reached=reached, wanted=wanted, timeout=timeout, output=output, hopeless=hopeless
     )
 
 

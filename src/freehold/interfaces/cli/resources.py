@@ -36,6 +36,8 @@ SHORT = {
 }
 _KIND_OF = {name: kind for kind in KINDS for name in (kind.lower(), *SHORT[kind])}
 
+STATE = click.Choice([state.value for state in ServerState])
+
 limit_option = click.option(
     "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of a page."
 )
@@ -58,14 +60,12 @@ class Kind(click.ParamType[str]):
 @click.command()
 @click.argument("kind", type=Kind())
 @click.argument("name", required=False)
-@click.option("--in", "lifecycle", type=click.Choice(list(ServerState)), help="Only servers in this state.")
+@click.option("--in", "lifecycle", type=STATE, help="Only servers in this state.")
 @limit_option
 @click.option("--after", default="", metavar="NAME", help="Begin behind this name: the next page.")
 @state_option
 @output_option("wide", "yaml")
-def get(
-    kind: str, name: str | None, lifecycle: ServerState | None, limit: int, after: str, state: Path, output: str
-) -> None:
+def get(kind: str, name: str | None, lifecycle: str | None, limit: int, after: str, state: Path, output: str) -> None:
     """List resources of a KIND (servers, images, networks, policies, assignments, …), or show the one called NAME.
 
     `-o wide` says of each server what it does, what it waits for, its image, BMC, OS and attestation; `-o yaml` prints
@@ -79,13 +79,14 @@ def get(
     """
     if lifecycle is not None and kind != "Server":
         raise click.UsageError("--in is for servers only")
+    wanted = ServerState(lifecycle) if lifecycle else None
 
     async def work() -> list[rendering.Shown]:
         async with site_store(state) as store:
             if name is not None:
                 found = [await store.get(kind, name)]
             else:
-                found = await store.list_resources(kind, after=(kind, after), limit=limit + 1, state=lifecycle)
+                found = await store.list_resources(kind, after=(kind, after), limit=limit + 1, state=wanted)
             return [rendering.Shown(each, await _view(store, each)) for each in found]
 
     found = run(work())
@@ -175,11 +176,11 @@ def events(server: str | None, after: int, limit: int, follow: bool, state: Path
 
 @click.command()
 @click.argument("server", required=False)
-@click.option("--until", type=click.Choice(list(ServerState)), help="End, with 0, when the servers are in this state.")
+@click.option("--until", type=STATE, help="End, with 0, when the servers are in this state.")
 @click.option("--timeout", type=click.FloatRange(min=0.0), metavar="SECONDS", help="End, with 1, after this long.")
 @state_option
 @output_option()
-def watch(server: str | None, until: ServerState | None, timeout: float | None, state: Path, output: str) -> None:
+def watch(server: str | None, until: str | None, timeout: float | None, state: Path, output: str) -> None:
     """Follow all servers, or one SERVER, live: where each is now, then every event. Ends with Ctrl-C or --until.
 
     A server that is stuck or quarantined does not end the watch; --timeout does, and says where each one hangs.
@@ -195,8 +196,9 @@ def watch(server: str | None, until: ServerState | None, timeout: float | None, 
             names = (server,) if server else ()
             if server:
                 await store.get("Server", server)
+            reached = following.in_state(ServerState(until) if until else None)
             await following.follow(
-                store, names, reached=following.in_state(until), wanted=str(until), timeout=timeout, output=output
+                store, names, reached=reached, wanted=until or "the end", timeout=timeout, output=output
             )
 
     run(work())

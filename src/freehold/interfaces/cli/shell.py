@@ -51,6 +51,8 @@ def console(server: str, lab: Path | None, state: Path, output: str) -> None:
     Example:
       freehold console server-1 --lab ./lab
     """
+    if lab is not None and output == "json":
+        raise click.UsageError("a console is for people: it has no JSON")
     if lab is not None:
         if not (lab / "lab.json").exists():
             raise NoConsoleError(f"there is no lab in {lab}", remedy="say where it is: `freehold lab up --dir DIR`")
