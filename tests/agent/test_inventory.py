@@ -125,3 +125,9 @@ def test_this_machine_reads_without_error():
 def test_empty_machine_has_nothing_and_says_so(machine):
     found = inventory.collect(machine.root)
     assert (found["cpus"], found["disks"], found["tpm"], found["firmware"]["secure_boot"]) == ([], [], None, None)
+
+
+def test_what_is_collected_on_a_real_machine_goes_into_json():
+    import json
+
+    assert json.loads(json.dumps(inventory.collect("/")))["cpus"][0]["cores"] >= 1

@@ -69,7 +69,7 @@ def cpus(root: str = "/") -> "list[dict[str, Any]]":
         )  # fmt: skip
         socket["threads"] += 1
         socket["seen"].add(fields.get("core id", fields["processor"]))
-    return [{**socket, "cores": len(socket.pop("seen"))} for _, socket in sorted(sockets.items())]
+    return [{"cores": len(socket.pop("seen")), **socket} for _, socket in sorted(sockets.items())]
 
 
 def numa_nodes(root: str = "/") -> "list[dict[str, Any]]":
