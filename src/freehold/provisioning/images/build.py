@@ -92,7 +92,7 @@ def build_base(
 
 
 def assemble_site(base: BaseArtifacts, site: SiteMaterial, out: Path, progress: Progress = silent) -> SiteArtifacts:
-    """Make a site's files in `out`, which takes seconds, in place of older ones. The private key is used in memory only."""
+    """Make a site's files in `out`, in seconds, in place of older ones. The private key is used in memory only."""
     out.mkdir(parents=True, exist_ok=True)
     linux = base.kernel.image.read_bytes()
     osrel = f"ID=freehold\nNAME=Freehold\nPRETTY_NAME=Freehold\nVERSION_ID={base.version}\n".encode()
