@@ -1,0 +1,107 @@
+"""The table of commands: each one is there, has help, and the help ends with an example."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from cli_support import Shell
+
+import freehold.interfaces.cli
+from freehold.interfaces.cli.main import COMMANDS, cli
+
+FOLDER = Path(freehold.interfaces.cli.__file__).parent
+
+
+def commands(name: str) -> Iterator[tuple[str, click.Command]]:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    yield name, command
+    if isinstance(command, click.Group):
+        yield from ((f"{name} {each}", found) for each, found in command.commands.items())
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_there_and_its_help_ends_with_an_example(name: str) -> None:
+    module = FOLDER / f"{COMMANDS[name][0]}.py"
+    assert module.exists(), f"{name}: {module.name} is missing"
+    for path, command in commands(name):
+        text = (command.help or "").strip()
+        _, found, example = text.partition("Example:")
+        assert found, path
+        lines = example.strip().splitlines()
+        assert lines, path
+        assert all("freehold" in line for line in lines), path
+
+
+OURS = [name for name, (module, _, _) in COMMANDS.items() if module not in ("lab", "serve", "prove")]
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_every_command_can_answer_in_json(name: str) -> None:
+    for path, command in commands(name):
+        if not isinstance(command, click.Group):
+            outputs = [each for each in command.params if each.name == "output"]
+            assert outputs, path
+            assert isinstance(outputs[0].type, click.Choice)
+            assert "json" in outputs[0].type.choices, path
+
+
+def test_the_help_names_every_command_and_every_exit_code(shell: Shell) -> None:
+    text = shell("--help").out
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert "3    " in text or "  3  " in text
+
+
+def test_help_imports_no_command() -> None:
+    script = (
+        "import sys; sys.argv = ['freehold', '--help']\n"
+        "from freehold.interfaces.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'sqlalchemy', 'aiohttp', 'yaml', 'cryptography'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("get", "nonsense"), ("get", "servers", "--limit", "0")])
+def test_wrong_usage_is_2_and_in_json_it_is_an_object(shell: Shell, words: tuple[str, ...]) -> None:
+    assert shell(*words).code == 2
+    answer = shell(*words, "--output", "json")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.error()["what"]
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: Shell, name: str) -> None:
+    assert "_FREEHOLD_COMPLETE" in shell("completion", name).out
+    assert "_FREEHOLD_COMPLETE" in shell("completion", name, "-o", "json").json()["script"]
+
+
+def test_console_outside_a_lab_names_the_bmc(site: Shell, tmp_path: Path) -> None:
+    answer = site("console", "server-1")
+    assert answer.code == 1
+    assert answer.err == (
+        "freehold: server server-1: serial-over-LAN is not there yet: Freehold cannot attach to the console of a "
+        "server outside a lab\n"
+        "  what to do: use the console of its BMC at https://172.30.1.11/, or in a lab: --lab DIR\n"
+    )
+    assert "there is no lab in" in site("console", "server-1", "--lab", tmp_path).err
+
+
+def test_console_in_a_lab_becomes_the_labs_console(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab.json").write_text("{}")
+    called: list[list[str]] = []
+
+    def execv(_program: str, arguments: list[str]) -> None:
+        called.append(arguments[1:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execv", execv)
+    shell("console", "server-1", "--lab", tmp_path)
+    assert called == [["-m", "freehold_lab", "console", "server-1", "--dir", str(tmp_path)]]
