@@ -71,6 +71,23 @@ def test_a_foreign_certificate_in_db_is_named() -> None:
     assert reason == "PCR 7: db holds a certificate CN=Floor KEK that is not the operator's"
 
 
+def test_who_is_named_as_owner_of_our_keys_does_not_matter() -> None:
+    """BMCs enrol with an owner GUID of their own; the firmware trusts the certificate, not the name beside it."""
+    other = uefi.signature_list(uefi.CERT_X509, uefi.GLOBAL_VARIABLE, (certificate("db"),))
+
+    def enrol(events: list[Event]) -> None:
+        for at, one in enumerate(events):
+            if one.pcr == 7 and one.type == 0x800000E0:
+                old = uefi.parse_variable(one.data)
+                data = uefi.GLOBAL_VARIABLE.bytes_le + old.data[16:]
+                events[at] = measured(7, one.type, replace(old, data=data).encode())
+            elif one.pcr == 7 and b"d\0b\0" + keys().db in one.data:
+                events[at] = measured(7, one.type, replace(uefi.parse_variable(one.data), data=other).encode())
+
+    result = verdict(changed(enrol))
+    assert (result.trusted, result.reasons) == (True, ())
+
+
 def test_a_variable_whose_digest_does_not_vouch_for_its_data_is_not_believed() -> None:
     def lie(events: list[Event]) -> None:
         at = where(events, 7, 0x80000001)
