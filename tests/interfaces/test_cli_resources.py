@@ -1,6 +1,10 @@
 """`get`, `describe`, `events`, `watch`: what a tired person reads at three in the morning."""
 
 import json
+import shlex
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -243,3 +247,26 @@ def test_watch_that_runs_out_of_time_names_where_each_one_hangs(site: Shell) -> 
     assert "freehold: after 0.1 s not yet active: server-1 is enrolled for 0s: declared\n" in answer.err
     assert "server-2" not in answer.err
     assert "`freehold describe server server-1`" in answer.err
+
+
+def test_an_interrupted_watch_ends_with_130(site: Shell) -> None:
+    command = [sys.executable, "-m", "freehold.interfaces.cli.main", "watch", "--state", str(site.state)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "server-1 is enrolled" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(site: Shell) -> None:
+    words = [sys.executable, "-m", "freehold.interfaces.cli.main", "events", "--state", str(site.state)]
+    command = f"{shlex.join(words)} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_the_plain_table_marks_a_paused_server(site: Shell) -> None:
+    site("pause", "server-2")
+    lines = site("get", "servers").out.splitlines()
+    assert ["(paused)" in line for line in lines] == [False, False, True]

@@ -78,12 +78,13 @@ def _not_reached(how: str, wanted: str, servers: Sequence[Stored]) -> NotReached
 
 
 def whereabouts(server: Stored) -> str:
-    """`server-1 is provisioning for 5m at write_image, waiting for the agent (attempt 2): its last word`."""
+    """`server-1 is provisioning for 5m at write_image, 2 attempts failed, stuck: its last word`."""
     status = server.status
     assert status is not None
     parts = [f"{server.resource.name} is {status.state} for {since(status.state_since)}"]
     parts += [f"at {status.step}"] if status.step else []
     parts += [f"waiting for {status.waiting_for}"] if status.waiting_for else []
+    parts += [f"{status.attempts} attempts failed"] if status.attempts else []
     parts += ["paused"] if server.paused else []
     parts += ["stuck"] if status.stuck else []
     return ", ".join(parts) + (f": {status.reason}" if status.reason else "")

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import sys
 
 import click
@@ -97,9 +96,6 @@ def main() -> None:
     except FreeholdError as error:
         _show(error.to_dict(), f"freehold: {error}")
         code = getattr(error, "exit_code", 1)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         what = f"{error.strerror or error}{where}"

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,8 +18,9 @@ from freehold.interfaces.cli.common import (
     site_store,
     state_option,
 )
-from freehold.model.resources import KINDS
+from freehold.model.resources import KINDS, ServerSpec
 from freehold.model.status import ServerState
+from freehold.orchestration.planner import ServerView
 from freehold.orchestration.store import Event, Store, Stored
 
 SHORT = {
@@ -87,7 +87,7 @@ def get(kind: str, name: str | None, lifecycle: str | None, limit: int, after: s
                 found = [await store.get(kind, name)]
             else:
                 found = await store.list_resources(kind, after=(kind, after), limit=limit + 1, state=wanted)
-            return [rendering.Shown(each, await _view(store, each)) for each in found]
+            return [rendering.Shown(each, await _view(store, each, full=output in ("wide", "json"))) for each in found]
 
     found = run(work())
     page = found[:limit]
@@ -103,8 +103,14 @@ def get(kind: str, name: str | None, lifecycle: str | None, limit: int, after: s
     show_page("--after", [each.to_dict() for each in page], following_name, output)
 
 
-async def _view(store: Store, each: Stored) -> Any:
-    return await store.ledger.view(each.resource.name) if each.resource.kind == "Server" else None
+async def _view(store: Store, each: Stored, *, full: bool = True) -> ServerView | None:
+    """What is known of a server; unless `full`, only what is at hand: a fleet's table should not take a second."""
+    name, spec = each.resource.name, each.resource.spec
+    if not isinstance(spec, ServerSpec) or each.status is None:
+        return None
+    if full:
+        return await store.ledger.view(name)
+    return ServerView(name=name, spec=spec, status=each.status, paused=each.paused)
 
 
 @click.command()
