@@ -65,21 +65,22 @@ def _parser() -> argparse.ArgumentParser:
     power = command("power", _power, "press the button at the rack: on, off, reset")
     power.add_argument("server")
     power.add_argument("to", choices=["on", "off", "reset"])
-    ssh = command("ssh", _ssh, "ssh to a server from the operator's host in production")
+    ssh = command("ssh", _ssh, "ssh to a server from the operator's host in production: ssh SERVER [-- COMMAND]")
     ssh.add_argument("server")
     ssh.add_argument("--user", default="root")
     ssh.add_argument("--identity", type=Path, help="private key")
-    ssh.add_argument("rest", nargs="*", metavar="-- COMMAND")
-    execute = command("exec", _exec, "run a command in a namespace, e.g. controller")
+    execute = command("exec", _exec, "run a command in a namespace: exec controller -- COMMAND")
     execute.add_argument("role")
-    execute.add_argument("rest", nargs="*", metavar="-- COMMAND")
     wan = command("wan", _wan, "the path to the world outside")
     wan.add_argument("action", choices=["cut", "restore", "counters", "reset-counters"])
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # What follows `--` is somebody else's command line: argparse must not look for options in it.
+    at = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:at], argparse.Namespace(rest=given[at + 1 :]))
     try:
         return int(options.run(options))
     except LabError as exc:

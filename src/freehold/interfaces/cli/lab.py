@@ -94,7 +94,10 @@ def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
     return lines
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lab(arguments: tuple[str, ...]) -> None:
     """A rack in a box: up, down, status, fault, console, power, ssh, exec, wan. `freehold lab --help` lists all.

@@ -1,0 +1,107 @@
+"""A site on a lab, as a user runs it: `freehold serve` as a process of its own that can be killed, commands beside it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FREEHOLD = [sys.executable, "-m", "freehold.interfaces.cli.main"]
+
+
+class SiteRig:
+    """Lab and state below `directory`; `name` keeps its namespaces apart from other labs."""
+
+    def __init__(self, directory: Path, name: str, servers: int = 1) -> None:
+        self.lab, self.state, self.name = directory / "lab", directory / "state", name
+        self.log = directory / "serve.log"
+        self.servers = servers
+        self.controller: subprocess.Popen[bytes] | None = None
+
+    def freehold(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [*FREEHOLD, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=self.environment)
+        assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"FREEHOLD_STATE": str(self.state)}
+
+    def in_lab(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.freehold("lab", arguments[0], "--dir", str(self.lab), *arguments[1:], check=check)
+
+    def serve(self) -> None:
+        """Start the controller, in the background."""
+        with self.log.open("ab") as log:
+            command = [*FREEHOLD, "serve", "--state", str(self.state), "--lab", str(self.lab)]
+            self.controller = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """kill -9 of the controller."""
+        assert self.controller is not None
+        self.controller.send_signal(signal.SIGKILL)
+        self.controller.wait()
+
+    def stop(self) -> None:
+        if self.controller is not None and self.controller.poll() is None:
+            self.controller.terminate()
+            try:
+                self.controller.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def server(self, name: str = "server-1") -> dict[str, Any]:
+        """As `freehold get server NAME -o json` tells it."""
+        found: dict[str, Any] = json.loads(self.freehold("get", "server", name, "-o", "json").stdout)
+        return found
+
+    def status(self, name: str = "server-1") -> dict[str, Any]:
+        return dict(self.server(name)["status"])
+
+    def events(self, name: str = "server-1") -> list[str]:
+        answer = json.loads(self.freehold("events", name, "--limit", "5000", "-o", "json").stdout)
+        rows = answer["events"] if isinstance(answer, dict) else answer
+        return [f"{row['kind']}: {row['message']}" for row in rows]
+
+    def wait(self, what: str, holds: Any, *, name: str = "server-1", seconds: float = 420.0) -> dict[str, Any]:
+        """Until `holds(status)`; on timeout the assertion tells what the controller and the console said last."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.status(name)
+            if holds(status):
+                return status
+            alive = self.controller is not None and self.controller.poll() is None
+            if time.monotonic() > deadline or not alive:
+                raise AssertionError(f"no {what} ({'alive' if alive else 'the controller ended'})\n{self.last_words(name)}")
+            time.sleep(0.5)
+
+    def wait_state(self, state: str, *, name: str = "server-1", seconds: float = 420.0) -> dict[str, Any]:
+        def there(status: dict[str, Any]) -> bool:
+            assert state == "quarantined" or status["state"] != "quarantined", status["reason"]
+            return bool(status["state"] == state)
+
+        return self.wait(state, there, name=name, seconds=seconds)
+
+    def last_words(self, name: str) -> str:
+        console = self.lab / "servers" / name / "console.log"
+        shown = [f"status: {self.status(name)}", *self.events(name)[-15:]]
+        for path in (self.log, console):
+            shown += [f"--- {path.name}", *(path.read_text(errors="replace").splitlines()[-15:] if path.exists() else [])]
+        return "\n".join(shown)
+
+
+@contextlib.contextmanager
+def site_rig(directory: Path, name: str, servers: int = 1) -> Iterator[SiteRig]:
+    rig = SiteRig(directory, name, servers)
+    try:
+        rig.in_lab("up", "--name", name, "--servers", str(servers))
+        yield rig
+    finally:
+        rig.stop()
+        rig.in_lab("down", "--name", name, check=False)
