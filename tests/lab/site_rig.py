@@ -1,4 +1,4 @@
-"""A site on a lab, as a user runs it: `freehold serve` as a process of its own that can be killed, commands beside it."""
+"""A site on a lab, as a user runs it: `freehold serve` as a process that can be killed, commands beside it."""
 
 import contextlib
 import json
@@ -42,6 +42,17 @@ class SiteRig:
             command = [*FREEHOLD, "serve", "--state", str(self.state), "--lab", str(self.lab)]
             self.controller = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
+    def artifact(self, name: str) -> Path:
+        """A boot file of the site, once the controller has made all of them."""
+        deadline = time.monotonic() + 600
+        while not list(self.state.glob("images/*/content.json")):
+            alive = self.controller is not None and self.controller.poll() is None
+            waiting = alive and time.monotonic() < deadline
+            assert waiting, self.log.read_text(errors="replace")[-3000:]
+            time.sleep(0.5)
+        (found,) = self.state.glob(f"images/*/{name}")
+        return found
+
     def kill(self) -> None:
         """kill -9 of the controller."""
         assert self.controller is not None
@@ -78,7 +89,8 @@ class SiteRig:
                 return status
             alive = self.controller is not None and self.controller.poll() is None
             if time.monotonic() > deadline or not alive:
-                raise AssertionError(f"no {what} ({'alive' if alive else 'the controller ended'})\n{self.last_words(name)}")
+                end = "in time" if alive else "before the controller ended"
+                raise AssertionError(f"no {what} {end}\n{self.last_words(name)}")
             time.sleep(0.5)
 
     def wait_state(self, state: str, *, name: str = "server-1", seconds: float = 420.0) -> dict[str, Any]:
@@ -92,7 +104,8 @@ class SiteRig:
         console = self.lab / "servers" / name / "console.log"
         shown = [f"status: {self.status(name)}", *self.events(name)[-15:]]
         for path in (self.log, console):
-            shown += [f"--- {path.name}", *(path.read_text(errors="replace").splitlines()[-15:] if path.exists() else [])]
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            shown += [f"--- {path.name}", *lines[-15:]]
         return "\n".join(shown)
 
 

@@ -25,6 +25,7 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(view) as client:
         if view.spec.boot_method == "virtualMedia":
+            await oob.eject_media(client)  # a medium of the same name may be an older one
             await oob.insert_media(client, site.media_url)
             await oob.boot_cd(client)
         else:
