@@ -60,7 +60,7 @@ class Kind(click.ParamType[str]):
 @click.command()
 @click.argument("kind", type=Kind())
 @click.argument("name", required=False)
-@click.option("--in", "lifecycle", type=STATE, help="Only servers in this state.")
+@click.option("--in", "lifecycle", type=STATE, metavar="STATE", help="Only servers in this state.")
 @limit_option
 @click.option("--after", default="", metavar="NAME", help="Begin behind this name: the next page.")
 @state_option
@@ -182,7 +182,7 @@ def events(server: str | None, after: int, limit: int, follow: bool, state: Path
 
 @click.command()
 @click.argument("server", required=False)
-@click.option("--until", type=STATE, help="End, with 0, when the servers are in this state.")
+@click.option("--until", type=STATE, metavar="STATE", help="End, with 0, when the servers are in this state.")
 @click.option("--timeout", type=click.FloatRange(min=0.0), metavar="SECONDS", help="End, with 1, after this long.")
 @state_option
 @output_option()
