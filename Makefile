@@ -28,7 +28,7 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/pytest -m "not lab"
+	$(BIN)/pytest -m "not lab" -n auto --dist loadfile
 
 lab-test:        ## the tests that start real firmware, TPMs and networks
 	$(SUDO) $(BIN)/pytest -m lab

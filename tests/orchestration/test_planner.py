@@ -41,6 +41,7 @@ from freehold.orchestration.planner import (
     Refuse,
     ServerView,
     Wait,
+    fact,
     next_step,
     overdue,
 )
@@ -329,3 +330,10 @@ def test_every_view_has_a_legal_decision(server: ServerView) -> None:
             assert decision.until is None or decision.until > NOW
         case Refuse():
             assert decision.intent in {intent.id for intent in server.intents}
+
+
+def test_leaf_0_of_the_log_is_a_certificate_too() -> None:
+    spec = ServerSpec(bmc=Bmc(address="172.30.1.11", credential=Credential()), nics=())
+    view = ServerView(name="s1", spec=spec, status=ServerStatus(facts=Facts(certificate_index=0)))
+    assert fact("certificate_index")(view, 0.0)
+    assert not fact("bmc_identity")(view, 0.0)

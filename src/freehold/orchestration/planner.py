@@ -129,8 +129,8 @@ class Goal:
 
 
 def fact(name: str) -> Condition:
-    """The fact is established: neither None nor False."""
-    return lambda server, _now: getattr(server.facts, name) not in (None, False)
+    """The fact is established: neither None nor False. A 0 is a fact: a certificate may be leaf 0 of the log."""
+    return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
 
 
 def agent_alive(server: ServerView, now: float) -> bool:

@@ -82,7 +82,7 @@ class Site:
     def image(self, name: str) -> OsImage:
         if name not in self.images:
             raise FreeholdError(
-                f"image {name} is declared but not built", remedy=f"run `freehold image build {name}` on the controller"
+                f"image {name} is declared but not built", remedy="assign one of: " + ", ".join(self.images)
             )
         return self.images[name]
 
