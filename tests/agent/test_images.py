@@ -134,6 +134,39 @@ def test_drive_that_does_not_keep_what_was_written_is_caught(machine, make_image
     assert disk.read_bytes()[:CHUNK] == bytes(CHUNK)
 
 
+def test_drive_that_wraps_its_addresses_is_caught(machine, make_image, serve, monkeypatch):
+    image = make_image()
+    disk = machine.disk("N0", 4 << 20)
+    monkeypatch.setattr(images, "WINDOW_BYTES", CHUNK)  # each chunk is right when it is read back
+    last = max(index for index, digest in enumerate(image.document["chunks"]) if digest != "zero")
+    real = images.BlockDevice.write
+
+    def wrapping(self, view, offset):
+        real(self, view, offset)
+        if offset == last * CHUNK:
+            real(self, memoryview(images.new_buffer(CHUNK)), CHUNK)
+
+    monkeypatch.setattr(images.BlockDevice, "write", wrapping)
+    answer = write(machine, image, serve(image.file).url)
+    assert "chunk 1" in answer["error"]["what"]
+    assert "which was right before" in answer["error"]["what"]
+    assert disk.read_bytes()[:CHUNK] == bytes(CHUNK)
+
+
+def test_drive_that_does_not_zero_is_caught(machine, make_image, serve, monkeypatch):
+    image = make_image()
+    machine.disk("N0", 4 << 20, fill=b"old data")
+    zero = image.document["chunks"].index("zero")
+    real = images.BlockDevice.zero
+
+    def lazy(self, offset, length):
+        if offset != zero * CHUNK:
+            real(self, offset, length)
+
+    monkeypatch.setattr(images.BlockDevice, "zero", lazy)
+    assert f"chunk {zero}" in write(machine, image, serve(image.file).url)["error"]["what"]
+
+
 def test_manifest_of_another_key_is_refused(machine, make_image):
     image = make_image()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

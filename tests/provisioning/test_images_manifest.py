@@ -48,10 +48,10 @@ def test_the_agent_understands_the_manifest(raw: Path) -> None:
     ("change", "said"),
     [
         ({"surprise": 1}, "unknown field `surprise`"),
-        ({"chunks": ["zero"]}, "1 chunks, but a size of 8389632 makes 3 of 4194304 bytes"),
+        ({"chunks": ["zero"]}, "1 chunks, but a size of 2098176 makes 3 of 1048576 bytes"),
         ({"chunks": ["zero", "xyz", "zero"]}, r"at `\$.chunks\[1\]`"),
         ({"size": 0}, r"\$.size"),
-        ({"size": 8389633}, "not whole sectors"),
+        ({"size": 2098177}, "not whole sectors"),
         ({"chunk_size": 1000}, "not a multiple of 4096"),
         ({"sha256": "AA" * 32}, r"\$.sha256"),
         ({"encoding": "gzip"}, r"\$.encoding"),

@@ -13,7 +13,7 @@ import msgspec
 from freehold.provisioning.images.errors import ManifestError
 
 PAYLOAD_TYPE = "application/vnd.freehold.image-manifest+json"
-CHUNK_SIZE = 4 << 20
+CHUNK_SIZE = 1 << 20  # smaller ones find more zeros, which need not travel; the manifest grows
 ZERO = "zero"  # in place of the digest of a chunk that is all zeros: it need not travel
 
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
