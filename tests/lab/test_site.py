@@ -70,7 +70,6 @@ def wrong_agent(rig: SiteRig) -> bytes:
 def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> None:
     with site_rig(tmp_path, "site") as rig:
         declare(rig)
-        rig.serve()
 
         # A validly signed image that is not the promised one boots, and is quarantined for what it measured.
         rig.freehold("pause", "server-1", "--reason", "swap the medium")
