@@ -5,6 +5,7 @@ import functools
 import ipaddress
 import logging
 import os
+import shutil
 import ssl
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 
 from freehold.evidence import EvidenceLog, Predicate, Statement, Subject
 from freehold.model.errors import FreeholdError
+from freehold.model.findings import Finding
 from freehold.model.resources import NetworkSpec, ServerSpec, SiteSpec
 from freehold.model.status import ServerState
 from freehold.orchestration.agent_door import AgentDoor
@@ -29,6 +31,7 @@ from freehold.orchestration.store import Store
 from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
+from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
@@ -36,6 +39,9 @@ from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 logger = logging.getLogger(__name__)
+
+ROGUE_INTERVAL = 30.0
+"""Seconds between two probes for foreign DHCP servers."""
 
 NEEDS_ADDRESS = frozenset(ServerState) - {
     ServerState.ENROLLED,
@@ -58,6 +64,9 @@ def make_site(
         files.register("boot", path.name, path)
     files.register("images", boot.os.path.name, boot.os.path)
     db = keys.secure_boot["db"]
+    tftp = (state / "tftp").resolve()
+    tftp.mkdir(exist_ok=True)
+    shutil.copy(boot.agent_efi, tftp / "agent.efi")  # apart: TFTP serves whatever lies in its directory
     return Site(
         directory=state,
         spec=spec,
@@ -74,6 +83,7 @@ def make_site(
         images={boot.os.name: boot.os},
         tpm_roots=functools.partial(load_roots, state / "tpm-roots"),
         files=files,
+        tftp=tftp,
     )
 
 
@@ -102,14 +112,36 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
         tls = tls_context(site.keys.controller_tls)
         await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
-        site.dhcp = Dnsmasq(dhcp_settings(site, await interface_of(addresses.provisioning)), site.directory / "dhcp")
+        interface = await interface_of(addresses.provisioning)
+        site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
         await site.dhcp.start()
         stack.push_async_callback(site.dhcp.stop)
         await answer_known(site, store)
+        watcher = asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp")
+        stack.callback(watcher.cancel)
         engine = Engine(store, steps_of(site), record, alone=True)
         known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
         logger.info("ready: %s", known or "no servers yet")
         await engine.run()
+
+
+async def watch_for_rogues(interface: str, own: str, store: Store) -> None:
+    """Ask the segment who else offers addresses, for ever; a change of the answer is an event for people."""
+    known: tuple[Finding, ...] = ()
+    while True:
+        try:
+            found = tuple(await find_rogues(interface, frozenset({own})))
+        except FreeholdError as error:
+            logger.error("%s", error)
+        else:
+            for rogue in found:
+                if rogue not in known:
+                    logger.error("%s; %s", rogue.detail, rogue.remedy)
+                    await store.add_event(None, rogue.kind, f"{rogue.detail}; {rogue.remedy}")
+            if known and not found:
+                await store.add_event(None, "rogue-dhcp", f"no foreign DHCP server answers on {interface} any more")
+            known = found
+        await asyncio.sleep(ROGUE_INTERVAL)
 
 
 async def answer_known(site: Site, store: Store) -> None:
@@ -139,6 +171,7 @@ def dhcp_settings(site: Site, interface: str) -> DhcpSettings:
         netmask=str(ipaddress.ip_network(network.prefix).netmask),
         boot_url=f"{site.boot_url}/boot/agent.efi",
         gateway=network.gateway,
+        tftp_root=str(site.tftp),
     )
 
 

@@ -63,6 +63,7 @@ class Site:
     images: dict[str, OsImage]
     tpm_roots: Callable[[], TpmRoots]
     files: BootFiles
+    tftp: Path  # directory of what PXE clients may fetch
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     bell: Callable[[str], None] = lambda _server: None

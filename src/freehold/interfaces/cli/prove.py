@@ -77,6 +77,8 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
             import uvloop
 
             report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), bundle))
+        key = bundle.with_suffix(".pub")  # apart from the bundle: what an auditor pins must not come out of it
+        shutil.copy(state / "keys" / "evidence.pub", key)
     finally:
         if keep:
             click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {LAB_NAME}`", err=True)
@@ -88,6 +90,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
                    "seconds": report.seconds, "bundle": str(report.bundle)})  # fmt: skip
     else:
         click.echo(card(report, time.monotonic() - began))
+        click.echo(f"  check it       freehold verify {report.bundle} --key {key}")
     if not report.nothing_left:
         raise NotProven("something tried to leave, or the counter was not shown to work", remedy="read the card above")
 

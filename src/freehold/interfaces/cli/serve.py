@@ -23,6 +23,7 @@ from freehold.orchestration.opening import boot_artifacts, open_log, open_vault,
 from freehold.orchestration.store import Store
 from freehold.provisioning.images.artifacts import Cache, Step, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
+from freehold.provisioning.images.kernel import Flavour
 from freehold.root_of_trust.keys import SiteKeys
 
 logger = logging.getLogger("freehold")
@@ -37,8 +38,15 @@ CLONE_NEWNET = 0x40000000
     help="Serve this lab, from inside its controller's network namespace.",
 )
 @click.option("--mirror", help="Debian mirror for image builds; default: the host's own apt sources.")
+@click.option(
+    "--kernel",
+    type=click.Choice([flavour.value for flavour in Flavour]),
+    default=Flavour.CLOUD.value,
+    show_default=True,
+    help="Debian kernel of agent and OS: cloud for virtual hardware, amd64 for real servers.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
-def serve(state: Path, lab: Path | None, mirror: str | None, verbose: bool) -> None:
+def serve(state: Path, lab: Path | None, mirror: str | None, kernel: str, verbose: bool) -> None:
     """Run the controller: engine, agent API, boot server and DHCP. Stop it with Ctrl-C; start it again at any time.
 
     \b
@@ -53,7 +61,7 @@ def serve(state: Path, lab: Path | None, mirror: str | None, verbose: bool) -> N
     state = state.resolve()  # dnsmasq and others change their directory
     for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    base = build_base(Cache(default_root(), show_step), mirror=mirror)
+    base = build_base(Cache(default_root(), show_step), mirror=mirror, flavour=Flavour(kernel))
     if lab is not None:
         facts = facts_of(lab)
         trust_lab(state, facts)
