@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from freehold.interfaces.cli.common import state_option
+from freehold.interfaces.cli.images import FLAVOURS
 from freehold.interfaces.cli.lab import facts_of
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
@@ -23,7 +24,6 @@ from freehold.orchestration.opening import boot_artifacts, open_log, open_vault,
 from freehold.orchestration.store import Store
 from freehold.provisioning.images.artifacts import Cache, Step, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
-from freehold.provisioning.images.kernel import Flavour
 from freehold.root_of_trust.keys import SiteKeys
 
 logger = logging.getLogger("freehold")
@@ -40,8 +40,8 @@ CLONE_NEWNET = 0x40000000
 @click.option("--mirror", help="Debian mirror for image builds; default: the host's own apt sources.")
 @click.option(
     "--kernel",
-    type=click.Choice([flavour.value for flavour in Flavour]),
-    default=Flavour.CLOUD.value,
+    type=click.Choice(list(FLAVOURS)),
+    default="cloud",
     show_default=True,
     help="Debian kernel of agent and OS: cloud for virtual hardware, amd64 for real servers.",
 )
@@ -61,7 +61,7 @@ def serve(state: Path, lab: Path | None, mirror: str | None, kernel: str, verbos
     state = state.resolve()  # dnsmasq and others change their directory
     for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    base = build_base(Cache(default_root(), show_step), mirror=mirror, flavour=Flavour(kernel))
+    base = build_base(Cache(default_root(), show_step), mirror=mirror, flavour=FLAVOURS[kernel])
     if lab is not None:
         facts = facts_of(lab)
         trust_lab(state, facts)
