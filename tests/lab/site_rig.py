@@ -76,8 +76,7 @@ class SiteRig:
         return dict(self.server(name)["status"])
 
     def events(self, name: str = "server-1") -> list[str]:
-        answer = json.loads(self.freehold("events", name, "--limit", "5000", "-o", "json").stdout)
-        rows = answer["events"] if isinstance(answer, dict) else answer
+        rows = json.loads(self.freehold("events", name, "--limit", "5000", "-o", "json").stdout)["items"]
         return [f"{row['kind']}: {row['message']}" for row in rows]
 
     def wait(self, what: str, holds: Any, *, name: str = "server-1", seconds: float = 420.0) -> dict[str, Any]:
