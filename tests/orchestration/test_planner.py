@@ -98,7 +98,7 @@ def test_an_order_in_flight_is_waited_for_with_its_progress() -> None:
     given = {"agent": agent(attested_at=NOW - 5), "orders": {"write_image": order}}
     booted = Facts(agent_booted_at=NOW - 60)
     decision = next_step(view(S.PROVISIONING, booted, **given), NOW)
-    assert decision == Wait("waiting for the agent: write_image (43 %)", NOW + 30)
+    assert decision == Wait("the agent: write_image (43 %)", NOW + 30)
     given["orders"] = {"write_image": msgspec.structs.replace(order, state=OrderState.DONE)}
     assert next_step(view(S.PROVISIONING, booted, **given), NOW) == Do("write_image", "write_image")
 
@@ -134,7 +134,7 @@ def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
         assert isinstance(next_step(view(S.ATTESTING, facts, agent=session), NOW), Wait)
     fresh = agent("os", started=NOW - 20, attested_at=NOW - 10)
     assert next_step(view(S.ATTESTING, facts, agent=fresh), NOW) == Wait(
-        "waiting for the OS to report that it is ready", NOW + 30
+        "the OS to report that it is ready", NOW + 30
     )
     ready = msgspec.structs.replace(fresh, ready_at=NOW)
     assert next_step(view(S.ATTESTING, facts, agent=ready), NOW) == Move(

@@ -331,13 +331,13 @@ def overdue(server: ServerView, now: float) -> bool:
 
 def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
     if goal.step is None:
-        return Wait(f"waiting for {goal.waits_for}", now + goal.again_after)
+        return Wait(goal.waits_for, now + goal.again_after)
     key = f"{goal.step}/{goal.subject(server)}" if goal.subject else goal.step
     order = server.orders.get(key)
     if order is not None and order.state is OrderState.PENDING:
         done, total = order.progress.get("done"), order.progress.get("total")
         share = f" ({100 * done // total} %)" if isinstance(done, int) and isinstance(total, int) and total else ""
-        return Wait(f"waiting for the agent: {order.kind}{share}", now + goal.again_after)
+        return Wait(f"the agent: {order.kind}{share}", now + goal.again_after)
     return Do(goal.step, key)
 
 

@@ -221,7 +221,8 @@ class Prover:
         last = time.monotonic()
         async for view in self._views():
             status = view.status
-            doing = status.waiting_for or status.step or status.reason
+            waits = f"waits for {status.waiting_for}" if status.waiting_for else ""
+            doing = waits or status.step or status.reason
             if status.retry_at is not None:
                 doing = f"{status.step}: attempt {status.attempts} failed: {status.reason}"
             line = f"{status.state}: {doing}"
