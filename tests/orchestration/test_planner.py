@@ -27,6 +27,7 @@ from freehold.model.status import (
     ServerState,
     ServerStatus,
 )
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.lifecycle import forget, transition
 from freehold.orchestration.planner import (
     AGENT_LOST,
@@ -34,13 +35,7 @@ from freehold.orchestration.planner import (
     GOALS,
     STEPS,
     Assigned,
-    Do,
-    Idle,
-    Move,
-    Quarantine,
-    Refuse,
     ServerView,
-    Wait,
     fact,
     next_step,
     overdue,
@@ -133,9 +128,7 @@ def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
     for session in (None, agent("os", attested_at=NOW), agent("ramdisk", started=NOW - 30, attested_at=NOW)):
         assert isinstance(next_step(view(S.ATTESTING, facts, agent=session), NOW), Wait)
     fresh = agent("os", started=NOW - 20, attested_at=NOW - 10)
-    assert next_step(view(S.ATTESTING, facts, agent=fresh), NOW) == Wait(
-        "the OS to report that it is ready", NOW + 30
-    )
+    assert next_step(view(S.ATTESTING, facts, agent=fresh), NOW) == Wait("the OS to report that it is ready", NOW + 30)
     ready = msgspec.structs.replace(fresh, ready_at=NOW)
     assert next_step(view(S.ATTESTING, facts, agent=ready), NOW) == Move(
         S.ACTIVE, "the OS attested and is ready", facts={"last_attestation": NOW - 10}

@@ -17,18 +17,10 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState, ServerStatus
 from freehold.orchestration import outcomes
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Claim, Completion, Note
-from freehold.orchestration.planner import (
-    Do,
-    Idle,
-    Move,
-    Quarantine,
-    Refuse,
-    ServerView,
-    Wait,
-    next_step,
-)
+from freehold.orchestration.planner import ServerView, next_step
 from freehold.orchestration.step import Record, StepContext, StepFn, StepResult
 from freehold.orchestration.store import Store
 

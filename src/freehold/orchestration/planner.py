@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,6 +21,7 @@ from freehold.model.status import (
     ServerState,
     ServerStatus,
 )
+from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
 
 S = ServerState
@@ -59,59 +60,6 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
         return self.status.facts
 
 
-@dataclass(frozen=True)
-class Do:
-    """Run step `step`. `key` names this one piece of work within the state: `sanitize/SERIAL`."""
-
-    step: str
-    key: str
-
-    @property
-    def subject(self) -> str:
-        """`SERIAL` of `sanitize/SERIAL`; empty if the step has no subject."""
-        return self.key.partition("/")[2]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to do until somebody else did something, or until the time `until`."""
-
-    reason: str
-    until: float
-
-
-@dataclass(frozen=True)
-class Move:
-    state: ServerState
-    reason: str
-    intent: int | None = None
-    released: bool = False
-    retiring: bool | None = None
-    facts: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Quarantine:
-    reason: str
-    intent: int | None = None
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """An intent that makes no sense now; it is dropped, with an event that says why."""
-
-    intent: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Idle:
-    """As declared. Look again at `until`; None: only when something changes."""
-
-    until: float | None
-
-
-Decision = Do | Wait | Move | Quarantine | Refuse | Idle
 Condition = Callable[[ServerView, float], bool]
 
 
