@@ -1,7 +1,8 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import site_support
 from orchestration_rig import Clock, Rig
 
 from freehold.orchestration.store import Store
@@ -13,3 +14,15 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     store = await Store.open(tmp_path / "freehold.db", clock=clock)
     yield Rig(tmp_path / "freehold.db", store, clock)
     await store.close()
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[site_support.Place]:
+    async with site_support.a_place(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean() -> Iterator[None]:
+    yield
+    site_support.forget_founded()

@@ -14,7 +14,7 @@ from freehold.orchestration.steps import (
     securing,
     watching,
 )
-from freehold.out_of_band.errors import AccountLocked, BmcIdentityChanged, WrongCredential
+from freehold.out_of_band.errors import AccountLocked, BmcIdentityChanged, TakeoverStopped, WrongCredential
 
 Doer = Callable[[Site, StepContext], Awaitable[StepResult]]
 
@@ -52,7 +52,7 @@ DOERS: dict[str, Doer] = {
 }
 
 
-NEEDS_A_PERSON = (WrongCredential, AccountLocked, BmcIdentityChanged)
+NEEDS_A_PERSON = (WrongCredential, AccountLocked, BmcIdentityChanged, TakeoverStopped)
 """Trying again would make it worse: a refused log-in counts towards the lockout, a changed key is no BMC of ours."""
 
 

@@ -1,0 +1,179 @@
+"""Securing, against the lab's Redfish service over TLS: what a factory BMC becomes, and when nothing is sent to it."""
+
+import json
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+from site_support import FACTORY_PASSWORD, SERVER, Place, bmc, https_with, place_at
+
+from freehold.model.resources import PolicySpec, ServerSpec
+from freehold.model.status import ServerState, ServerStatus
+from freehold.orchestration.planner import GOALS
+from freehold.out_of_band.posture import read_accounts, read_posture
+from freehold.out_of_band.transport import fetch_identity
+from freehold_lab.bmc.memory import MemoryHardware
+
+SECURING = [goal.step for goal in GOALS[ServerState.SECURING]]
+
+
+async def server_spec(place: Place) -> ServerSpec:
+    return (await place.view()).spec
+
+
+async def declare_bmc(place: Place, **changes: object) -> None:
+    await place.declare(bmc=msgspec.structs.replace((await server_spec(place)).bmc, **changes))
+
+
+def failures(tmp_path: Path) -> int:
+    """Refused log-ins that the BMC counted, over all accounts."""
+    text = (tmp_path / "bmc" / "bmc.json").read_text()
+    return sum(account["failures"] for account in json.loads(text)["accounts"].values())
+
+
+async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
+    for step in SECURING:
+        result = await place.step(step)
+        assert result.done, (step, result)
+        for name, predicate in result.statements:
+            await place.evidence(name, SERVER, predicate)
+    async with await place.own_bmc() as client:
+        accounts = {account.username: account.enabled for account in await read_accounts(client)}
+        posture = await read_posture(client)
+    assert accounts == {"root": False, "freehold": True}
+    assert not posture.enabled("IPMI")
+    claims = {name: predicate for name, _, predicate in place.evidence.statements}
+    assert claims["bmc-identity"]["method"] == "trust on first use"
+    assert claims["credential"]["factory_accounts_disabled"] is True
+    assert claims["credential"]["unique"] is True
+    assert FACTORY_PASSWORD not in str(place.evidence.statements)
+    stored = place.site.vault.get(f"bmc/{SERVER}/current")
+    assert stored is not None
+    assert msgspec.json.decode(stored)["password"] not in str(place.evidence.statements)
+
+
+async def test_every_step_may_be_repeated(place: Place) -> None:
+    for step in (*SECURING, *SECURING):
+        assert (await place.step(step)).done
+        before = place.site.vault.get(f"bmc/{SERVER}/current")
+        assert (await place.step(step)).done
+        assert place.site.vault.get(f"bmc/{SERVER}/current") == before
+
+
+async def test_a_key_that_is_not_the_declared_one_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    asked = []
+
+    async def note(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", note)
+    async with https_with(tmp_path / "bmc", app) as address:
+        async with place_at(tmp_path, MemoryHardware(), address) as place:
+            await declare_bmc(place, expected_fingerprint="AB" * 32)
+            result = await place.step("pin_identity")
+    assert not result.done
+    assert result.quarantine is not None
+    assert f"declared is {'ab' * 32}; nothing was sent to it" in result.quarantine
+    assert asked == []
+    assert result.facts == {}
+
+
+async def test_the_declared_key_is_pinned_and_the_claim_says_so(place: Place) -> None:
+    seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
+    await declare_bmc(place, expected_fingerprint=seen.upper())
+    result = await place.step("pin_identity")
+    assert result.facts == {"bmc_identity": seen}
+    assert result.statements[0][1]["method"] == "declared fingerprint"
+
+
+async def test_first_contact_confirm_waits_for_a_person_and_tells_the_key(place: Place) -> None:
+    view = await place.view()
+    policy = msgspec.structs.replace(view.policy, first_contact="confirm")
+    result = await place.step("pin_identity", policy=policy)
+    seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
+    assert result.quarantine is not None
+    assert f"the BMC shows key {seen}; policy wants a person to confirm it" in result.quarantine
+    assert "declare it as spec.bmc.expectedFingerprint" in result.quarantine
+    await declare_bmc(place, expected_fingerprint=seen)
+    assert (await place.step("pin_identity", policy=policy)).done
+    assert PolicySpec().first_contact == "pin"
+
+
+@pytest.mark.parametrize("step", [*SECURING[1:], "check_drift", "read_oob_inventory", "power_off"])
+async def test_a_bmc_whose_key_changed_later_is_quarantined_and_gets_no_credential(tmp_path: Path, step: str) -> None:
+    hardware = MemoryHardware()
+    async with bmc(tmp_path / "bmc", hardware) as port, place_at(tmp_path, hardware, f"127.0.0.1:{port}") as place:
+        await place.step("pin_identity")
+        await place.establish(bmc_identity="cd" * 32)
+        result = await place.step(step)
+        assert not result.done
+        assert result.quarantine is not None
+        assert "another key" in result.quarantine
+        assert "nothing was sent to it" in result.quarantine
+        assert "pin the new key" in result.quarantine
+    assert failures(tmp_path) == 0
+
+
+async def drive(place: Place, until: ServerState, rounds: int = 60) -> ServerStatus:
+    engine = place.engine()
+    await place.store.ledger.wake([SERVER])
+    for _ in range(rounds):
+        status = (await place.view()).status
+        if status.state is until:
+            return status
+        await engine.round()
+    raise AssertionError((await place.view()).status)
+
+
+async def test_a_wrong_credential_is_tried_once_and_never_again(tmp_path: Path, place: Place) -> None:
+    spec = (await server_spec(place)).bmc.credential
+    await declare_bmc(place, credential=msgspec.structs.replace(spec, password="not-the-password"))
+    status = await drive(place, ServerState.QUARANTINED)
+    assert failures(tmp_path) == 1
+    assert "the BMC refuses the recorded credential" in status.reason
+    assert "put the right credential into the vault" in status.reason
+    engine = place.engine()
+    for _ in range(3):
+        await place.store.ledger.wake([SERVER])
+        await engine.round()
+    assert failures(tmp_path) == 1
+    assert "freehold release server-1" in status.findings[-1].remedy
+
+
+async def test_a_password_that_somebody_changed_later_is_tried_once(tmp_path: Path, place: Place) -> None:
+    await place.secured()
+    stored = msgspec.json.decode(place.site.vault.get(f"bmc/{SERVER}/current") or b"")
+    place.site.vault.put(f"bmc/{SERVER}/current", msgspec.json.encode(stored | {"password": "an-older-password"}))
+    result = await place.step("check_drift")
+    assert result.quarantine is not None
+    assert "the BMC refused user name or password" in result.quarantine
+    assert "it will not be retried; correct the credential in the vault" in result.quarantine
+    assert failures(tmp_path) == 1
+
+
+async def test_html_instead_of_redfish_names_the_server_and_is_tried_again_later(tmp_path: Path) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Please enable JavaScript</html>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", page)
+    async with https_with(tmp_path / "bmc", app) as address:
+        async with place_at(tmp_path, MemoryHardware(), address) as place:
+            engine = place.engine()
+            await place.store.ledger.wake([SERVER])
+            for _ in range(20):
+                await engine.round()
+                status = (await place.view()).status
+                if status.attempts:
+                    break
+            assert status.state is ServerState.SECURING
+            assert "with an HTML page (text/html) instead of Redfish JSON" in status.reason
+            assert status.retry_at is not None
+            assert 1.0 < status.retry_at - time.time() <= 2.0
+            last = (await place.events())[-1]
+            assert (last.server, last.kind) == (SERVER, "failed")
+            assert last.message.startswith("take_over_credential, attempt 1:")
