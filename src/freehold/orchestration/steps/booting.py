@@ -1,5 +1,7 @@
 """Steps that start and stop machines: into the agent, into the OS, off."""
 
+import time
+
 from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -31,14 +33,15 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
         else:
             await oob.set_boot_http(client, f"{site.boot_url}/boot/agent.efi")
         await oob.power(client, "reset")
+        # Taken after the reset: until then an agent of an earlier boot could say hello, and is not the one we want.
+        booted_at = time.time()
     claim = {
         "boots": site.agent_image.name,
         "uki_sha256": site.agent_image.sha256,
         "method": view.spec.boot_method,
         "secure_boot_enrolled": view.facts.secure_boot_enrolled,
     }
-    # `ctx.now` is before the reset: whatever says hello from here on can only be the boot that we asked for.
-    return StepResult(facts={"agent_booted_at": ctx.now}, statements=(("boot-config", claim),))
+    return StepResult(facts={"agent_booted_at": booted_at}, statements=(("boot-config", claim),))
 
 
 async def release_agent(site: Site, ctx: StepContext) -> StepResult:
