@@ -57,7 +57,7 @@ async def says(machine: Machine, text: str, seconds: float = 90) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_secure_boot_refuses_an_unsigned_cd_and_starts_a_signed_one(machine: Machine, tmp_path: Path) -> None:
     key, pem, signed = tmp_path / "db.key", tmp_path / "db.pem", tmp_path / "signed.efi"
     sh("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=db/", "-keyout", key, "-out", pem)

@@ -16,7 +16,7 @@ import pytest
 from freehold_lab import layout, network, rack
 from freehold_lab.processes import ProcessId, with_lab_id
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 NAME = f"t{os.getpid()}"
 LAB = (sys.executable, "-m", "freehold_lab")
