@@ -22,6 +22,12 @@ async def place(tmp_path: Path) -> AsyncIterator[site_support.Place]:
         yield made
 
 
+@pytest.fixture
+async def owned(tmp_path: Path) -> AsyncIterator[site_support.Place]:
+    async with site_support.an_owned_place(tmp_path) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _clean() -> Iterator[None]:
     yield

@@ -1,6 +1,5 @@
 """A site made of real parts: store, vault and keys on disk, and BMCs of the lab on loopback with a server in memory."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -34,7 +33,8 @@ from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.table import DOERS, guarded, steps_of
 from freehold.orchestration.store import Event, Store
 from freehold.out_of_band import transport
-from freehold.out_of_band.redfish import RedfishClient
+from freehold.out_of_band.redfish import Credential, RedfishClient
+from freehold.out_of_band.takeover import OWN_ACCOUNT
 from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
 from freehold.root_of_trust.keys import SiteKeys
 from freehold_lab.bmc.context import BmcConfig
@@ -130,8 +130,10 @@ class Place:
         await self.set_status(msgspec.structs.replace(status, facts=replaced(status.facts, result)))
         return result
 
-    async def own_bmc(self) -> "contextlib.AbstractAsyncContextManager[RedfishClient]":
-        return self.site.bmc(await self.view())
+    @asynccontextmanager
+    async def own_bmc(self) -> AsyncIterator[RedfishClient]:
+        async with self.site.bmc(await self.view()) as client:
+            yield client
 
     async def secured(self) -> None:
         """The BMC is ours, without the steps in between that a test does not look at."""
@@ -200,13 +202,13 @@ def make(state: Path) -> Site:
 
 
 @asynccontextmanager
-async def bmc(directory: Path, hardware: MemoryHardware, port: int = 0) -> AsyncIterator[int]:
-    """The lab's Redfish service over TLS on loopback; its port. A new `directory` has a new key and factory accounts."""
+async def bmc(directory: Path, hardware: MemoryHardware, user: str = "root") -> AsyncIterator[int]:
+    """The lab's Redfish service over TLS on loopback; its port."""
     directory.mkdir(exist_ok=True)
     factory = founded()[1]
     if factory.exists() and not (directory / "https.pem").exists():
         (directory / "https.pem").write_bytes(factory.read_bytes())
-    runner = await serve(hardware, BmcConfig(FACTORY_PASSWORD, directory, port=port, reset_seconds=0.1))
+    runner = await serve(hardware, BmcConfig(FACTORY_PASSWORD, directory, port=0, factory_user=user))
     factory.write_bytes((directory / "https.pem").read_bytes())
     try:
         yield runner.addresses[0][1]
@@ -255,3 +257,16 @@ async def a_place(tmp_path: Path) -> AsyncIterator[Place]:
     hardware = MemoryHardware(example_info())
     async with bmc(tmp_path / "bmc", hardware) as port, place_at(tmp_path, hardware, f"127.0.0.1:{port}") as place:
         yield place
+
+
+@asynccontextmanager
+async def an_owned_place(tmp_path: Path) -> AsyncIterator[Place]:
+    """server-1 as `securing` leaves it, for tests of what comes later."""
+    hardware = MemoryHardware(example_info())
+    async with bmc(tmp_path / "bmc", hardware, OWN_ACCOUNT) as port:
+        async with place_at(tmp_path, hardware, f"127.0.0.1:{port}") as place:
+            credential = Credential(OWN_ACCOUNT, FACTORY_PASSWORD, generated=True)
+            place.site.vault.put(f"bmc/{SERVER}/current", msgspec.json.encode(credential))
+            await place.step("pin_identity")
+            await place.step("disable_ipmi")
+            yield place

@@ -39,7 +39,7 @@ async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
         assert result.done, (step, result)
         for name, predicate in result.statements:
             await place.evidence(name, SERVER, predicate)
-    async with await place.own_bmc() as client:
+    async with place.own_bmc() as client:
         accounts = {account.username: account.enabled for account in await read_accounts(client)}
         posture = await read_posture(client)
     assert accounts == {"root": False, "freehold": True}

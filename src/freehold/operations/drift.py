@@ -57,7 +57,7 @@ def _changed(kind: DriftKind, before: Mapping[str, object], now: Mapping[str, ob
 def _text(value: object) -> str:
     if value is None:
         return "absent"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (" ".join(map(str, value)) or "empty") if isinstance(value, tuple) else str(value)
 
 
 def sentence(drift: Drift) -> str:

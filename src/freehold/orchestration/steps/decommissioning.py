@@ -12,6 +12,7 @@ from freehold.model.status import Facts, Medium, Order
 from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
+from freehold.orchestration.steps.securing import without_ipmi
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.secure_boot import enroll_secure_boot
@@ -130,24 +131,18 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
         await oob.power(client, "off")
         for account in foreign_accounts(await read_accounts(client), OWN_ACCOUNT):
             await oob.disable_account(client, account.uri)
-        await oob.set_ipmi(client, False)
+        ipmi = await without_ipmi(client)
         state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
         await oob.clear_boot_override(client)
-    claim = {"kind": "re-asserted", "secure_boot": state.enabled, "ipmi": "off", "accounts": [OWN_ACCOUNT]}
+    claim = {"kind": "re-asserted", "secure_boot": state.enabled, "ipmi": ipmi, "accounts": [OWN_ACCOUNT]}
     return StepResult(facts={"state_reasserted": True}, statements=(("posture", claim),))
 
 
 async def certify(_site: Site, ctx: StepContext) -> StepResult:
     """The destruction certificate (SP 800-88r1, appendix G). Everything is looked at once more before it is signed."""
-    media = [
-        msgspec.convert(medium.details.get("statement"), MediumStatement)
-        for medium in ctx.facts.media or ()
-        if medium.details.get("statement")
-    ]
-    if len(media) != len(ctx.facts.media or ()):
-        raise FreeholdError("a medium has no sanitization statement", server=ctx.name, remedy="decommission again")
+    media = [_stated(ctx, medium) for medium in ctx.facts.media or ()]
     require_clean(ctx.name, media)
     system = (ctx.facts.inband_inventory or {}).get("system") or {}
     claim = {
@@ -166,3 +161,20 @@ async def certify(_site: Site, ctx: StepContext) -> StepResult:
     }
     index = await ctx.record("decommission-certificate", claim)
     return StepResult(facts={"certificate_index": index}, events=(f"destruction certificate: leaf {index}",))
+
+
+def _stated(ctx: StepContext, medium: Medium) -> MediumStatement:
+    """The statement about this very medium."""
+    stored = medium.details.get("statement")
+    if not stored:
+        raise FreeholdError(
+            f"medium {medium.serial} has no sanitization statement", server=ctx.name, remedy="decommission again"
+        )
+    stated = msgspec.convert(stored, MediumStatement)
+    if stated.serial != medium.serial:
+        raise FreeholdError(
+            f"the statement of medium {medium.serial} is about {stated.serial}",
+            server=ctx.name,
+            remedy="decommission again",
+        )
+    return stated

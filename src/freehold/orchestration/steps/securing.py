@@ -12,6 +12,7 @@ from freehold.out_of_band import server as oob
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.errors import BmcIdentityChanged, NotSupported
 from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
+from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
 
@@ -76,15 +77,20 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
-    """IPMI over LAN off. A BMC that has no IPMI switch has no IPMI that we could know of: that is a finding."""
+    """IPMI over LAN off."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
-        try:
-            await oob.set_ipmi(client, False)
-            state = "off"
-        except NotSupported:
-            state = "the BMC has no IPMI switch"
+        state = await without_ipmi(client)
     return StepResult(facts={"ipmi_off": True}, statements=(("posture", {"kind": "ipmi", "ipmi": state}),))
+
+
+async def without_ipmi(client: RedfishClient) -> str:
+    """IPMI over LAN off, in words: a BMC without an IPMI switch has no IPMI that we could know of."""
+    try:
+        await oob.set_ipmi(client, False)
+    except NotSupported:
+        return "the BMC has no IPMI switch"
+    return "off"
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:

@@ -103,7 +103,10 @@ async def _boot_order(_site: Site, client: RedfishClient, baseline: Observation)
 
 
 async def _bios(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
-    return bool(await oob.set_bios_attributes(client, dict(baseline.bios)))
+    """What is active decides on the restart: an attempt that was cut off may have staged everything already."""
+    active = await oob.bios_attributes(client)
+    await oob.set_bios_attributes(client, dict(baseline.bios))
+    return any(active.get(name) != value for name, value in baseline.bios.items())
 
 
 async def _ipmi(_site: Site, client: RedfishClient, _baseline: Observation) -> bool:

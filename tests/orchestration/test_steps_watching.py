@@ -1,0 +1,266 @@
+"""Preparing and drift, against the lab's Redfish service: what is changed behind our back is seen, and put back."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from site_support import SERVER, Place
+
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import DriftKind
+from freehold.model.status import Medium, ServerState
+from freehold.orchestration.steps.table import DOERS
+from freehold.out_of_band import server as oob
+from freehold.out_of_band.posture import read_accounts
+from freehold.out_of_band.redfish import RedfishClient
+from freehold.out_of_band.secure_boot import fingerprint, secure_boot_state
+
+SYSTEM = "/redfish/v1/Systems/1"
+FOREIGN = {"UserName": "mallory", "Password": "some-Password-1", "RoleId": "Administrator"}
+
+
+async def add_account(client: RedfishClient, place: Place) -> None:
+    await client.post("/redfish/v1/AccountService/Accounts", FOREIGN)
+
+
+async def turn_order_round(client: RedfishClient, place: Place) -> None:
+    await oob.set_boot_order(client, tuple(reversed(await oob.boot_order(client))))
+
+
+async def turn_ipmi_on(client: RedfishClient, place: Place) -> None:
+    await oob.set_ipmi(client, True)
+
+
+async def change_bios(client: RedfishClient, place: Place) -> None:
+    place.hardware.pending.bios["NumLock"] = False
+    await oob.power(client, "reset")
+
+
+async def turn_secure_boot_off(client: RedfishClient, place: Place) -> None:
+    await client.patch(f"{SYSTEM}/SecureBoot", {"SecureBootEnable": False})
+
+
+async def empty_db(client: RedfishClient, place: Place) -> None:
+    await place.hardware.set_secure_boot_database("db", [], [])
+
+
+Change = Callable[[RedfishClient, Place], Awaitable[None]]
+CHANGES: dict[DriftKind, tuple[Change, str]] = {
+    DriftKind.BMC_ACCOUNT: (add_account, "bmc-account: mallory is Administrator, declared absent"),
+    DriftKind.BOOT_ORDER: (turn_order_round, "boot-order: boot order is Boot0002 Boot0001 Boot0000, declared Boot0000"),
+    DriftKind.IPMI: (turn_ipmi_on, "ipmi: IPMI over LAN is on, declared off"),
+    DriftKind.BIOS_ATTRIBUTE: (change_bios, "bios-attribute: NumLock is False, declared True"),
+    DriftKind.SECURE_BOOT: (turn_secure_boot_off, "secure-boot: Secure Boot is off, declared on"),
+    DriftKind.SECURE_BOOT_KEYS: (empty_db, "secure-boot-keys: db is empty, declared "),
+}
+
+
+async def accepted(place: Place) -> None:
+    """Prepared, running, and checked for the first time."""
+    assert (await place.step("enroll_secure_boot")).done
+    async with place.own_bmc() as client:
+        await oob.power(client, "on")
+    first = await place.step("check_drift")
+    assert first.facts["drift"] == ()
+    assert first.statements[0][1]["first_check"] is True
+
+
+@pytest.mark.parametrize("kind", CHANGES, ids=str)
+async def test_each_kind_of_drift_is_seen_and_put_back(owned: Place, kind: DriftKind) -> None:
+    await accepted(owned)
+    change, words = CHANGES[kind]
+    async with owned.own_bmc() as client:
+        await change(client, owned)
+    seen = await owned.step("check_drift")
+    assert [drift.kind for drift in seen.facts["drift"]] == [kind]
+    assert words in seen.events[0]
+    assert seen.findings[0].kind == kind
+    assert seen.statements[0][0] == "drift"
+    boots = len(owned.hardware.boots)
+    done = await owned.step(f"remediate/{kind}")
+    assert done.facts["remediated"] == (kind,)
+    needs_restart = kind in (DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT, DriftKind.SECURE_BOOT_KEYS)
+    assert done.statements[0][1]["restarted"] is needs_restart
+    assert len(owned.hardware.boots) == boots + needs_restart
+    again = await owned.step("check_drift")
+    assert again.facts["drift"] == ()
+    assert kind.value in again.resolved
+    assert list(again.statements[0][1]["drift"]) == []
+    quiet = await owned.step("check_drift")
+    assert (quiet.statements, quiet.events) == ((), ())
+
+
+@pytest.mark.parametrize("kind", CHANGES, ids=str)
+async def test_a_remediation_that_was_cut_off_just_before_its_end_is_finished(
+    owned: Place, kind: DriftKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await accepted(owned)
+    async with owned.own_bmc() as client:
+        await CHANGES[kind][0](client, owned)
+    await owned.step("check_drift")
+
+    async def cut_off(*_: Any) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oob, "power", cut_off)
+        needs_restart = kind in (DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT, DriftKind.SECURE_BOOT_KEYS)
+        if needs_restart:
+            with pytest.raises(ConnectionResetError):
+                await owned.step(f"remediate/{kind}")
+        else:  # all its commands were sent, and nothing was written down
+            ctx = await owned.context(f"remediate/{kind}")
+            await DOERS["remediate"](owned.site, ctx)
+    assert (await owned.step(f"remediate/{kind}")).done
+    assert (await owned.step("check_drift")).facts["drift"] == ()
+
+
+async def test_a_new_firmware_is_seen_and_cannot_be_put_back(owned: Place) -> None:
+    await accepted(owned)
+    owned.hardware.pending.version = "9.9.9"
+    async with owned.own_bmc() as client:
+        await oob.power(client, "reset")
+    seen = await owned.step("check_drift")
+    assert {drift.kind for drift in seen.facts["drift"]} == {DriftKind.FIRMWARE_VERSION}
+    assert "is 9.9.9, declared 2.04.1" in seen.events[0]
+    with pytest.raises(FreeholdError, match="firmware-version cannot be remediated") as refused:
+        await owned.step("remediate/firmware-version")
+    assert "declare spec.remediation.firmware-version: quarantine" in str(refused.value)
+    assert SERVER in str(refused.value)
+
+
+async def test_a_foreign_account_that_came_before_the_first_check_is_drift(owned: Place) -> None:
+    await owned.step("enroll_secure_boot")
+    async with owned.own_bmc() as client:
+        await add_account(client, owned)
+        await oob.set_ipmi(client, True)
+    first = await owned.step("check_drift")
+    assert [(drift.kind, drift.subject) for drift in first.facts["drift"]] == [
+        (DriftKind.BMC_ACCOUNT, "mallory"),
+        (DriftKind.IPMI, "IPMI over LAN"),
+    ]
+    assert first.findings[0].remedy
+
+
+async def test_a_foreign_key_that_came_before_the_first_check_is_drift(owned: Place) -> None:
+    await owned.step("enroll_secure_boot")
+    await empty_db(None, owned)  # type: ignore[arg-type]
+    first = await owned.step("check_drift")
+    assert [(drift.kind, drift.subject) for drift in first.facts["drift"]] == [(DriftKind.SECURE_BOOT_KEYS, "db")]
+
+
+async def test_declared_bios_settings_are_staged_before_the_first_start(owned: Place) -> None:
+    await owned.declare(bios={"SriovGlobalEnable": True, "NumLock": True})
+    done = await owned.step("apply_bios")
+    assert done.statements[0][1]["staged"] == ["SriovGlobalEnable"]
+    async with owned.own_bmc() as client:
+        await oob.power(client, "on")
+        assert (await oob.bios_attributes(client))["SriovGlobalEnable"] is True
+    assert (await owned.step("apply_bios")).statements[0][1]["staged"] == []
+
+
+async def test_a_bios_setting_that_does_not_exist_is_an_error_that_names_the_server(owned: Place) -> None:
+    await owned.declare(bios={"Nonsense": 1})
+    with pytest.raises(FreeholdError, match="the BIOS has no attribute Nonsense") as refused:
+        await owned.step("apply_bios")
+    assert f"server {SERVER}" in str(refused.value)
+
+
+async def test_enrolment_leaves_exactly_our_keys_and_says_what_will_confirm_it(owned: Place) -> None:
+    for _ in range(2):
+        done = await owned.step("enroll_secure_boot")
+    claim = done.statements[0][1]
+    pems = owned.site.secure_boot_pems
+    assert {name: claim["databases"][name] for name in pems} == {name: [fingerprint(pem)] for name, pem in pems.items()}
+    assert claim["enabled"] is True
+    assert "PCR 7" in claim["confirmed_by"]
+    async with owned.own_bmc() as client:
+        assert (await secure_boot_state(client)).mode == "UserMode"
+
+
+async def test_no_reference_values_without_an_attested_boot(owned: Place) -> None:
+    refused = await owned.step("approve_reference")
+    assert refused.quarantine is not None
+    assert "no boot of this server was attested" in refused.quarantine
+    await owned.establish(learned_reference={"pcr0": "aa", "pcr2": "bb"})
+    done = await owned.step("approve_reference")
+    assert done.facts == {"reference_values": {"pcr0": "aa", "pcr2": "bb"}}
+    assert done.statements[0][1]["origin"] == "learned at staging"
+
+
+async def test_decommissioning_reasserts_what_the_last_tenant_changed(owned: Place) -> None:
+    await accepted(owned)
+    await owned.declare(bios={"NumLock": True})
+    async with owned.own_bmc() as client:
+        for change in (add_account, turn_ipmi_on, change_bios, turn_secure_boot_off):
+            await change(client, owned)
+        await oob.set_boot_http(client, "http://192.0.2.1/evil.efi", once=False)
+    done = await owned.step("reassert_state")
+    assert done.statements[0][1]["ipmi"] == "off"
+    async with owned.own_bmc() as client:
+        assert await oob.power_state(client) == "Off"
+        assert [account.username for account in await read_accounts(client) if account.enabled] == ["freehold"]
+        assert (await secure_boot_state(client)).enabled
+    assert owned.hardware.pending.bios["NumLock"] is True
+    assert (await owned.hardware.boot_override()).enabled == "Disabled"
+
+
+async def test_a_bmc_without_an_ipmi_switch_can_be_decommissioned_too(
+    owned: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await owned.step("enroll_secure_boot")
+
+    async def none(client: RedfishClient, enabled: bool) -> bool:
+        raise oob.NotSupported("the BMC has no IPMI switch in NetworkProtocol", server=SERVER)
+
+    monkeypatch.setattr(oob, "set_ipmi", none)
+    for step in ("disable_ipmi", "reassert_state"):
+        done = await owned.step(step)
+        assert done.statements[0][1]["ipmi"] == "the BMC has no IPMI switch"
+
+
+async def test_certification_looks_at_every_medium_once_more(owned: Place) -> None:
+    media = {"serial": "N0", "planted": True, "sanitized": True, "verified": True}
+    with pytest.raises(FreeholdError, match="no medium was sanitized"):
+        await owned.step("certify")
+    await owned.establish(ServerState.DECOMMISSIONING, media=media_of(media))
+    with pytest.raises(FreeholdError, match="medium N0 has no sanitization statement") as refused:
+        await owned.step("certify")
+    assert "what to do: decommission again" in str(refused.value)
+    await owned.establish(media=media_of(media | {"details": {"statement": medium(clean=False, reasons=["dirty"])}}))
+    with pytest.raises(FreeholdError, match="1 of 1 media are not proven clean: NX serial N0: dirty"):
+        await owned.step("certify")
+    await owned.establish(media=media_of(media | {"details": {"statement": medium(serial="N1")}}))
+    with pytest.raises(FreeholdError, match="statement of medium N0 is about N1"):
+        await owned.step("certify")
+    await owned.establish(media=media_of(media | {"details": {"statement": medium()}}))
+    assert owned.evidence.statements == []
+    done = await owned.step("certify")
+    assert done.facts == {"certificate_index": 0}
+    assert owned.evidence.statements[0][2]["media"] == [medium(reasons=())]
+
+
+def media_of(*media: dict[str, Any]) -> Any:
+    return msgspec.convert(list(media), tuple[Medium, ...])
+
+
+def medium(**changes: Any) -> dict[str, Any]:
+    given = {
+        "serial": "N0",
+        "model": "NX",
+        "size_bytes": 1 << 30,
+        "category": "Clear",
+        "technique": "one",
+        "samples": 64,
+    }
+    given |= {"command": "c", "raw_status": "status 0", "started": "", "finished": "", "verification_method": "samples"}
+    given |= {
+        "sample_seed": "5eed",
+        "samples": 64,
+        "canaries_planted": 64,
+        "canaries_found": 0,
+        "clean": True,
+        "reasons": [],
+    }
+    return given | changes
