@@ -7,6 +7,7 @@ import pytest
 
 from freehold.provisioning.images.artifacts import Cache, Step, source_digest, tree_digest
 from freehold.provisioning.images.errors import ImageBuildError
+from freehold.provisioning.images.os_image import mask_files
 from freehold.provisioning.images.tools import run
 
 
@@ -89,3 +90,13 @@ def test_a_missing_tool_names_its_package() -> None:
 def test_a_failed_tool_is_quoted() -> None:
     with pytest.raises(ImageBuildError, match=r"(?s)code 3.*out of paper"):
         run("sh", "-c", "echo out of paper; exit 3")
+
+
+def test_a_masked_file_is_a_link_to_nothing_and_must_exist(tmp_path: Path) -> None:
+    rules = tmp_path / "usr/lib/udev/rules.d"
+    rules.mkdir(parents=True)
+    (rules / "70-mouse.rules").touch()
+    mask_files(tmp_path, "udev/rules.d", "{}.rules", {"servers have none": ("70-mouse",)})
+    assert (tmp_path / "etc/udev/rules.d/70-mouse.rules").readlink() == Path("/dev/null")
+    with pytest.raises(ImageBuildError, match="71-mice"):
+        mask_files(tmp_path, "udev/rules.d", "{}.rules", {"a name that changed": ("71-mice",)})

@@ -67,6 +67,24 @@ MASKED = {
     "for who debugs a kernel: mount them by hand": ("sys-kernel-debug.mount", "sys-kernel-tracing.mount"),
 }  # fmt: skip
 
+# systemd starts every generator at every boot, before any unit, and half a second goes by. Left is the one for fstab.
+MASKED_GENERATORS = {
+    "nothing here is encrypted, none of its tools are here": ("cryptsetup", "integritysetup", "veritysetup"),
+    "every service here has a unit": ("sysv", "rc-local"),
+    "the command line names the root, and nobody changes the command line": ("gpt-auto", "debug", "run"),
+    "updates come as new images, and servers do not hibernate": ("system-update", "hibernate-resume"),
+    "the consoles have no log-in": ("getty",),
+}
+# udev asks each rule about each device.
+MASKED_RULES = {
+    "what servers do not have": (
+        "60-autosuspend", "60-drm", "60-evdev", "60-fido-id", "60-input-id", "60-persistent-alsa",
+        "60-persistent-input", "60-persistent-v4l", "60-sensor", "70-camera", "70-joystick", "70-mouse",
+        "70-power-switch", "70-touchpad", "78-sound-card"),
+    "no seats without systemd-logind": ("70-uaccess", "71-seat", "73-seat-late"),
+    "systemd has set the clock": ("85-hwclock",),
+}  # fmt: skip
+
 AGENT_UNIT = """[Unit]
 Description=Freehold agent: attestation and orders
 After=systemd-networkd.service freehold-first-boot.service
@@ -224,6 +242,8 @@ def customize(root: Path, kernel: Kernel, agent: Path, partuuid: str) -> None:
     shutil.copytree(agent, package / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     copy_modules(kernel, root)
+    mask_files(root, "systemd/system-generators", "systemd-{}-generator", MASKED_GENERATORS)
+    mask_files(root, "udev/rules.d", "{}.rules", MASKED_RULES)
     for change in ("enable", *ENABLED), ("set-default", "multi-user.target"), ("mask", *sum(MASKED.values(), ())):
         run("systemctl", "--root", root, *change)
     run(
@@ -231,6 +251,15 @@ def customize(root: Path, kernel: Kernel, agent: Path, partuuid: str) -> None:
         "--invalidation-mode", "unchecked-hash", "/usr/lib/python3.11", "/usr/lib/python3/dist-packages/freehold",
     )  # fmt: skip
     run("chroot", root, "/usr/sbin/usermod", "--lock", "root")
+
+
+def mask_files(root: Path, folder: str, pattern: str, names: Mapping[str, tuple[str, ...]]) -> None:
+    """Take files of usr/lib/FOLDER out of use, as an administrator would: by links to /dev/null in etc/FOLDER."""
+    (root / "etc" / folder).mkdir(parents=True, exist_ok=True)
+    for name in map(pattern.format, sum(names.values(), ())):
+        if not (root / "usr/lib" / folder / name).exists():
+            raise ImageBuildError(f"usr/lib/{folder}/{name} is to be masked, but the packages have no such file")
+        (root / "etc" / folder / name).symlink_to("/dev/null")
 
 
 def copy_modules(kernel: Kernel, root: Path) -> None:
