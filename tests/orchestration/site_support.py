@@ -189,6 +189,7 @@ def make(state: Path) -> Site:
         manifest_sha256="ab" * 32,
         booted=booted("debian"),
         size=1 << 30,
+        chunks=256,
     )
     boot = BootArtifacts(files["agent.efi"], files["agent.iso"], files["stage2.img"], booted("agent"), image)
     declared = {each.key: each.spec for each in documents()}
@@ -236,10 +237,10 @@ async def https_with(directory: Path, app: web.Application) -> AsyncIterator[str
 async def place_at(tmp_path: Path, hardware: MemoryHardware, address: str) -> AsyncIterator[Place]:
     """A site whose server-1 finds its BMC at `address`, whatever address in the oob network it was declared with."""
     found = transport.split_address(address)
+    site = make(tmp_path / "state")
     store = await Store.open(tmp_path / "freehold.db")
     lease = Lease(store.ledger, ttl=600.0)
     await lease.take()
-    site = make(tmp_path / "state")
     site.agents = store.agents
     place = Place(site, store, Evidence(), hardware, lease)
     try:

@@ -1,0 +1,441 @@
+"""The door for agents: real software TPMs and the agent's own code over TLS, on the boots that were recorded."""
+
+import asyncio
+import dataclasses
+import hashlib
+import ssl
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from site_support import SERVER, Place, booted, recorded
+
+from freehold.agent.client import Agent, Controller, Refused
+from freehold.agent.tpm import Tpm, TpmError
+from freehold.model.status import ImageFact, IntentKind, OrderState, ServerState
+from freehold.orchestration.agent_door import AgentDoor
+from freehold.orchestration.controller import tls_context
+from freehold.provisioning.agent_api import create_agent_app
+from freehold.provisioning.agent_messages import (
+    AgentRefusedError,
+    Evidence,
+    Hello,
+    Progress,
+    Result,
+    Smbios,
+    UnknownTokenError,
+)
+from freehold.root_of_trust.attestation.event_log import parse_event_log
+
+sys.path.append(str(Path(__file__).parents[1] / "agent"))
+from swtpm_support import Vendor, connect, running
+
+MAC = "52:54:00:12:34:10"
+UNKNOWN_TOKEN = "this token is not known here"
+
+
+class Door:
+    """A door behind real TLS, and machines that come to it."""
+
+    def __init__(self, place: Place, root: Path) -> None:
+        self.place, self.root = place, root
+        self.door = self.fresh()
+        self.url = ""
+
+    def fresh(self) -> AgentDoor:
+        site = self.place.site
+        self.door = AgentDoor(site, self.place.store, self.place.evidence, site.keys.controller_tls.certificate_der)
+        return self.door
+
+    # The app's backend: whatever door stands now, so that a test can restart the controller.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.door, name)
+
+    def agent(self, tpm: Any, *, mac: str = MAC, mode: str = "ramdisk", log: str = "setup-mode") -> Agent:
+        machine = self.root / f"machine-{mac.replace(':', '')}"
+        net = machine / "sys/class/net/eth0"
+        (net / "device").mkdir(parents=True, exist_ok=True)
+        (net / "address").write_text(mac + "\n")
+        events = machine / "sys/kernel/security/tpm0/binary_bios_measurements"
+        events.parent.mkdir(parents=True, exist_ok=True)
+        events.write_bytes(recorded.log_bytes(log))
+        (machine / "proc/sys/kernel/random").mkdir(parents=True, exist_ok=True)
+        (machine / "proc/sys/kernel/random/boot_id").write_text("boot-1\n")
+        trust = ssl.create_default_context(cadata=self.place.site.keys.agent_ca.certificate_pem.decode())
+
+        def open_tpm(_: str) -> Any:
+            if isinstance(tpm, Exception):
+                raise tpm
+            return tpm() if callable(tpm) else tpm
+
+        return Agent(Controller(self.url, trust), mode, root=str(machine), open_tpm=open_tpm)
+
+    async def enter(self, tpm: Any, **how: Any) -> Agent:
+        agent = self.agent(tpm, **how)
+        try:
+            await asyncio.to_thread(agent.attest)
+        except BaseException:
+            agent.controller.close()
+            raise
+        return agent
+
+    async def refused(self, tpm: Any, **how: Any) -> str:
+        """The words on the console of a machine that was not let in."""
+        with pytest.raises(Refused) as refusal:
+            await self.enter(tpm, **how)
+        assert refusal.value.status == 403
+        return str(refusal.value)
+
+
+@pytest.fixture
+async def door(owned: Place, tmp_path: Path) -> AsyncIterator[Door]:
+    made = Door(owned, tmp_path)
+    tls = owned.site.keys.controller_tls
+    digest = hashlib.sha256(tls.certificate_der).digest()
+    runner = web.AppRunner(create_agent_app(made, digest), access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(tls)).start()
+    made.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    yield made
+    await runner.cleanup()
+
+
+@pytest.fixture(scope="module")
+def vendor(tmp_path_factory: pytest.TempPathFactory) -> Vendor:
+    made = Vendor(tmp_path_factory.mktemp("vendor") / "v")
+    for name in ("own", "other"):
+        made.make(name)
+    made.make("uncertified", certificate=False)
+    return made
+
+
+@contextmanager
+def booted_tpm(vendor: Vendor, name: str, log: str = "setup-mode") -> Iterator[Any]:
+    """The TPM after a recorded boot; a function that connects to it."""
+    with running(vendor.directory / name) as path:
+        with connect(path) as tpm:
+            for event in parse_event_log(recorded.log_bytes(log)).events:
+                if event.type != 3:
+                    tpm.pcr_extend(event.pcr, dict(event.digests))
+        yield lambda: connect(path)
+
+
+@pytest.fixture
+def own(vendor: Vendor) -> Iterator[Any]:
+    with booted_tpm(vendor, "own") as tpm:
+        yield tpm
+
+
+@pytest.fixture
+def trusting(door: Door, vendor: Vendor) -> Door:
+    """A door of a site that trusts the TPM vendor."""
+    for path in vendor.roots().iterdir():
+        (door.place.site.directory / "tpm-roots" / path.name).write_bytes(path.read_bytes())
+    return door
+
+
+def ek_of(tpm: Any) -> str:
+    with tpm() as opened:
+        return hashlib.sha256(opened.create_ek().public).hexdigest()
+
+
+async def agent_events(door: Door) -> list[str]:
+    return [event.message for event in await door.place.events() if event.kind == "agent-refused"]
+
+
+# ---- who is it
+
+
+async def test_a_mac_that_nobody_declared_is_told_what_to_declare(door: Door) -> None:
+    words = await door.refused(TpmError("none"), mac="52:54:00:ff:ff:ff")
+    assert "the machine at 127.0.0.1 with MAC 52:54:00:ff:ff:ff is no declared server" in words
+    assert "declare its NICs in exactly one Server document" in words
+    assert await agent_events(door) == []
+
+
+async def test_a_server_without_a_tpm_is_refused_and_people_see_it(door: Door) -> None:
+    words = await door.refused(TpmError("none"))
+    assert "it has no usable TPM 2.0" in words
+    assert "fit or enable a TPM 2.0, or retire the server" in words
+    assert len(await agent_events(door)) == 1
+    assert await door.place.intents() == []
+
+
+@pytest.mark.host
+async def test_a_tpm_without_an_ek_certificate_is_refused(trusting: Door, vendor: Vendor) -> None:
+    with running(vendor.directory / "uncertified") as path:
+        words = await trusting.refused(lambda: connect(path))
+    assert "the TPM has no endorsement key certificate" in words
+    assert "write the vendor's certificate into the TPM (NV index 0x01C00002)" in words
+    assert len(await agent_events(trusting)) == 1
+
+
+@pytest.mark.host
+async def test_a_tpm_of_an_unknown_vendor_is_refused_with_the_directory_named(door: Door, own: Any) -> None:
+    words = await door.refused(own)
+    assert "unknown EK issuer CN=swtpm-localca" in words
+    assert "if you trust this TPM vendor, put its CA certificates into the site's tpm-roots folder" in words
+    assert str(door.place.site.directory) not in words  # whoever asks need not know our paths
+    (event,) = await agent_events(door)
+    assert "unknown EK issuer" in event
+    assert "tpm-roots" in event
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("state", [ServerState.DISCOVERING, ServerState.ACTIVE], ids=str)
+async def test_cve_2025_13609_a_mac_with_another_tpm_is_never_rebound(
+    trusting: Door, vendor: Vendor, own: Any, state: ServerState
+) -> None:
+    await trusting.place.establish(state, ek_sha256=ek_of(own))
+    with booted_tpm(vendor, "other") as other:
+        words = await trusting.refused(other)
+        impostor = ek_of(other)
+    assert f"a machine at 127.0.0.1 with this server's MAC address has another TPM ({impostor[:16]}…)" in words
+    assert "if the mainboard was replaced, retire the server and declare it anew" in words
+    assert len(await agent_events(trusting)) == 1
+    view = await trusting.place.view()
+    assert view.facts.ek_sha256 == ek_of(own)
+    assert view.intents == ()  # anybody on the segment could have sent that
+    assert view.agent is None
+    (await trusting.enter(own)).controller.close()
+
+
+@pytest.mark.host
+async def test_a_tpm_is_its_server_whatever_mac_it_names(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own))
+    (await trusting.enter(own, mac="52:54:00:12:34:20")).controller.close()  # server-2's
+    assert (await trusting.place.view()).agent is not None
+
+
+@pytest.mark.host
+async def test_a_stranger_who_says_hello_just_before_the_binding_cannot_quarantine_the_server(
+    trusting: Door, vendor: Vendor, own: Any
+) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING)
+    trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
+    with booted_tpm(vendor, "other") as other:
+        attest = trusting.door.attest
+
+        async def bound_in_between(evidence: Evidence, *rest: Any) -> str:
+            await trusting.place.establish(ek_sha256=ek_of(own))
+            return await attest(evidence, *rest)
+
+        trusting.door.attest = bound_in_between  # type: ignore[method-assign]
+        words = await trusting.refused(other)
+    assert "another TPM" in words
+    assert await trusting.place.intents() == []
+
+
+# ---- what did it boot
+
+
+@pytest.mark.host
+async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: Door, own: Any) -> None:
+    agent = await trusting.enter(own)
+    agent.controller.close()
+    session = (await trusting.place.view()).agent
+    assert session is not None
+    assert (session.mode, session.boot_id) == ("ramdisk", "boot-1")
+    assert session.details["ek_sha256"] == ek_of(own)
+    assert session.details["ek_issuers"][-1] == "CN=swtpm-localca-rootca"
+    assert set(session.details["reference"]) == {"pcr0", "pcr2"}
+    name, server, claim = trusting.place.evidence.statements[session.details["attestation"]]
+    assert (name, server, claim["trusted"], claim["reasons"]) == ("attestation", SERVER, True, [])
+    assert claim["pcrs"]["4"]["status"] == "matched"
+    assert claim["reference"] == "none yet"
+
+
+@pytest.mark.host
+async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_must_match(
+    trusting: Door, vendor: Vendor
+) -> None:
+    place = trusting.place
+    with booted_tpm(vendor, "own", "secure-boot") as own:
+        fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
+        await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
+        agent = await trusting.enter(own, log="secure-boot", mode="os")
+        agent.controller.close()
+        session = (await place.view()).agent
+        assert session is not None
+        wrong = session.details["reference"] | {"pcr0": "00" * 32}
+        await place.establish(reference_values=wrong)
+        words = await trusting.refused(own, log="secure-boot", mode="os")
+    assert "PCR 0" in words
+    assert [kind for kind, _ in await place.intents()] == [IntentKind.QUARANTINE]
+
+
+@pytest.mark.host
+async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_named(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own))
+    trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
+    words = await trusting.refused(own)
+    assert "it booted something else: PCR 11: the unified kernel image measured" in words
+    assert "find out what booted; then `freehold release` the server" in words
+    ((kind, reason),) = await trusting.place.intents()
+    assert kind is IntentKind.QUARANTINE
+    assert "PCR 11" in reason
+    name, _, claim = trusting.place.evidence.statements[-1]
+    assert (name, claim["trusted"], claim["pcrs"]["11"]["status"]) == ("attestation", False, "mismatched")
+    engine = trusting.place.engine()
+    await trusting.place.store.ledger.wake([SERVER])
+    while (await trusting.place.view()).intents:
+        await engine.round()
+    assert (await trusting.place.view()).status.state is ServerState.QUARANTINED
+
+
+@pytest.mark.host
+async def test_a_log_that_is_not_what_was_quoted_is_refused_but_quarantines_nobody(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own))
+    words = await trusting.refused(own, log="secure-boot")
+    assert "its attestation failed: the event log does not replay to the quoted PCR values" in words
+    assert await trusting.place.intents() == []
+    assert len(await agent_events(trusting)) == 1
+    assert trusting.place.evidence.statements == []  # nobody's TPM signed it
+
+
+@pytest.mark.host
+async def test_a_quote_for_another_controllers_certificate_is_refused(
+    trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trusting.door, "_certificate", b"the certificate of the machine that is relayed to")
+    words = await trusting.refused(own)
+    assert "its attestation failed" in words
+    assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_an_os_that_nobody_installed_is_refused(trusting: Door, own: Any) -> None:
+    words = await trusting.refused(own, mode="os")
+    assert "an installed OS speaks, but this server was given none" in words
+    await trusting.place.establish(image=ImageFact(name="gone", version="1", manifest="cd" * 32))
+    words = await trusting.refused(own, mode="os")
+    assert "this controller does not keep the build that the server was given" in words
+    assert "or decommission the server and assign it anew" in words
+
+
+@pytest.mark.host
+async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
+    with own() as tpm:
+        assert isinstance(tpm, Tpm)
+        ek, ak = tpm.create_ek(), tpm.create_ak()
+        smbios = Smbios(uuid=None, serial=None, vendor=None, product=None)
+        hello = Hello(
+            protocol=1,
+            mode="ramdisk",
+            boot_id="b",
+            smbios=smbios,
+            macs=[MAC],
+            ek_public=ek.public,
+            ek_certificate=tpm.ek_certificate(),
+            ak_public=ak.public,
+        )
+        challenge = await trusting.door.hello(hello, "127.0.0.1")
+    empty = Evidence(session=challenge.session, secret=b"x", quote=b"x", signature=b"x", event_log=b"")
+    with pytest.raises(AgentRefusedError, match="the credential's secret was not recovered"):
+        await trusting.door.attest(empty, b"", "127.0.0.1")
+    with pytest.raises(AgentRefusedError, match="this challenge is unknown or already spent") as refused:
+        await trusting.door.attest(empty, b"", "127.0.0.1")
+    assert "the agent says hello again" in str(refused.value)
+    assert await trusting.place.intents() == []
+
+
+# ---- what it may do
+
+
+@pytest.fixture
+async def inside(trusting: Door, own: Any) -> AsyncIterator[tuple[Door, Agent, str]]:
+    """(door, an attested agent, its token)."""
+    agent = await trusting.enter(own)
+    assert agent.controller.token is not None
+    yield trusting, agent, agent.controller.token
+    agent.controller.close()
+
+
+@pytest.mark.host
+async def test_an_order_is_delivered_until_its_result_is_in(inside: tuple[Door, Agent, str]) -> None:
+    door, _, token = inside
+    place = door.place
+    assert await door.door.next_order(token, 0.0) is None
+    given = await place.store.agents.order(SERVER, "write_image", "write_image", {"a": 1})
+    for _ in range(2):
+        order = await door.door.next_order(token, 5.0)
+        assert order is not None
+        assert (order.id, order.kind, order.args) == (given.id, "write_image", {"a": 1})
+    await door.door.progress(token, given.id, Progress(done=1, total=4, unit="bytes", phase="write"))
+    assert (await place.view()).orders["write_image"].progress == {"done": 1, "total": 4, "phase": "write"}
+    result = Result(ok=True, result={"chunks": 4}, error=None)
+    await door.door.result(token, given.id, result)
+    kept = (await place.view()).orders["write_image"]
+    assert (kept.state, kept.result) == (OrderState.DONE, {"chunks": 4})
+    assert await door.door.next_order(token, 0.0) is None
+    with pytest.raises(Exception, match=f"order {given.id} is over already, or not an order of this server"):
+        await door.door.result(token, given.id, result)
+    with pytest.raises(Exception, match="order nonsense is not an order of this server"):
+        await door.door.progress(token, "nonsense", Progress(done=1, total=4, unit="bytes", phase="write"))
+
+
+@pytest.mark.host
+async def test_an_agent_that_waits_hears_the_bell(inside: tuple[Door, Agent, str]) -> None:
+    door, _, token = inside
+    waiting = asyncio.create_task(door.door.next_order(token, 20.0))
+    await asyncio.sleep(0.05)
+    await door.place.store.agents.order(SERVER, "inventory", "inventory", {})
+    door.door.ring(SERVER)
+    order = await asyncio.wait_for(waiting, 2.0)
+    assert order is not None
+    assert order.kind == "inventory"
+
+
+@pytest.mark.host
+async def test_after_a_restart_of_the_controller_the_agent_attests_again(inside: tuple[Door, Agent, str]) -> None:
+    door, agent, token = inside
+    door.fresh()
+    with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN) as refused:
+        await door.door.authenticate(token)
+    assert "attest again" in str(refused.value)
+    await asyncio.to_thread(agent.attest)
+    assert agent.controller.token not in (None, token)
+    await door.door.authenticate(str(agent.controller.token))
+
+
+@pytest.mark.host
+async def test_a_session_that_was_ended_is_worth_nothing_even_for_who_waits(inside: tuple[Door, Agent, str]) -> None:
+    door, _, token = inside
+    waiting = asyncio.create_task(door.door.next_order(token, 20.0))
+    await asyncio.sleep(0.05)
+    await door.door.end_session(SERVER)
+    with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN):
+        await asyncio.wait_for(waiting, 2.0)
+    for call in (door.door.authenticate(token), door.door.next_order(token, 0.0)):
+        with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN):
+            await call
+
+
+@pytest.mark.host
+async def test_a_new_attestation_ends_the_older_token(inside: tuple[Door, Agent, str], own: Any) -> None:
+    door, _, token = inside
+    (await door.enter(own)).controller.close()
+    with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN):
+        await door.door.authenticate(token)
+
+
+@pytest.mark.host
+async def test_ready_counts_only_with_ssh(inside: tuple[Door, Agent, str]) -> None:
+    door, agent, _ = inside
+    body: dict[str, Any] = {"hostname": "web-1", "ssh_active": False, "secure_boot": True, "addresses": ["192.0.2.9"]}
+    with pytest.raises(Refused, match="the OS is up but ssh is not") as refused:
+        await asyncio.to_thread(agent.controller.call, "POST", "/agent/v1/ready", body)
+    assert refused.value.status == 409
+    assert "look at the server's console" in str(refused.value)
+    session = (await door.place.view()).agent
+    assert session is not None
+    assert session.ready_at is None
+    await asyncio.to_thread(agent.controller.call, "POST", "/agent/v1/ready", body | {"ssh_active": True})
+    session = (await door.place.view()).agent
+    assert session is not None
+    assert session.ready_at is not None
+    assert session.details["hostname"] == "web-1"
