@@ -33,6 +33,9 @@ unit:
 lab-test:        ## the tests that start real firmware, TPMs and networks
 	$(SUDO) $(BIN)/pytest -m lab
 
+bench:           ## time, memory and start-up, and the hand-built floor beside them
+	$(SUDO) $(BIN)/python bench/run_all.py
+
 diagram:         ## docs/lifecycle.md from the transition table
 	$(BIN)/python scripts/lifecycle_diagram.py
 
