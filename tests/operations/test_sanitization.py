@@ -2,7 +2,8 @@ import pytest
 
 from freehold.operations.sanitization import DataRemains, allowed, judge, require_clean
 
-DISK = {"model": "QEMU NVMe Ctrl"}
+DISK = {"model": "QEMU NVMe Ctrl", "size_bytes": 2 << 30}
+ASKED = {"seed": "5eed", "samples": 64}
 ERASED = {
     "technique": "nvme-format-user-data-erase",
     "command": "nvme format",
@@ -16,6 +17,8 @@ PLANTED = {"canaries": [{}] * 8}
 CLEAN = {
     "clean": True,
     "device_serial": "N0",
+    "disk_bytes": 2 << 30,
+    "seed": "5eed",
     "samples": 64,
     "non_uniform_samples": 0,
     "edges_uniform": True,
@@ -25,7 +28,7 @@ CLEAN = {
 
 
 def test_a_clean_medium():
-    medium = judge("N0", DISK, PLANTED, ERASED, CLEAN, "5eed")
+    medium = judge("N0", DISK, PLANTED, ERASED, CLEAN, ASKED)
     assert medium.clean
     assert medium.category == "Clear"
     assert medium.reasons == ()
@@ -44,13 +47,17 @@ def test_a_clean_medium():
         (PLANTED, {}, CLEAN, "unknown technique"),
         ({"canaries": []}, ERASED, CLEAN, "0 canaries were planted and 8 looked for"),
         ({"canaries": []}, ERASED, CLEAN | {"canaries": 0}, "the verification could not fail"),
+        (PLANTED, ERASED, CLEAN | {"seed": "0"}, "did not read the samples that were asked for"),
+        (PLANTED, ERASED, CLEAN | {"samples": 63}, "did not read the samples that were asked for"),
+        (PLANTED, ERASED, CLEAN | {"disk_bytes": 1 << 30}, "part of it may be hidden"),
+        (PLANTED, ERASED | {"disk_bytes": 3 << 30}, CLEAN, "part of it may be hidden"),
         (PLANTED, ERASED | {"status": 1}, CLEAN, "ended with status 1"),
         (PLANTED, ERASED, CLEAN | {"edges_uniform": False}, "not uniform"),
         (PLANTED, ERASED, CLEAN | {"device_serial": "N1"}, "does not call this medium clean"),
     ],
 )
 def test_anything_less_is_not_clean(planted, erased, verified, words):
-    medium = judge("N0", DISK, planted, erased, verified, "5eed")
+    medium = judge("N0", DISK, planted, erased, verified, ASKED)
     assert not medium.clean
     with pytest.raises(DataRemains, match="server s1") as refusal:
         require_clean("s1", [medium])

@@ -1,5 +1,7 @@
 """The planner by example, and by property over all that a server can be."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,7 @@ from freehold.model.status import (
     OrderState,
     ServerState,
     ServerStatus,
+    Tenancy,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.lifecycle import forget, transition
@@ -44,6 +47,12 @@ from freehold.orchestration.planner import (
 S = ServerState
 NOW = 1_000_000.0
 SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
+PREPARED: dict[str, Any] = {
+    "ek_sha256": "e" * 64,
+    "inventory_agrees": True,
+    "secure_boot_enrolled": True,
+    "reference_values": {"pcr0": "", "pcr2": ""},
+}
 ASSIGNED = Assigned("web", AssignmentSpec(server="a", image="i", hostname="h"), "r1")
 
 
@@ -119,7 +128,9 @@ def test_an_agent_that_did_its_work_may_go() -> None:
 
 def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
     assert next_step(view(S.AVAILABLE), NOW) == Idle(None)
-    assert next_step(view(S.AVAILABLE, assignment=ASSIGNED), NOW) == Move(S.PROVISIONING, "assigned by web")
+    given = Tenancy(name=ASSIGNED.name, revision=ASSIGNED.revision, spec=ASSIGNED.spec)
+    move = next_step(view(S.AVAILABLE, assignment=ASSIGNED), NOW)
+    assert move == Move(S.PROVISIONING, "assigned by web", facts={"tenancy": given})
     assert next_step(view(S.AVAILABLE, Facts(ended_assignment="r1"), assignment=ASSIGNED), NOW) == Idle(None)
 
 
@@ -140,12 +151,14 @@ def drift(*kinds: DriftKind) -> tuple[Drift, ...]:
 
 
 def test_drift_by_policy() -> None:
-    checked = {"last_drift_check": NOW - 1}
+    checked = {"last_drift_check": NOW - 1, "last_attestation": NOW - 1}
     told = PolicySpec(remediation={DriftKind.FIRMWARE_VERSION: Reaction.REPORT})
     reported = view(S.ACTIVE, Facts(drift=drift(DriftKind.FIRMWARE_VERSION), **checked), policy=told)
     assert next_step(reported, NOW) == Idle(NOW - 1 + 300)
     drifted = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), **checked))
     assert next_step(drifted, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
+    silent = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), last_drift_check=NOW - 1))
+    assert next_step(silent, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
     both = drift(DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT)
     assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both)), NOW), Quarantine)
     lenient = PolicySpec(remediation={DriftKind.SECURE_BOOT: Reaction.REMEDIATE})
@@ -190,13 +203,41 @@ def test_a_medium_that_is_not_verified_never_leads_to_available(verified: bool |
 def test_decommissioning_ends_the_assignment_or_retires() -> None:
     facts = Facts(
         workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
-        certificate_index=1, media=(),
+        certificate_index=1, media=(), tenancy=Tenancy(name="web", revision="r1", spec=ASSIGNED.spec), **PREPARED,
     )  # fmt: skip
-    ended = next_step(view(S.DECOMMISSIONING, facts, assignment=ASSIGNED), NOW)
+    later = msgspec.structs.replace(ASSIGNED, revision="r2")  # declared during the erase: for the next tenancy
+    ended = next_step(view(S.DECOMMISSIONING, facts, assignment=later), NOW)
     assert ended == Move(S.AVAILABLE, "sanitized, verified and certified", facts={"ended_assignment": "r1"})
     retired = next_step(view(S.DECOMMISSIONING, facts, status={"retiring": True}), NOW)
     assert isinstance(retired, Move)
     assert retired.state is S.RETIRED
+
+
+@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values"])
+def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
+    done = Facts(
+        workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
+        certificate_index=1, media=(), **{name: value for name, value in PREPARED.items() if name != lacking},
+    )  # fmt: skip
+    decision = next_step(view(S.DECOMMISSIONING, done), NOW)
+    assert isinstance(decision, Quarantine)
+    assert lacking in decision.reason
+    intent = Intent(id=1, kind=IntentKind.RELEASE, args={"to": "decommissioning"})
+    early = view(S.QUARANTINED, Facts(), intents=(intent,), status={"quarantined_from": S.DISCOVERING})
+    assert isinstance(next_step(early, NOW), Refuse)
+
+
+def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
+    stale = Facts(last_drift_check=NOW - 3600, last_attestation=NOW - 10 * 86400)
+    assert next_step(view(S.ACTIVE, stale), NOW) == Do("check_drift", "check_drift")
+    looked = msgspec.structs.replace(stale, last_drift_check=NOW - 1)
+    assert next_step(view(S.ACTIVE, looked), NOW) == Do("renew_attestation", "renew_attestation")
+
+
+def test_time_in_a_state_is_no_attestation() -> None:
+    """A release, or a drift that came and went, must not count as a quote."""
+    decision = next_step(view(S.ACTIVE, Facts(last_drift_check=NOW - 1)), NOW)
+    assert decision == Do("renew_attestation", "renew_attestation")
 
 
 def test_a_pause_stops_everything_but_a_trust_failure() -> None:

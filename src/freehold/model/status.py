@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from freehold.model.findings import Finding
-from freehold.model.resources import DriftKind
+from freehold.model.resources import AssignmentSpec, DriftKind
 
 
 class ServerState(StrEnum):
@@ -50,6 +50,14 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     observed: str
 
 
+class Tenancy(msgspec.Struct, frozen=True, kw_only=True):
+    """The assignment as it was when the server was given: what is declared later does not change a tenancy."""
+
+    name: str
+    revision: str
+    spec: AssignmentSpec
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What has been established. A field is None or False until a step established it; `lifecycle.FORGETS` says which
     facts a server loses on entering a state."""
@@ -73,7 +81,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reference_values: dict[str, str] | None = None  # {"pcr0": "hex hex …", "pcr2": …}: the digests of the events
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
+    agent_uki: str | None = None  # SHA-256 of the agent's UKI that was booted then
     # provisioning, attesting
+    tenancy: Tenancy | None = None
     image: ImageFact | None = None
     image_written: bool = False
     seed_written: bool = False

@@ -65,9 +65,10 @@ def judge(
     planted: Mapping[str, Any],
     erased: Mapping[str, Any],
     verified: Mapping[str, Any],
-    seed: str,
+    asked: Mapping[str, Any],
 ) -> MediumStatement:
-    """The statement about one medium, from the agent's raw results. Anything missing or odd makes it not clean."""
+    """The statement about one medium, from the agent's raw results and what the verification was `asked` to read (seed,
+    samples). Anything missing or odd makes it not clean."""
     technique = str(erased.get("technique", ""))
     category, words = TECHNIQUES.get(technique, ("", f"unknown technique {technique!r}"))
     canaries = len(planted.get("canaries") or ())
@@ -86,6 +87,11 @@ def judge(
         reasons.append(f"only {samples or 0} samples were read back; at least {MINIMUM_SAMPLES} are needed")
     if dirty != 0 or verified.get("edges_uniform") is not True:
         reasons.append(f"{_number(dirty)} samples are not uniform: old data may be readable")
+    if verified.get("seed") != asked.get("seed") or samples != asked.get("samples"):
+        reasons.append("the verification did not read the samples that were asked for")
+    sizes = {_count(disk.get("size_bytes")), _count(erased.get("disk_bytes")), _count(verified.get("disk_bytes"))}
+    if len(sizes) != 1 or None in sizes:
+        reasons.append("its size differs between inventory, erase and read-back: part of it may be hidden")
     if verified.get("clean") is not True or verified.get("device_serial") != serial:
         reasons.append("the agent does not call this medium clean")
     return MediumStatement(
@@ -99,7 +105,7 @@ def judge(
         started=timestamp(erased.get("started")),
         finished=timestamp(erased.get("ended")),
         verification_method="seeded read-back samples, first and last MiB, and every planted canary",
-        sample_seed=seed,
+        sample_seed=str(asked.get("seed", "")),
         samples=samples or 0,
         canaries_planted=canaries,
         canaries_found=hits if hits is not None else -1,

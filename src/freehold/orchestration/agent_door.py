@@ -2,11 +2,12 @@
 
 Identity is the TPM's endorsement key. MAC addresses and SMBIOS strings are claims: they only find the server that a new
 key is to be bound to. A TPM that is not the server's own is refused and reported, and never replaces the bound one
-(CVE-2025-13609). A server is quarantined only by a quote that its own TPM signed; what anybody on the segment could
-send must not be able to do that.
+(CVE-2025-13609). A server is quarantined only by a quote that its own TPM signed (before one is bound: a TPM whose
+vendor the site trusts); what anybody on the segment could send must not be able to do that.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from freehold.model.errors import FreeholdError
 from freehold.model.resources import ServerSpec
-from freehold.model.status import AgentSession, Facts, IntentKind
+from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
+from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, learned_reference, policy_for
 from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import Site
@@ -43,6 +44,7 @@ Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
 """`record(name of the predicate, server, predicate)`; returns the leaf's index."""
 
 LOST_ORDER = "an order of this server"
+MOST_CHALLENGES = 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class AgentDoor:
         self._site, self._store, self._record, self._certificate = site, store, record, certificate
         self._challenges = session.OpenChallenges()
         self._greeted: dict[str, _Greeted] = {}
-        self._tokens: dict[str, tuple[str, str]] = {}  # token -> (server, session)
+        self._tokens: dict[str, tuple[str, str, str]] = {}  # token -> (server, session, mode)
         self._bells: dict[str, asyncio.Event] = {}
 
     def ring(self, server: str) -> None:
@@ -75,16 +77,17 @@ class AgentDoor:
             )
         try:
             if hello.ek_certificate is None:
-                raise AttestationError("the TPM has no endorsement key certificate")
+                raise AttestationError(
+                    "the TPM has no endorsement key certificate",
+                    remedy="write the vendor's certificate into the TPM (NV index 0x01C00002), or replace the TPM",
+                )
             public = parse_public(hello.ek_public)
-            ek = verify_ek(hello.ek_certificate, public, self._site.tpm_roots(), now=datetime.now(UTC))
+            roots = await asyncio.to_thread(self._site.tpm_roots)
+            ek = verify_ek(hello.ek_certificate, public, roots, now=datetime.now(UTC))
             challenge = session.new_challenge(hello.ek_public, hello.ak_public, now=datetime.now(UTC))
         except AttestationError as error:
-            remedy = (
-                error.remedy
-                or f"put the TPM vendor's CA certificate into {self._site.directory}/tpm-roots if you trust it"
-            )
-            raise await self._refuse(view.name, error.what, remedy) from error
+            raise await self._refuse(view.name, error.what, error.remedy) from error
+        self._make_room(view.name)
         self._challenges.add(challenge, datetime.now(UTC))
         self._greeted[challenge.session] = _Greeted(view.name, hello, ek, time.time())
         return Challenge(
@@ -112,19 +115,23 @@ class AgentDoor:
             proven = session.verify_response(challenge, response, tls_certificate=self._certificate, now=now)
             image = self._expected_image(greeted.hello.mode, view.facts)
         except AttestationError as error:
-            await self._claim(greeted, None, trusted=False, reasons=(error.what,))
+            # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
         policy = policy_for(
             image, view.facts, self._site.secure_boot, self._site.authority, ek_identity=greeted.ek.identity
         )
         verdict = appraise.appraise(proven, policy, now)
-        index = await self._claim(greeted, verdict, trusted=verdict.trusted, reasons=verdict.reasons)
-        if not verdict.trusted:
-            why = "; ".join(verdict.reasons)
-            reason = f"it booted something else: {why}"
-            await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=reason, by="attestation")
-            raise await self._refuse(view.name, reason, "find out what booted; then `freehold release` the server")
-        return await self._admit(greeted, proven, index)
+        if view.facts.ek_sha256 not in (None, greeted.ek.identity):  # bound to another since this one said hello
+            raise await self._other_tpm(view.name, greeted.ek.identity, peer)
+        if verdict.trusted:
+            return await self._admit(greeted, proven, await self._claim(greeted, verdict))
+        why = f"it booted something else: {'; '.join(verdict.reasons)}"
+        if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
+            await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
+            await self._claim(greeted, verdict)
+            with contextlib.suppress(IntentRefusedError):  # somebody was faster
+                await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
+        raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
 
     async def authenticate(self, token: str) -> None:
         await self._session(token)
@@ -135,7 +142,8 @@ class AgentDoor:
         deadline = time.monotonic() + wait
         while True:
             bell.clear()
-            if (order := await self._store.agents.next_order(server)) is not None:
+            order = await self._store.agents.next_order(server) if self._takes_orders(token) else None
+            if order is not None:
                 return Order(id=order.id, kind=order.kind, args=order.args)
             left = deadline - time.monotonic()
             if left <= 0:
@@ -148,12 +156,14 @@ class AgentDoor:
 
     async def progress(self, token: str, order_id: str, progress: Progress) -> None:
         server = await self._session(token)
+        self._require_orders(token, order_id)
         shown = {"done": progress.done, "total": progress.total, "phase": progress.phase}
         if not await self._store.agents.progress(server, order_id, shown):
             raise UnknownOrderError(f"order {order_id} is not {LOST_ORDER}")
 
     async def result(self, token: str, order_id: str, result: Result) -> None:
         server = await self._session(token)
+        self._require_orders(token, order_id)
         error = {"what": result.error.what, "remedy": result.error.remedy} if result.error else None
         if not await self._store.agents.finish(server, order_id, ok=result.ok, result=result.result, error=error):
             raise ConflictError(f"order {order_id} is over already, or not {LOST_ORDER}")
@@ -164,6 +174,15 @@ class AgentDoor:
         if not ready.ssh_active:
             raise ConflictError("the OS is up but ssh is not", remedy="look at the server's console")
         await self._store.agents.change_session(server, self._tokens[token][1], ready_at=time.time(), details=details)
+
+    def _takes_orders(self, token: str) -> bool:
+        """Only our own ramdisk does what changes or certifies a server. In the installed OS the tenant is root: what it
+        says about an erase is worth nothing."""
+        return self._tokens[token][2] == "ramdisk"
+
+    def _require_orders(self, token: str, order_id: str) -> None:
+        if not self._takes_orders(token):
+            raise UnknownOrderError(f"order {order_id} is not for an installed OS")
 
     async def end_session(self, server: str) -> None:
         """The agent has to attest again."""
@@ -190,12 +209,15 @@ class AgentDoor:
             )
         view = await self._view(named[0])
         if view.facts.ek_sha256 is not None and identity is not None:
-            raise await self._refuse(
-                view.name,
-                f"a machine at {peer} with this server's MAC address has another TPM ({identity[:16]}…)",
-                "if the mainboard was replaced, retire the server and declare it anew; else find the impostor",
-            )
+            raise await self._other_tpm(view.name, identity, peer)
         return view
+
+    async def _other_tpm(self, server: str, identity: str, peer: str) -> AgentRefusedError:
+        return await self._refuse(
+            server,
+            f"a machine at {peer} with this server's MAC address has another TPM ({identity[:16]}…)",
+            "if the mainboard was replaced, retire the server and declare it anew; else find the impostor",
+        )
 
     async def _view(self, server: str) -> ServerView:
         if (view := await self._store.ledger.view(server)) is not None:
@@ -210,14 +232,27 @@ class AgentDoor:
             after = page[-1].resource.key
 
     def _expected_image(self, mode: str, facts: Facts) -> BootedImage:
+        """By what the server was given, not by what is newest: an update of the controller must not disown servers."""
         if mode == "ramdisk":
-            return self._site.agent_image
-        if facts.image is None:
+            booted = self._site.agent_build(facts.agent_uki)
+        elif facts.image is None:
             raise AttestationError("an installed OS speaks, but this server was given none")
-        try:
-            return self._site.image(facts.image.name).booted
-        except FreeholdError as error:
-            raise AttestationError(error.what, remedy=error.remedy) from error
+        else:
+            booted = self._site.os_build(facts.image.manifest)
+        if booted is None:
+            raise AttestationError(
+                f"this controller does not keep the build that the server was given ({mode})",
+                remedy="restore its directory under state/images, or decommission the server and assign it anew",
+            )
+        return booted
+
+    def _make_room(self, server: str) -> None:
+        """A few open challenges for each server: whoever asks in a loop pushes out their own."""
+        mine = [session for session, greeted in self._greeted.items() if greeted.server == server]
+        for old in mine[: max(0, len(mine) - MOST_CHALLENGES + 1)]:
+            del self._greeted[old]
+            with contextlib.suppress(AttestationError):
+                self._challenges.take(old)
 
     # ---- what follows
 
@@ -241,21 +276,18 @@ class AgentDoor:
             ),
         )
         self._tokens = {key: kept for key, kept in self._tokens.items() if kept[0] != greeted.server}
-        self._tokens[token] = (greeted.server, number)
+        self._tokens[token] = (greeted.server, number, greeted.hello.mode)
         return token
 
-    async def _claim(
-        self, greeted: _Greeted, verdict: appraise.Verdict | None, *, trusted: bool, reasons: tuple[str, ...]
-    ) -> int:
+    async def _claim(self, greeted: _Greeted, verdict: appraise.Verdict) -> int:
         view = await self._view(greeted.server)
-        results = verdict.pcrs if verdict else {}
-        pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in results.items()}
+        pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()}
         predicate = {
             "mode": greeted.hello.mode,
             "boot_id": greeted.hello.boot_id,
-            "trusted": trusted,
-            "reasons": list(reasons),
-            "policy": verdict.policy_id if verdict else None,
+            "trusted": verdict.trusted,
+            "reasons": list(verdict.reasons),
+            "policy": verdict.policy_id,
             "pcrs": pcrs,
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),

@@ -22,7 +22,7 @@ from freehold.model.resources import NetworkSpec, ServerSpec, SiteSpec
 from freehold.model.status import ServerState
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.engine import Engine
-from freehold.orchestration.opening import BootArtifacts
+from freehold.orchestration.opening import BootArtifacts, known_builds
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.steps.booting import boot_hosts
@@ -48,7 +48,6 @@ NEEDS_ADDRESS = frozenset(ServerState) - {
     ServerState.SECURING,
     ServerState.PREPARING,
     ServerState.AVAILABLE,
-    ServerState.QUARANTINED,
     ServerState.RETIRED,
 }
 """States in which the server may run our agent or our OS, and so is answered by DHCP."""
@@ -59,6 +58,7 @@ def make_site(
 ) -> Site:
     """Everything the steps need, from what was opened."""
     lists = keys.signature_lists()
+    agents, systems = known_builds(state, keys)
     files = BootFiles()
     for path in (boot.agent_efi, boot.agent_iso, boot.stage2):
         files.register("boot", path.name, path)
@@ -81,6 +81,8 @@ def make_site(
         agent_image=boot.agent,
         agent_iso=boot.agent_iso.name,
         images={boot.os.name: boot.os},
+        agent_builds=agents,
+        os_builds=systems,
         tpm_roots=functools.partial(load_roots, state / "tpm-roots"),
         files=files,
         tftp=tftp,

@@ -247,7 +247,11 @@ class Engine:
             outcomes.with_facts(server.status, result.facts), result.findings, result.resolved
         )
         status = msgspec.structs.replace(
-            status, step=decision.key, waiting_for=result.waiting_for, attempts=0, retry_at=None
+            status,
+            step=decision.key,
+            waiting_for=result.waiting_for or ("" if result.done else f"the agent: {decision.step}"),
+            attempts=0,
+            retry_at=None,
         )
         notes = tuple(Note("step", text) for text in result.events)
         if not result.done:

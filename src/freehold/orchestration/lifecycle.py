@@ -11,7 +11,7 @@ NEXT: dict[ServerState, tuple[ServerState, ...]] = {
     S.ENROLLED: (S.SECURING,),
     S.SECURING: (S.DISCOVERING,),
     S.DISCOVERING: (S.PREPARING,),
-    S.PREPARING: (S.AVAILABLE, S.DECOMMISSIONING),
+    S.PREPARING: (S.AVAILABLE,),
     S.AVAILABLE: (S.PROVISIONING, S.DECOMMISSIONING),
     S.PROVISIONING: (S.ATTESTING, S.DECOMMISSIONING),
     S.ATTESTING: (S.ACTIVE, S.DECOMMISSIONING),
@@ -40,7 +40,9 @@ DEADLINES: dict[ServerState, float] = {
 
 FORGETS: dict[ServerState, tuple[str, ...]] = {
     S.DISCOVERING: ("agent_booted_at", "agent_released", "inband_inventory", "oob_inventory", "inventory_agrees"),
-    S.AVAILABLE: ("agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at"),
+    S.AVAILABLE: (
+        "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at", "tenancy",
+    ),
     S.PROVISIONING: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
         "last_attestation", "certificate_index",
@@ -111,7 +113,7 @@ def forget(facts: Facts, entering: ServerState, *, released: bool = False) -> Fa
     defaults = Facts()
     changes = {name: getattr(defaults, name) for name in FORGETS.get(entering, ())}
     if released:
-        changes |= {"drift": (), "last_drift_check": None}
+        changes |= {"drift": (), "last_drift_check": None, "last_attestation": None, "baseline": None}
     return msgspec.structs.replace(facts, **changes)
 
 

@@ -118,24 +118,44 @@ def boot_artifacts(
         draft = done.with_suffix(".new")
         draft.write_bytes(msgspec.json.encode((made.os_name, made.os_version, made.os_content, made.stage2.name)))
         draft.replace(done)
+    agent, image, stage2 = read_build(out, keys)
+    return BootArtifacts(out / "agent.efi", out / "agent.iso", out / stage2, agent, image)
+
+
+def read_build(out: Path, keys: SiteKeys) -> tuple[BootedImage, OsImage, str]:
+    """One finished build of the site: agent, OS image, and the file name of the second stage."""
     name, os_version, content, stage2 = msgspec.json.decode(
-        done.read_bytes(), type=tuple[str, str, manifest.Content, str]
+        (out / "content.json").read_bytes(), type=tuple[str, str, manifest.Content, str]
     )
-    agent, system = (out / "agent.efi").read_bytes(), (out / "os.efi").read_bytes()
+    system = (out / "os.efi").read_bytes()
     booted = BootedImage.of(name, system)
-    signed = manifest.image_manifest(name, os_version, content, boot_values(system, booted))
-    payload = signed.payload()
-    envelope = dsse.sign(payload, manifest.PAYLOAD_TYPE, keys.image)
+    payload = manifest.image_manifest(name, os_version, content, boot_values(system, booted)).payload()
     image = OsImage(
         name=name,
         version=os_version,
         path=out / "os.raw",
-        manifest_envelope=envelope.to_dict(),
+        manifest_envelope=dsse.sign(payload, manifest.PAYLOAD_TYPE, keys.image).to_dict(),
         manifest_sha256=hashlib.sha256(payload).hexdigest(),
         booted=booted,
         size=content.size,
+        chunks=len(content.chunks),
     )
-    return BootArtifacts(out / "agent.efi", out / "agent.iso", out / stage2, BootedImage.of("agent", agent), image)
+    return BootedImage.of("agent", (out / "agent.efi").read_bytes()), image, stage2
+
+
+def known_builds(state: Path, keys: SiteKeys) -> tuple[dict[str, BootedImage], dict[str, BootedImage]]:
+    """Every build of this site that is still kept: agents by their UKI's SHA-256, OS images by their manifest's.
+    Servers run what they were given, also after the controller was updated."""
+    agents: dict[str, BootedImage] = {}
+    systems: dict[str, BootedImage] = {}
+    for done in sorted((state / "images").glob("*/content.json")):
+        try:
+            agent, image, _ = read_build(done.parent, keys)
+        except (OSError, FreeholdError, msgspec.MsgspecError) as error:
+            logger.error("build %s cannot be read, so no boot of it will be trusted: %s", done.parent.name, error)
+            continue
+        agents[agent.sha256], systems[image.manifest_sha256] = agent, image.booted
+    return agents, systems
 
 
 def boot_values(uki: bytes, booted: BootedImage) -> manifest.BootValues:

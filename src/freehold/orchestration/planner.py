@@ -20,6 +20,7 @@ from freehold.model.status import (
     OrderState,
     ServerState,
     ServerStatus,
+    Tenancy,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
@@ -121,8 +122,13 @@ def os_ready(server: ServerView, now: float) -> bool:
 def attestation_fresh(server: ServerView, now: float) -> bool:
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0, server.status.state_since)
+    last = max(proved, server.facts.last_attestation or 0.0)
     return now - last < parse_duration(server.policy.attestation_interval)
+
+
+def fresh_or_drifted(server: ServerView, now: float) -> bool:
+    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
+    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
 
 
 def drift_checked(server: ServerView, now: float) -> bool:
@@ -150,6 +156,12 @@ def until(done: str, condition: Condition) -> Condition:
     """`condition` matters only until fact `done` is established: an agent that did its work may go."""
     finished = fact(done)
     return lambda server, now: finished(server, now) or condition(server, now)
+
+
+def unprepared(facts: Facts) -> list[str]:
+    """What a server in the pool must have and this one lacks."""
+    needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
+    return [name for name in needed if not getattr(facts, name)]
 
 
 def every_medium(check: Callable[[Medium], bool]) -> Condition:
@@ -225,8 +237,9 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
     ),
     S.ACTIVE: (
-        Goal("attestation fresh", attestation_fresh, "renew_attestation"),
+        # Drift first: it needs only the BMC, so an OS that does not attest cannot keep us from looking.
         Goal("drift checked", drift_checked, "check_drift"),
+        Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
     ),
     S.DRIFTED: (),
     S.REMEDIATING: (
@@ -304,7 +317,8 @@ def _onward(server: ServerView) -> Decision:
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
                 return Idle(None)
-            return Move(S.PROVISIONING, f"assigned by {given.name}")
+            tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
+            return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
             return Move(S.ATTESTING, "the image is written and the OS is booting")
         case S.ATTESTING:
@@ -325,8 +339,11 @@ def _onward(server: ServerView) -> Decision:
                 return Quarantine(f"drift is still there after remediation: {', '.join(kinds)}")
             return Move(S.ACTIVE, "drift remediated and checked again")
         case S.DECOMMISSIONING:
-            ended = server.assignment.revision if server.assignment else None
+            tenancy_ = server.facts.tenancy
+            ended = tenancy_.revision if tenancy_ else server.facts.ended_assignment
             target = S.RETIRED if server.status.retiring else S.AVAILABLE
+            if target is S.AVAILABLE and (missing := unprepared(server.facts)):
+                return Quarantine(f"it was never prepared, so it cannot join the pool: {', '.join(missing)}")
             return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
         case S.QUARANTINED | S.RETIRED:
             return Idle(None)
@@ -335,7 +352,7 @@ def _onward(server: ServerView) -> Decision:
 def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0, server.status.state_since)
+    last = max(proved, server.facts.last_attestation or 0.0)
     return min(checked, last + parse_duration(server.policy.attestation_interval))
 
 
@@ -352,6 +369,8 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
             to_erase = intent.args.get("to") == S.DECOMMISSIONING
+            if to_erase and (missing := unprepared(server.facts)):
+                return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
             target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
             return Move(target, why, intent.id, released=True)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:

@@ -18,7 +18,7 @@ from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.planner import ServerView
 from freehold.orchestration.step import StepContext
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import StagedCredential
+from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
@@ -44,6 +44,7 @@ class OsImage:
     manifest_sha256: str
     booted: BootedImage
     size: int
+    chunks: int
 
 
 @dataclass
@@ -64,6 +65,10 @@ class Site:
     tpm_roots: Callable[[], TpmRoots]
     files: BootFiles
     tftp: Path  # directory of what PXE clients may fetch
+    agent_builds: dict[str, BootedImage] = field(default_factory=dict)
+    """By SHA-256 of the UKI: earlier builds that a server may still be running."""
+    os_builds: dict[str, BootedImage] = field(default_factory=dict)
+    """By SHA-256 of the image's manifest, likewise."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     bell: Callable[[str], None] = lambda _server: None
@@ -87,6 +92,16 @@ class Site:
             )
         return self.images[name]
 
+    def agent_build(self, sha256: str | None) -> BootedImage | None:
+        """The agent with this UKI; None if this controller does not keep it."""
+        current = self.agent_image
+        return current if sha256 in (None, current.sha256) else self.agent_builds.get(sha256 or "")
+
+    def os_build(self, manifest_sha256: str) -> BootedImage | None:
+        """The OS image with this manifest; None if this controller does not keep it."""
+        current = {image.manifest_sha256: image.booted for image in self.images.values()}
+        return (self.os_builds | current).get(manifest_sha256)
+
     async def answer_dhcp(self, server: str, hosts: tuple[BootHost, ...]) -> None:
         """From now on answer these NICs of the server, and nothing else of it. Idempotent."""
         async with self._dhcp_lock:
@@ -105,6 +120,11 @@ class Site:
         order = await ctx.order(kind, args)
         self.bell(ctx.name)
         return order if order.state is OrderState.DONE else None
+
+    async def own_account(self, view: ServerView) -> str:
+        """The account that we use on this BMC: a BMC that cannot add accounts keeps us in its factory one."""
+        credential = await self.slots(view).current()
+        return credential.username if credential is not None else OWN_ACCOUNT
 
     async def audit_key(self) -> bytes:
         """The key of the digests that show whether two passwords are the same, without showing them."""
@@ -143,10 +163,11 @@ class Site:
             yield client
 
     def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        pinned = view.facts.bmc_identity
+        # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
+        pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
         if pinned is None:
             raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
-        identity = BmcIdentity(spki_sha256=pinned)
+        identity = BmcIdentity(spki_sha256=pinned.lower())
         return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
 
 

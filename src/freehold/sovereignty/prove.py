@@ -192,7 +192,8 @@ class Prover:
         async for view in self._views():
             states = [each.message for each in await self._store.events(since=since, server=self._server, limit=1000)]
             found = [text for text in states if INTRUDER in text or "remediat" in text]
-            if view.status.state is ServerState.ACTIVE and any("-> active" in text for text in states):
+            seen = any(INTRUDER in text for text in states) and any("-> active" in text for text in states)
+            if view.status.state is ServerState.ACTIVE and seen:
                 return found
             if time.monotonic() > deadline:
                 raise NotCompleted("the drift was not found and remediated in 180 s", server=self._server)

@@ -100,7 +100,8 @@ def bmc_isolation(run: Run) -> Finding:
     if not claims:
         return Verdict.NOT_PROVEN, "nobody tried to reach the BMC from the other networks", []
     attempts = [attempt for claim in claims for attempt in claim.predicate.get("attempts", [])]
-    reached = [attempt for attempt in attempts if attempt.get("outcome") == "connected"]
+    # A refusal is an answer: the path is there, only the port is shut.
+    reached = [attempt for attempt in attempts if attempt.get("outcome") not in ("timeout", "unreachable")]
     if reached:
         first = reached[0]
         return Verdict.NON_SOVEREIGN, f"the BMC answers from {first.get('from')}", claims
@@ -128,14 +129,13 @@ def measured_boot(run: Run) -> Finding:
     refused = [claim for claim in attestations if claim.predicate.get("trusted") is not True]
     if refused:
         return Verdict.NON_SOVEREIGN, f"a boot was refused: {refused[0].predicate.get('reasons')}", refused
-    if len(attestations) < len(boots):
-        return Verdict.DEGRADED, f"{len(boots)} boots, but only {len(attestations)} were attested", attestations
+    attested = len({claim.predicate.get("boot_id") for claim in attestations})
+    if attested < len(boots):
+        return Verdict.DEGRADED, f"{len(boots)} boots, but only {attested} were attested", attestations
     if any(claim.predicate.get("reference") != "approved" for claim in attestations):
-        reason = (
-            f"all {len(attestations)} boots attested; PCR 0 and 2 were learned at staging, two approvals are missing"
-        )
+        reason = f"all {attested} boots attested; PCR 0 and 2 were learned at staging, two approvals are missing"
         return Verdict.DEGRADED, reason, attestations
-    return Verdict.PASS, f"all {len(attestations)} boots gave the expected PCR values", attestations
+    return Verdict.PASS, f"all {attested} boots gave the expected PCR values", attestations
 
 
 def verified_decommission(run: Run) -> Finding:

@@ -42,7 +42,8 @@ class LabRack:
         return Count(packets=int(counters["left"]), lookups=int(counters["lookups"]))
 
     async def attempt(self) -> None:
-        await self._run("exec", "controller", "--", "python3", "-c", ATTEMPT, self._facts["internet"])
+        for place in ("controller", "client"):
+            await self._run("exec", place, "--", "python3", "-c", ATTEMPT, self._facts["internet"])
 
     async def reachability(self, server: str) -> list[dict[str, str]]:
         """From the operator's host in production, and from the server itself, which has a leg in both networks."""

@@ -62,7 +62,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
     directory = directory.resolve()
     lab, state = directory / "lab", directory / "state"
     base = build_base(Cache(default_root(), show_step), mirror=mirror)
-    shutil.rmtree(state, ignore_errors=True)
+    claim_state(state)
     click.echo("  lab: starting", err=True)
     _lab("down", "--name", LAB_NAME, directory=lab)
     _lab("up", "--name", LAB_NAME, "--servers", "1", directory=lab, check=True)
@@ -93,6 +93,23 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
         click.echo(f"  check it       freehold verify {report.bundle} --key {key}")
     if not report.nothing_left:
         raise NotProven("something tried to leave, or the counter was not shown to work", remedy="read the card above")
+
+
+def claim_state(state: Path) -> None:
+    """An empty state directory that is ours to throw away. One that a proof did not make is somebody's site: its vault
+    holds the only passwords of their BMCs."""
+    marker = state / "made-by-prove"
+    if state.exists() and not marker.exists():
+        raise FreeholdError(
+            f"{state} is the state of a site, not of a proof",
+            remedy="give `freehold prove` a directory of its own: --dir",
+        )
+    if state.exists():
+        with serving(state):  # nobody runs on it
+            pass
+        shutil.rmtree(state)
+    state.mkdir(parents=True, mode=0o700)
+    marker.touch()
 
 
 def _lab(*arguments: str, directory: Path, check: bool = False) -> None:

@@ -1,7 +1,9 @@
 """Steps that start and stop machines: into the agent, into the OS, off."""
 
 import time
+from typing import Any
 
+from freehold.model.status import ServerState
 from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -23,6 +25,8 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     """Start the machine into the signed agent, by UEFI HTTP Boot or from virtual media, once."""
     view = ctx.server
     await site.end_session(view.name)
+    for key in view.orders:
+        await ctx.agents.drop(view.name, key)  # nobody may answer what was asked of an earlier boot
     await site.answer_dhcp(view.name, boot_hosts(site, view))
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(view) as client:
@@ -32,16 +36,20 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
             await oob.boot_cd(client)
         else:
             await oob.set_boot_http(client, f"{site.boot_url}/boot/agent.efi")
-        await oob.power(client, "reset")
-        # Taken after the reset: until then an agent of an earlier boot could say hello, and is not the one we want.
         booted_at = time.time()
+        await oob.power(client, "reset")
+    # An agent of an earlier boot may have said hello between the first end and the reset; it is not the one we want.
+    await site.end_session(view.name)
     claim = {
         "boots": site.agent_image.name,
         "uki_sha256": site.agent_image.sha256,
         "method": view.spec.boot_method,
         "secure_boot_enrolled": view.facts.secure_boot_enrolled,
     }
-    return StepResult(facts={"agent_booted_at": booted_at}, statements=(("boot-config", claim),))
+    facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
+    if view.status.state is ServerState.DECOMMISSIONING:
+        facts["media"] = None  # the old OS may have run meanwhile: what was erased before this boot is erased again
+    return StepResult(facts=facts, statements=(("boot-config", claim),))
 
 
 async def release_agent(site: Site, ctx: StepContext) -> StepResult:

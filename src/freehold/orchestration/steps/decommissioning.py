@@ -16,7 +16,7 @@ from freehold.orchestration.steps.securing import without_ipmi
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.secure_boot import enroll_secure_boot
-from freehold.out_of_band.takeover import OWN_ACCOUNT, foreign_accounts
+from freehold.out_of_band.takeover import foreign_accounts
 
 CANARIES, SAMPLE_BYTES = 64, 4096
 
@@ -101,8 +101,9 @@ async def verify_sanitized(site: Site, ctx: StepContext) -> StepResult:
 
 
 def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumStatement:
-    seed = str(verified.result.get("seed", ""))
-    return judge(serial, details["disk"], details["planted"], details["erased"], verified.result, seed)
+    """What was asked is taken from the order, not from the answer: seed and number of samples are ours."""
+    asked = verified.args
+    return judge(serial, details["disk"], details["planted"], details["erased"], verified.result, asked)
 
 
 async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
@@ -129,14 +130,15 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
     pems = site.secure_boot_pems
     async with site.bmc(ctx.server) as client:
         await oob.power(client, "off")
-        for account in foreign_accounts(await read_accounts(client), OWN_ACCOUNT):
+        own = await site.own_account(ctx.server)
+        for account in foreign_accounts(await read_accounts(client), own):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
         state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
         await oob.clear_boot_override(client)
-    claim = {"kind": "re-asserted", "secure_boot": state.enabled, "ipmi": ipmi, "accounts": [OWN_ACCOUNT]}
+    claim = {"kind": "re-asserted", "secure_boot": state.enabled, "ipmi": ipmi, "accounts": [own]}
     return StepResult(facts={"state_reasserted": True}, statements=(("posture", claim),))
 
 

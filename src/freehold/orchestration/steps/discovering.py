@@ -26,7 +26,9 @@ async def collect_inventory(site: Site, ctx: StepContext) -> StepResult:
     if order is None:
         return StepResult(done=False)
     claim = {"source": "in-band", "inventory": summary(order.result)}
-    return StepResult(facts={"inband_inventory": order.result}, statements=(("inventory", claim),))
+    agent = ctx.server.agent
+    told_by = {"ek_sha256": str(agent.details["ek_sha256"]) if agent else None}
+    return StepResult(facts={"inband_inventory": order.result | told_by}, statements=(("inventory", claim),))
 
 
 def summary(inventory: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +52,9 @@ async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
     agent = ctx.server.agent
     assert agent is not None
     identity = str(agent.details["ek_sha256"])
+    told_by = (ctx.facts.inband_inventory or {}).get("ek_sha256")
+    if told_by != identity:
+        return StepResult(done=False, quarantine=f"the inventory came from TPM {told_by}, now TPM {identity} speaks")
     if ctx.facts.ek_sha256 not in (None, identity):
         return StepResult(done=False, quarantine=f"the TPM {identity[:16]}… is not the bound {ctx.facts.ek_sha256}")
     reference = {str(name): str(value) for name, value in agent.details["reference"].items()}

@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 from freehold.model.errors import FreeholdError
-from freehold.model.status import ImageFact
+from freehold.model.status import ImageFact, Tenancy
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.provisioning.first_boot import nocloud
@@ -31,10 +31,18 @@ def root_disk(ctx: StepContext) -> dict[str, Any]:
     return min(found, key=lambda disk: (disk["size_bytes"], disk["serial"]))
 
 
+def tenancy(ctx: StepContext) -> Tenancy:
+    """What the server was given when it left the pool; a change of the Assignment since then does not reach it."""
+    if ctx.facts.tenancy is None:
+        raise FreeholdError(
+            "nothing was assigned to it", server=ctx.name, remedy="decommission it, then assign it anew"
+        )
+    return ctx.facts.tenancy
+
+
 async def write_image(site: Site, ctx: StepContext) -> StepResult:
     """Stream the assigned image onto the root disk; the agent verifies every chunk, and reads all of it back."""
-    assert ctx.server.assignment is not None
-    image, disk = site.image(ctx.server.assignment.spec.image), root_disk(ctx)
+    image, disk = site.image(tenancy(ctx).spec.image), root_disk(ctx)
     if int(disk["size_bytes"]) < image.size:
         raise FreeholdError(
             f"disk {disk['serial']} has {disk['size_bytes']} bytes, image {image.name} needs {image.size}",
@@ -53,15 +61,14 @@ async def write_image(site: Site, ctx: StepContext) -> StepResult:
         raise FreeholdError(
             f"the agent wrote another manifest ({order.result.get('manifest_sha256')})", server=ctx.name
         )
-    claim = {**order.result, "read_back": order.result.get("chunks_verified") == order.result.get("chunks")}
+    claim = {**order.result, "read_back": order.result.get("chunks_verified") == image.chunks}
     fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256)
     return StepResult(facts={"image_written": True, "image": fact}, statements=(("image", claim),))
 
 
 async def write_seed(site: Site, ctx: StepContext) -> StepResult:
     """NoCloud: host name, users, keys, network. No secret is in it."""
-    assert ctx.server.assignment is not None
-    given = ctx.server.assignment
+    given = tenancy(ctx)
     instance = f"{ctx.name}-{given.revision[:12]}"
     documents = nocloud(instance, given.spec.hostname, given.spec.users, ctx.server.spec.nics, site.networks)
     args = {

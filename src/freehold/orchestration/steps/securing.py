@@ -13,7 +13,7 @@ from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.errors import BmcIdentityChanged, NotSupported
 from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT, foreign_accounts, take_over
+from freehold.out_of_band.takeover import foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
 
 
@@ -65,9 +65,10 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
     """No enabled account but ours. Read back; an account that cannot be disabled stops the server here."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
-        for account in foreign_accounts(await read_accounts(client), OWN_ACCOUNT):
+        own = await site.own_account(ctx.server)
+        for account in foreign_accounts(await read_accounts(client), own):
             await oob.disable_account(client, account.uri)
-        left = foreign_accounts(await read_accounts(client), OWN_ACCOUNT)
+        left = foreign_accounts(await read_accounts(client), own)
     if left:
         names = ", ".join(account.username for account in left)
         raise NotSupported(
@@ -97,7 +98,8 @@ async def record_posture(site: Site, ctx: StepContext) -> StepResult:
     """How open the BMC still stands, as findings and as evidence."""
     async with site.bmc(ctx.server) as client:
         posture = await read_posture(client)
-    findings: list[Finding] = posture_findings(posture, subject=ctx.name)
+    own = frozenset({await site.own_account(ctx.server)})
+    findings: list[Finding] = posture_findings(posture, subject=ctx.name, expected_accounts=own)
     claim = {
         "kind": "configuration",
         "services": msgspec.to_builtins(posture.services),

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import DriftKind
+from freehold.model.resources import DriftKind, parse_duration
 from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -34,14 +34,16 @@ async def observe(client: RedfishClient) -> Observation:
     )
 
 
-def accepted(observed: Observation, declared_bios: dict[str, Any], pems: dict[str, str]) -> Observation:
+def accepted(
+    observed: Observation, declared_bios: dict[str, Any], pems: dict[str, str], own: str = OWN_ACCOUNT
+) -> Observation:
     """The baseline of a server that becomes active: what only the machine knows as observed, what is ours as declared.
     So an account or a key that came in before the first check is drift, not part of the baseline."""
     return msgspec.structs.replace(
         observed,
         secure_boot=True,
         secure_boot_keys=observed.secure_boot_keys | {name: (fingerprint(pem),) for name, pem in pems.items()},
-        accounts={OWN_ACCOUNT: OWN_ROLE},
+        accounts={own: OWN_ROLE},
         bios=observed.bios | declared_bios,
         ipmi=False,
     )
@@ -52,7 +54,8 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
         observed = await observe(client)
     stored = ctx.facts.baseline
     if stored is None:
-        baseline = accepted(observed, ctx.server.spec.bios, site.secure_boot_pems)
+        own = await site.own_account(ctx.server)
+        baseline = accepted(observed, ctx.server.spec.bios, site.secure_boot_pems, own)
     else:
         baseline = msgspec.convert(stored, Observation)
     drift = diff(baseline, observed)
@@ -132,6 +135,12 @@ _REMEDIES: dict[DriftKind, Callable[[Site, RedfishClient, Observation], Awaitabl
 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
     """End the session: the agent in the OS finds its token worthless and attests again."""
+    last = ctx.facts.last_attestation or ctx.server.status.state_since
+    overdue = ctx.now - last > 2 * parse_duration(ctx.server.policy.attestation_interval)
+    if overdue and ctx.server.agent is None:
+        hours = (ctx.now - last) / 3600
+        why = f"its OS has not attested for {hours:.0f} hours, and does not answer the demand to"
+        return StepResult(done=False, quarantine=why)
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
     return StepResult(done=False, waiting_for="the OS to attest again")
