@@ -379,6 +379,20 @@ async def test_an_order_is_delivered_until_its_result_is_in(inside: tuple[Door, 
 
 
 @pytest.mark.host
+async def test_an_installed_os_neither_gets_nor_answers_orders(inside: tuple[Door, Agent, str]) -> None:
+    """In the OS the tenant is root: it could call its own disks clean."""
+    door, _, token = inside
+    server, session, _ = door.door._tokens[token]
+    door.door._tokens[token] = (server, session, "os")
+    given = await door.place.store.agents.order(SERVER, "verify_sanitized/N0", "verify_sanitized", {})
+    assert await door.door.next_order(token, 0.0) is None
+    forged = Result(ok=True, result={"clean": True}, error=None)
+    with pytest.raises(Exception, match="is not for an installed OS"):
+        await door.door.result(token, given.id, forged)
+    assert (await door.place.view()).orders["verify_sanitized/N0"].state is OrderState.PENDING
+
+
+@pytest.mark.host
 async def test_an_agent_that_waits_hears_the_bell(inside: tuple[Door, Agent, str]) -> None:
     door, _, token = inside
     waiting = asyncio.create_task(door.door.next_order(token, 20.0))
