@@ -217,6 +217,22 @@ async def test_failures_back_off_and_end_in_a_stuck_finding_once(rig: Rig) -> No
     assert (status.stuck, status.findings) == (False, ())
 
 
+async def test_an_order_that_fails_again_and_again_backs_off_too(rig: Rig) -> None:
+    await rig.store.apply(rack("server-1"))
+    asked = [0]
+
+    async def ask_then_fail(_: StepContext) -> StepResult:
+        asked[0] += 1
+        if asked[0] % 2:
+            return StepResult(done=False, retry_after=0.1)  # the order is given
+        raise FreeholdError("chunk 5 is wrong", server="server-1")  # and comes back failed
+
+    steps = rig.world.steps() | {"pin_identity": ask_then_fail}
+    engine = Engine(rig.store, steps, rig.evidence, clock=rig.clock, monotonic=rig.clock)
+    status = await rig.drive(engine, lambda status: status.attempts == 3)
+    assert status.reason == "chunk 5 is wrong"
+
+
 async def test_an_error_of_ours_is_a_failure_too(rig: Rig) -> None:
     await rig.store.apply(rack("server-1"))
     steps = failing(rig.world, "pin_identity", KeyError("Members"), times=1)

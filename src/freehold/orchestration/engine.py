@@ -250,7 +250,7 @@ class Engine:
             status,
             step=decision.key,
             waiting_for=result.waiting_for or ("" if result.done else f"the agent: {decision.step}"),
-            attempts=0,
+            attempts=0 if result.done else status.attempts,  # an order given anew is no success: back-off goes on
             retry_at=None,
         )
         notes = tuple(Note("step", text) for text in result.events)
