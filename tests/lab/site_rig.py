@@ -90,7 +90,7 @@ class SiteRig:
             if time.monotonic() > deadline or not alive:
                 end = "in time" if alive else "before the controller ended"
                 raise AssertionError(f"no {what} {end}\n{self.last_words(name)}")
-            time.sleep(0.5)
+            time.sleep(1.0)
 
     def wait_state(self, state: str, *, name: str = "server-1", seconds: float = 420.0) -> dict[str, Any]:
         def there(status: dict[str, Any]) -> bool:
