@@ -85,8 +85,10 @@ def judge(
         reasons.append(f"{_number(hits)} planted canaries are still readable: the drive did not erase")
     if samples is None or samples < MINIMUM_SAMPLES:
         reasons.append(f"only {samples or 0} samples were read back; at least {MINIMUM_SAMPLES} are needed")
-    if dirty != 0 or verified.get("edges_uniform") is not True:
+    if dirty != 0:
         reasons.append(f"{_number(dirty)} samples are not uniform: old data may be readable")
+    if verified.get("edges_uniform") is not True:
+        reasons.append("its first or last MiB is not uniform: old data may be readable")
     if verified.get("seed") != asked.get("seed") or samples != asked.get("samples"):
         reasons.append("the verification did not read the samples that were asked for")
     sizes = {_count(disk.get("size_bytes")), _count(erased.get("disk_bytes")), _count(verified.get("disk_bytes"))}

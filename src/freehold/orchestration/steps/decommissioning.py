@@ -95,7 +95,7 @@ async def verify_sanitized(site: Site, ctx: StepContext) -> StepResult:
     )
     claim = (("sanitization", medium.to_dict()),)
     if not medium.clean:
-        why = f"medium {medium.serial} ({medium.model}) is not proven clean: {'; '.join(medium.reasons)}"
+        why = f"medium {medium.serial} is not proven clean: {'; '.join(medium.reasons)}"
         return StepResult(done=False, facts=facts, statements=claim, quarantine=why)
     return StepResult(facts=facts, statements=claim, events=(f"{medium.serial}: {medium.technique}, verified",))
 
