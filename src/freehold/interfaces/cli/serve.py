@@ -84,7 +84,10 @@ def trust_lab(state: Path, facts: dict[str, Any]) -> None:
 def enter_network_namespace(name: str) -> None:
     """setns(2) for this thread and all that it starts; Python has it from 3.12 on."""
     libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FreeholdError(f"the lab's namespace {name} is not there", remedy="start it: `freehold lab up`") from None
     try:
         if libc.setns(descriptor, CLONE_NEWNET) != 0:
             raise FreeholdError(

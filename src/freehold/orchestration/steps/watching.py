@@ -11,6 +11,7 @@ from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.out_of_band import server as oob
+from freehold.out_of_band.errors import BmcError, NotSupported
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
@@ -96,7 +97,10 @@ async def remediate(site: Site, ctx: StepContext) -> StepResult:
 async def _accounts(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
     for account in (await read_posture(client)).accounts:
         if account.enabled and account.username not in baseline.accounts:
-            await oob.delete_account(client, account.uri)
+            try:
+                await oob.delete_account(client, account.uri)
+            except (NotSupported, BmcError):  # some BMCs have fixed slots: what cannot be deleted can be disabled
+                await oob.disable_account(client, account.uri)
     return False
 
 
