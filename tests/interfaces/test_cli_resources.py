@@ -252,7 +252,9 @@ def test_watch_that_runs_out_of_time_names_where_each_one_hangs(site: Shell) -> 
 
 def test_an_interrupted_watch_ends_with_130(site: Shell) -> None:
     command = [sys.executable, "-m", "freehold.interfaces.cli.main", "watch", "--state", str(site.state)]
+    listening = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands down "ignored"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, listening)
         assert process.stdout is not None
         assert "server-1 is enrolled" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
