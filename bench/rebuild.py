@@ -184,11 +184,12 @@ def median(runs: list[Run]) -> Run:
     return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
 
 
-def summary(floor: list[Run], freehold: list[Run]) -> dict[str, Any]:
-    """Medians, and the ratios of the medians."""
+def summary(floor: list[Run], freehold: list[Run], load: list[float]) -> dict[str, Any]:
+    """Medians, and the ratios of the medians. `load` is the machine's load average before each pair of runs."""
     ours, theirs = median(freehold), median(floor)
     ratio = {name: round(ours[name] / theirs[name], 3) for name in ("total", "cpu")}
-    return {"runs": {"floor": floor, "freehold": freehold}, "floor": theirs, "freehold": ours, "ratio": ratio}
+    runs = {"floor": floor, "freehold": freehold}
+    return {"runs": runs, "load": load, "floor": theirs, "freehold": ours, "ratio": ratio}
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -215,15 +216,16 @@ def main() -> None:
         call_floor(options.work, "build")
         floor: list[Run] = []
         freehold: list[Run] = []
+        load: list[float] = []
         for number in range(1, options.runs + 1):
-            load = os.getloadavg()[0]
+            load.append(round(os.getloadavg()[0], 1))
             floor.append(floor_run(options.work, options.smp))
             freehold.append(in_new_process(options.work, options.smp))
             totals = f"floor {floor[-1]['total']:.1f} s, Freehold {freehold[-1]['total']:.1f} s"
-            print(f"run {number} of {options.runs} (load before: {load:.1f}): {totals}", flush=True)
+            print(f"run {number} of {options.runs} (load before: {load[-1]}): {totals}", flush=True)
     except (NoResultError, subprocess.CalledProcessError) as error:
         sys.exit(f"rebuild.py: {error}")
-    result = summary(floor, freehold)
+    result = summary(floor, freehold, load)
     print(f"\n{'median seconds':26}{'floor':>8}{'Freehold':>10}{'more':>8}")
     for name, theirs, ours, more in rows(result):
         print(f"{name:26}{theirs:>8}{ours:>10}{more:>8}")
