@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help setup prove test check lint types unit lab-test bench diagram clean
+.PHONY: help setup prove test check lint types unit unit-all lab-test bench diagram clean
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -15,7 +15,7 @@ setup:           ## Debian packages and the virtual environment
 prove: setup     ## the main job: a dead server with a blank disk, rebuilt with the outside world cut off
 	$(SUDO) $(BIN)/freehold prove
 
-test: setup check lab-test  ## set-up and all tests
+test: setup lint types unit-all lab-test  ## set-up and all tests
 
 check: lint types unit      ## lint, types, import rules, unit tests: the inner loop
 
@@ -28,6 +28,9 @@ types:
 	$(BIN)/mypy
 
 unit:
+	$(BIN)/pytest -m "not lab and not slow" -n auto --dist loadfile
+
+unit-all:
 	$(BIN)/pytest -m "not lab" -n auto --dist loadfile
 
 lab-test:        ## the tests that start real firmware, TPMs and networks

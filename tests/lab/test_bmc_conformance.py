@@ -56,6 +56,7 @@ async def image() -> AsyncIterator[str]:
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_dmtf_validator_finds_no_fault(tmp_path: Path, image: str) -> None:
     with tarfile.open(CSDL) as archive:
         archive.extractall(tmp_path, filter="data")
