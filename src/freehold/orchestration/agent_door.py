@@ -64,6 +64,8 @@ class AgentDoor:
         self._greeted: dict[str, _Greeted] = {}
         self._tokens: dict[str, tuple[str, str, str]] = {}  # token -> (server, session, mode)
         self._bells: dict[str, asyncio.Event] = {}
+        self.nudge: Callable[[], None] = lambda: None
+        """The engine looks at what is due now: what an agent says has woken its server in the store."""
 
     def ring(self, server: str) -> None:
         """There is an order for the server."""
@@ -167,6 +169,7 @@ class AgentDoor:
         error = {"what": result.error.what, "remedy": result.error.remedy} if result.error else None
         if not await self._store.agents.finish(server, order_id, ok=result.ok, result=result.result, error=error):
             raise ConflictError(f"order {order_id} is over already, or not {LOST_ORDER}")
+        self.nudge()
 
     async def ready(self, token: str, ready: Ready) -> None:
         server = await self._session(token)
@@ -174,6 +177,7 @@ class AgentDoor:
         if not ready.ssh_active:
             raise ConflictError("the OS is up but ssh is not", remedy="look at the server's console")
         await self._store.agents.change_session(server, self._tokens[token][1], ready_at=time.time(), details=details)
+        self.nudge()
 
     def _takes_orders(self, token: str) -> bool:
         """Only our own ramdisk does what changes or certifies a server. In the installed OS the tenant is root: what it
@@ -277,6 +281,7 @@ class AgentDoor:
         )
         self._tokens = {key: kept for key, kept in self._tokens.items() if kept[0] != greeted.server}
         self._tokens[token] = (greeted.server, number, greeted.hello.mode)
+        self.nudge()
         return token
 
     async def _claim(self, greeted: _Greeted, verdict: appraise.Verdict) -> int:

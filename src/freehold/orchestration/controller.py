@@ -122,6 +122,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         watcher = asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp")
         stack.callback(watcher.cancel)
         engine = Engine(store, steps_of(site), record, alone=True)
+        door.nudge = engine.nudge
         known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
         logger.info("ready: %s", known or "no servers yet")
         await engine.run()

@@ -39,7 +39,7 @@ class ImageRefusedError(FreeholdError):
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
-    """`content.json` of an imported image. `chunks` are SHA-256 digests of 4 MiB each, or `zero`."""
+    """`content.json` of an imported image. `chunks` are SHA-256 digests of one chunk each, or `zero`."""
 
     name: str
     version: str
