@@ -22,7 +22,7 @@ from rebuild import rows
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs/benchmarks.md"
 BEGIN, END = "<!-- results: written by bench/run_all.py -->", "<!-- end of results -->"
-HELP_SECONDS, RATIO = 0.3, 1.25
+HELP_SECONDS, RATIO = 0.15, 1.25
 
 
 def measured(script: str, *arguments: str) -> dict[str, Any]:
