@@ -120,12 +120,18 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         stack.push_async_callback(site.dhcp.stop)
         await answer_known(site, store)
         watcher = asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp")
+        watcher.add_done_callback(_say_why_it_ended)
         stack.callback(watcher.cancel)
         engine = Engine(store, steps_of(site), record, alone=True)
         door.nudge = engine.nudge
         known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
         logger.info("ready: %s", known or "no servers yet")
         await engine.run()
+
+
+def _say_why_it_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s ended: nobody does its work now", task.get_name(), exc_info=error)
 
 
 async def watch_for_rogues(interface: str, own: str, store: Store) -> None:

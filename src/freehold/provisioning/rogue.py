@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 
 import msgspec
 
@@ -123,35 +124,39 @@ async def probe(
 ) -> list[Offer]:
     """Broadcast one DISCOVER from a random, locally administered MAC and collect offers for `wait` seconds. Needs root.
 
-    Our own dnsmasq knows no such MAC and stays silent, so on a clean segment nobody answers at all.
+    Our own dnsmasq knows no such MAC and stays silent, so on a clean segment nobody answers at all. In a thread: uvloop
+    has no datagram calls on plain sockets.
     """
+    return await asyncio.to_thread(_ask, interface, wait, ports, target)
+
+
+def _ask(interface: str, wait: float, ports: tuple[int, int], target: str) -> list[Offer]:
     mac = bytes([0x02, *os.urandom(5)])
     transaction = int.from_bytes(os.urandom(4), "big")
     server_port, client_port = ports
-    loop = asyncio.get_running_loop()
+    offers: list[Offer] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        sock.setblocking(False)
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, interface.encode() + b"\0")
             sock.bind(("", client_port))
-            await loop.sock_sendto(sock, discover(transaction, mac), (target, server_port))
+            sock.sendto(discover(transaction, mac), (target, server_port))
         except OSError as error:
             raise FreeholdError(
                 f"cannot look for rogue DHCP servers on {interface}: {error}",
                 remedy="run the controller as root, and check that the provisioning interface is up",
             ) from error
-        offers: list[Offer] = []
-        end = loop.time() + wait
-        while (left := end - loop.time()) > 0:
+        end = time.monotonic() + wait
+        while (left := end - time.monotonic()) > 0:
+            sock.settimeout(left)
             try:
-                packet, (source, _) = await asyncio.wait_for(loop.sock_recvfrom(sock, 4096), left)
+                packet, (source, _) = sock.recvfrom(4096)
             except TimeoutError:
                 break
             if offer := parse_offer(packet, source, transaction):
                 offers.append(offer)
-        return offers
+    return offers
 
 
 async def find_rogues(interface: str, allowed: frozenset[str], *, wait: float = 3.0) -> list[Finding]:
