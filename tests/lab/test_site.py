@@ -88,7 +88,7 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         assert "PCR 4" in status["reason"], status["reason"]
         assert "PCR 11" in status["reason"], status["reason"]
         iso.write_bytes(right)
-        rig.freehold("release", "server-1", "--reason", "the right medium is back")
+        rig.freehold("release", "server-1", "--reason", "the right medium is back", "--wait", "--timeout", "60")
 
         # An image with one changed byte is refused, with the chunk named; the server does not go on.
         rig.wait_state("provisioning")

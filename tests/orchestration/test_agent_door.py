@@ -270,7 +270,7 @@ async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_mus
 
 @pytest.mark.host
 async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_named(trusting: Door, own: Any) -> None:
-    await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own))
+    await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own), agent_booted_at=1.0)
     trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
     words = await trusting.refused(own)
     assert "it booted something else: PCR 11: the unified kernel image measured" in words
@@ -285,6 +285,19 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
     while (await trusting.place.view()).intents:
         await engine.round()
     assert (await trusting.place.view()).status.state is ServerState.QUARANTINED
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("booted_at", [None, 4e9])  # released, and not restarted yet; the hello came before the restart
+async def test_what_runs_before_our_restart_is_refused_but_quarantines_nobody(
+    trusting: Door, own: Any, booted_at: float | None
+) -> None:
+    await trusting.place.establish(ServerState.PROVISIONING, ek_sha256=ek_of(own), agent_booted_at=booted_at)
+    trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
+    words = await trusting.refused(own)
+    assert "it booted something else: PCR 11" in words
+    assert "it is about to be restarted" in words
+    assert await trusting.place.intents() == []
 
 
 @pytest.mark.host

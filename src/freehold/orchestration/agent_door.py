@@ -19,7 +19,7 @@ from freehold.model.resources import ServerSpec
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, learned_reference, policy_for
-from freehold.orchestration.planner import ServerView
+from freehold.orchestration.planner import ServerView, restart_awaited
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
 from freehold.provisioning.agent_messages import (
@@ -128,6 +128,9 @@ class AgentDoor:
         if verdict.trusted:
             return await self._admit(greeted, proven, await self._claim(greeted, verdict))
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
+        if restart_awaited(view, greeted.since):
+            # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
+            raise await self._refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
             await self._claim(greeted, verdict)

@@ -284,6 +284,13 @@ def next_step(server: ServerView, now: float) -> Decision:
     return _onward(server)
 
 
+def restart_awaited(server: ServerView, since: float) -> bool:
+    """The state begins with a boot of our agent, and what said hello at `since` was running before it."""
+    begins_with_it = any(goal.step == "boot_agent" for goal in GOALS[server.status.state])
+    booted = server.facts.agent_booted_at
+    return begins_with_it and (booted is None or since < booted)
+
+
 def overdue(server: ServerView, now: float) -> bool:
     """The state's deadline has passed: the server is stuck, and somebody must be told."""
     deadline = server.status.deadline
