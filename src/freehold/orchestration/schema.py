@@ -5,7 +5,7 @@ Times are UNIX seconds. Nothing here is SQLite's alone: PostgreSQL is a second U
 
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-VERSION = 1
+VERSION = 2
 """Of these tables. A store of another version is refused, not guessed at."""
 
 metadata = MetaData()
@@ -101,4 +101,29 @@ orders = Table(
     Column("id", String, nullable=False, unique=True),
     Column("state", String, nullable=False),
     Column("data", Text, nullable=False),
+)
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("public_key", Text, nullable=False),  # PEM
+    Column("enrolled", Float, nullable=False),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("request", Text, nullable=False),  # canonical JSON: the bytes that are signed
+    Column("at", Float, nullable=False),
+    Column("spent", Float),  # when what was approved was done, or the request was withdrawn
+)
+
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("approval", String, ForeignKey("approvals.id", ondelete="CASCADE"), primary_key=True),
+    Column("operator", String, primary_key=True),
+    Column("envelope", Text, nullable=False),  # DSSE
 )

@@ -23,6 +23,7 @@ from freehold.model.errors import FreeholdError
 from freehold.model.resources import AssignmentSpec, Resource, WaiverSpec
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
+from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.database import Database
 from freehold.orchestration.ledger import Ledger
 from freehold.orchestration.lifecycle import check_intent
@@ -80,6 +81,7 @@ class Store:
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database, self._clock = database, clock
         self.ledger, self.agents = Ledger(database), AgentLedger(database)
+        self.approvals = ApprovalLedger(database)
 
     @classmethod
     async def open(

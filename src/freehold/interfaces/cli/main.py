@@ -16,6 +16,7 @@ Exit codes:
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "approval": ("operators", "approval", "What two people are asked to approve, and their signatures."),
     "apply": ("documents", "apply", "Declare what is in YAML documents."),
     "completion": ("shell", "completion", "Print the shell completion script."),
     "console": ("shell", "console", "Attach to a server's serial console."),
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "get": ("resources", "get", "List resources, or show one."),
     "image": ("images", "image", "Build or import OS images and the agent."),
     "lab": ("lab", "lab", "A rack in a box: real firmware, TPMs, BMCs and networks."),
+    "operator": ("operators", "operator", "The people whose signatures count."),
     "pause": ("intents", "pause", "Leave a server alone until it is resumed."),
     "prove": ("prove", "prove", "Rebuild a dead server with the outside cut off, and prove it."),
     "release": ("intents", "release", "Let a server out of quarantine."),
