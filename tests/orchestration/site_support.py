@@ -27,11 +27,11 @@ from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Completion
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.opening import BootArtifacts, open_vault
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import OsImage, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.table import DOERS, guarded, steps_of
 from freehold.orchestration.store import Event, Store
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT

@@ -30,19 +30,11 @@ from freehold.model.status import (
     ServerStatus,
     Tenancy,
 )
+from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.lifecycle import forget, transition
-from freehold.orchestration.planner import (
-    AGENT_LOST,
-    BOOT_PATIENCE,
-    GOALS,
-    STEPS,
-    Assigned,
-    ServerView,
-    fact,
-    next_step,
-    overdue,
-)
+from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
+from freehold.orchestration.view import Assigned, ServerView
 
 S = ServerState
 NOW = 1_000_000.0

@@ -19,9 +19,10 @@ from freehold.model.resources import ServerSpec
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, learned_reference, policy_for
-from freehold.orchestration.planner import ServerView, restart_awaited
+from freehold.orchestration.planner import restart_awaited
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
+from freehold.orchestration.view import ServerView
 from freehold.provisioning.agent_messages import (
     AgentRefusedError,
     Challenge,

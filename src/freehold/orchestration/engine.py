@@ -20,9 +20,10 @@ from freehold.orchestration import outcomes
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Claim, Completion, Note
-from freehold.orchestration.planner import ServerView, next_step
+from freehold.orchestration.planner import next_step
 from freehold.orchestration.step import Record, StepContext, StepFn, StepResult
 from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
 from freehold.orchestration.database import Database
-from freehold.orchestration.planner import Assigned, ServerView
 from freehold.orchestration.schema import agent_sessions, events, intents, journal, orders, replicas, resources, servers
+from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.wakes import wake
 
 S = TypeVar("S")

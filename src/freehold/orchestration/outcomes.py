@@ -9,7 +9,8 @@ from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ServerState, ServerStatus
 from freehold.orchestration.decisions import Move
 from freehold.orchestration.lifecycle import DEADLINES, forget, transition
-from freehold.orchestration.planner import ServerView, overdue
+from freehold.orchestration.planner import overdue
+from freehold.orchestration.view import ServerView
 
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds between attempts: doubled each time, never more than the last."""

@@ -1,67 +1,36 @@
 """What to do next with a server: a pure, total function from what is wanted and what is known.
 
 `GOALS` is the whole plan. A state is an ordered row of goals; the first one that does not hold decides. When all hold,
-`ONWARD` says where the server goes. Nothing here reads a clock, a network or a database.
+`_onward` says where the server goes. Nothing here reads a clock, a network or a database.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
-from freehold.model.resources import AssignmentSpec, DriftKind, PolicySpec, Reaction, ServerSpec, parse_duration
-from freehold.model.status import (
-    AgentSession,
-    Facts,
-    Intent,
-    IntentKind,
-    Medium,
-    Order,
-    OrderState,
-    ServerState,
-    ServerStatus,
-    Tenancy,
+from freehold.model.resources import Reaction, parse_duration
+from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
+from freehold.orchestration.conditions import (
+    Condition,
+    agent_attested,
+    agent_expected,
+    blocking,
+    drift_checked,
+    every_medium,
+    fact,
+    first_medium,
+    fresh_or_drifted,
+    os_attested,
+    os_ready,
+    rechecked,
+    unprepared,
+    unremediated,
+    until,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Wait
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
+from freehold.orchestration.view import ServerView
 
 S = ServerState
-
-AGENT_LOST = 120.0
-"""Seconds of silence after which an agent is taken for lost. It polls every 20 s and reports progress in between."""
-
-BOOT_PATIENCE = 900.0
-"""Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
-
-
-class Assigned(msgspec.Struct, frozen=True):
-    """The assignment that names this server. `revision` changes when somebody declares it anew."""
-
-    name: str
-    spec: AssignmentSpec
-    revision: str
-
-
-class ServerView(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision may rest on."""
-
-    name: str
-    spec: ServerSpec
-    status: ServerStatus = ServerStatus()
-    policy: PolicySpec = PolicySpec()
-    assignment: Assigned | None = None
-    generation: int = 1
-    paused: bool = False
-    intents: tuple[Intent, ...] = ()
-    agent: AgentSession | None = None
-    orders: dict[str, Order] = {}
-
-    @property
-    def facts(self) -> Facts:
-        return self.status.facts
-
-
-Condition = Callable[[ServerView, float], bool]
 
 
 @dataclass(frozen=True)
@@ -75,102 +44,6 @@ class Goal:
     waits_for: str = ""
     subject: Callable[[ServerView], str] | None = None
     again_after: float = 30.0  # seconds between two looks at a goal that is waited for
-
-
-def fact(name: str) -> Condition:
-    """The fact is established: neither None nor False. A 0 is a fact: a certificate may be leaf 0 of the log."""
-    return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
-
-
-def agent_alive(server: ServerView, now: float) -> bool:
-    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
-    an agent of an earlier boot, does not count."""
-    agent, booted = server.agent, server.facts.agent_booted_at
-    return (
-        agent is not None
-        and agent.mode == "ramdisk"
-        and booted is not None
-        and agent.started >= booted
-        and now - agent.last_seen < AGENT_LOST
-    )
-
-
-def agent_attested(server: ServerView, now: float) -> bool:
-    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
-
-
-def agent_expected(server: ServerView, now: float) -> bool:
-    """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
-    booted = server.facts.agent_booted_at
-    if booted is None or agent_alive(server, now):
-        return booted is not None
-    spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
-    return not spoke and now - booted < BOOT_PATIENCE
-
-
-def os_attested(server: ServerView, _now: float) -> bool:
-    agent, booted = server.agent, server.facts.os_booted_at
-    if agent is None or booted is None or agent.mode != "os":
-        return False
-    return agent.started >= booted and agent.attested_at is not None
-
-
-def os_ready(server: ServerView, now: float) -> bool:
-    return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
-
-
-def attestation_fresh(server: ServerView, now: float) -> bool:
-    agent = server.agent
-    proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
-    return now - last < parse_duration(server.policy.attestation_interval)
-
-
-def fresh_or_drifted(server: ServerView, now: float) -> bool:
-    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
-    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
-
-
-def drift_checked(server: ServerView, now: float) -> bool:
-    last = server.facts.last_drift_check
-    return last is not None and now - last < parse_duration(server.policy.drift_interval)
-
-
-def blocking(server: ServerView, *reactions: Reaction) -> tuple[DriftKind, ...]:
-    """Kinds of drift that policy answers with one of `reactions`, in order, once each."""
-    found = (drift.kind for drift in server.facts.drift if server.policy.reaction(drift.kind) in reactions)
-    return tuple(dict.fromkeys(found))
-
-
-def unremediated(server: ServerView) -> tuple[DriftKind, ...]:
-    done = server.facts.remediated
-    return tuple(kind for kind in blocking(server, Reaction.REMEDIATE) if kind not in done)
-
-
-def rechecked(server: ServerView, _now: float) -> bool:
-    last, remediated = server.facts.last_drift_check, server.facts.last_remediation
-    return last is not None and last > max(remediated or 0.0, server.status.state_since)
-
-
-def until(done: str, condition: Condition) -> Condition:
-    """`condition` matters only until fact `done` is established: an agent that did its work may go."""
-    finished = fact(done)
-    return lambda server, now: finished(server, now) or condition(server, now)
-
-
-def unprepared(facts: Facts) -> list[str]:
-    """What a server in the pool must have and this one lacks."""
-    needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
-    return [name for name in needed if not getattr(facts, name)]
-
-
-def every_medium(check: Callable[[Medium], bool]) -> Condition:
-    return lambda server, _now: server.facts.media is not None and all(map(check, server.facts.media))
-
-
-def first_medium(check: Callable[[Medium], bool]) -> Callable[[ServerView], str]:
-    """Serial number of the first medium for which `check` does not hold."""
-    return lambda server: next(medium.serial for medium in server.facts.media or () if not check(medium))
 
 
 def established(step: str, name: str) -> Goal:

@@ -15,8 +15,8 @@ from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.model.status import Order, OrderState
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.measurements import BootedImage
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.step import StepContext
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
 from freehold.out_of_band.transport import BmcIdentity

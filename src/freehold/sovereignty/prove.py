@@ -18,10 +18,10 @@ from freehold.evidence import BundleVerification, EvidenceLog, export, verify_bu
 from freehold.evidence.statement import verify as verify_statement
 from freehold.model.errors import FreeholdError
 from freehold.model.status import IntentKind, ServerState
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.redfish import Credential
 from freehold.sovereignty.maturity import Maturity, maturity

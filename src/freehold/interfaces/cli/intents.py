@@ -16,8 +16,8 @@ from freehold.interfaces.cli.common import output_option, run, show_json, site_s
 from freehold.model.errors import FreeholdError
 from freehold.model.status import IntentKind, ServerState
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.store import Store, Stored
+from freehold.orchestration.view import ServerView
 
 F = TypeVar("F", bound=Callable[..., Any])
 K, S = IntentKind, ServerState

@@ -20,8 +20,8 @@ from freehold.interfaces.cli.common import (
 )
 from freehold.model.resources import KINDS, ServerSpec
 from freehold.model.status import ServerState
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.store import Event, Store, Stored
+from freehold.orchestration.view import ServerView
 
 SHORT = {
     "Site": ("sites",),

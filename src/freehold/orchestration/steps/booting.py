@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 from freehold.model.status import ServerState
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.provisioning.dhcp import BootHost
 

@@ -1,0 +1,111 @@
+"""What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
+
+from collections.abc import Callable
+
+from freehold.model.resources import DriftKind, Reaction, parse_duration
+from freehold.model.status import Facts, Medium
+from freehold.orchestration.view import ServerView
+
+Condition = Callable[[ServerView, float], bool]
+
+AGENT_LOST = 120.0
+"""Seconds of silence after which an agent is taken for lost. It polls every 20 s and reports progress in between."""
+
+BOOT_PATIENCE = 900.0
+"""Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
+
+
+def fact(name: str) -> Condition:
+    """The fact is established: neither None nor False. A 0 is a fact: a certificate may be leaf 0 of the log."""
+    return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
+
+
+def agent_alive(server: ServerView, now: float) -> bool:
+    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
+    an agent of an earlier boot, does not count."""
+    agent, booted = server.agent, server.facts.agent_booted_at
+    return (
+        agent is not None
+        and agent.mode == "ramdisk"
+        and booted is not None
+        and agent.started >= booted
+        and now - agent.last_seen < AGENT_LOST
+    )
+
+
+def agent_attested(server: ServerView, now: float) -> bool:
+    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
+
+
+def agent_expected(server: ServerView, now: float) -> bool:
+    """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
+    booted = server.facts.agent_booted_at
+    if booted is None or agent_alive(server, now):
+        return booted is not None
+    spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
+    return not spoke and now - booted < BOOT_PATIENCE
+
+
+def os_attested(server: ServerView, _now: float) -> bool:
+    agent, booted = server.agent, server.facts.os_booted_at
+    if agent is None or booted is None or agent.mode != "os":
+        return False
+    return agent.started >= booted and agent.attested_at is not None
+
+
+def os_ready(server: ServerView, now: float) -> bool:
+    return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
+
+
+def attestation_fresh(server: ServerView, now: float) -> bool:
+    agent = server.agent
+    proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
+    last = max(proved, server.facts.last_attestation or 0.0)
+    return now - last < parse_duration(server.policy.attestation_interval)
+
+
+def fresh_or_drifted(server: ServerView, now: float) -> bool:
+    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
+    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
+
+
+def drift_checked(server: ServerView, now: float) -> bool:
+    last = server.facts.last_drift_check
+    return last is not None and now - last < parse_duration(server.policy.drift_interval)
+
+
+def blocking(server: ServerView, *reactions: Reaction) -> tuple[DriftKind, ...]:
+    """Kinds of drift that policy answers with one of `reactions`, in order, once each."""
+    found = (drift.kind for drift in server.facts.drift if server.policy.reaction(drift.kind) in reactions)
+    return tuple(dict.fromkeys(found))
+
+
+def unremediated(server: ServerView) -> tuple[DriftKind, ...]:
+    done = server.facts.remediated
+    return tuple(kind for kind in blocking(server, Reaction.REMEDIATE) if kind not in done)
+
+
+def rechecked(server: ServerView, _now: float) -> bool:
+    last, remediated = server.facts.last_drift_check, server.facts.last_remediation
+    return last is not None and last > max(remediated or 0.0, server.status.state_since)
+
+
+def until(done: str, condition: Condition) -> Condition:
+    """`condition` matters only until fact `done` is established: an agent that did its work may go."""
+    finished = fact(done)
+    return lambda server, now: finished(server, now) or condition(server, now)
+
+
+def unprepared(facts: Facts) -> list[str]:
+    """What a server in the pool must have and this one lacks."""
+    needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
+    return [name for name in needed if not getattr(facts, name)]
+
+
+def every_medium(check: Callable[[Medium], bool]) -> Condition:
+    return lambda server, _now: server.facts.media is not None and all(map(check, server.facts.media))
+
+
+def first_medium(check: Callable[[Medium], bool]) -> Callable[[ServerView], str]:
+    """Serial number of the first medium for which `check` does not hold."""
+    return lambda server: next(medium.serial for medium in server.facts.media or () if not check(medium))
