@@ -39,7 +39,12 @@ async def story(rig: Rig, engine: Engine) -> None:
         server.bios = {"BootMode": "Legacy"}
     await rig.drive(engine, done(*TO_ACTIVE, *DRIFT))
     status = await rig.drive(engine, lambda status: status.state is not S.REMEDIATING)
-    if status.state is S.ACTIVE and not (await rig.store.ledger.view("server-1")).intents:  # type: ignore[union-attr]
+    if not server.rotations:
+        await rig.store.record_intent("server-1", IntentKind.ROTATE, by="ann")
+    status = await rig.drive(engine, lambda _: server.rotations > 0)
+    view = await rig.store.ledger.view("server-1")
+    assert view is not None
+    if status.state is S.ACTIVE and not any(intent.kind is IntentKind.DECOMMISSION for intent in view.intents):
         await rig.store.record_intent("server-1", IntentKind.DECOMMISSION, by="ann")
     await rig.drive(engine, done(*TO_ACTIVE, *DRIFT, *AND_BACK))
     await rig.drive_to(engine, S.AVAILABLE)

@@ -1,5 +1,6 @@
 """The planner by example, and by property over all that a server can be."""
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -30,8 +31,8 @@ from freehold.model.status import (
     ServerStatus,
     Tenancy,
 )
-from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
+from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, rotation_due
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
 from freehold.orchestration.lifecycle import forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
@@ -118,12 +119,43 @@ def test_an_agent_that_did_its_work_may_go() -> None:
     assert next_step(view(S.PROVISIONING, facts), NOW) == Do("boot_os", "boot_os")
 
 
+ROTATED = Facts(bmc_credential_since=NOW - 10)
+
+
 def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
-    assert next_step(view(S.AVAILABLE), NOW) == Idle(None)
+    assert next_step(view(S.AVAILABLE, ROTATED), NOW) == Idle(rotation_due(view(S.AVAILABLE, ROTATED)))
     given = Tenancy(name=ASSIGNED.name, revision=ASSIGNED.revision, spec=ASSIGNED.spec)
-    move = next_step(view(S.AVAILABLE, assignment=ASSIGNED), NOW)
+    move = next_step(view(S.AVAILABLE, ROTATED, assignment=ASSIGNED), NOW)
     assert move == Move(S.PROVISIONING, "assigned by web", facts={"tenancy": given})
-    assert next_step(view(S.AVAILABLE, Facts(ended_assignment="r1"), assignment=ASSIGNED), NOW) == Idle(None)
+    ended = msgspec.structs.replace(ROTATED, ended_assignment="r1")
+    assert isinstance(next_step(view(S.AVAILABLE, ended, assignment=ASSIGNED), NOW), Idle)
+
+
+@pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
+def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
+    facts = Facts(bmc_credential_since=NOW - 10, last_drift_check=NOW, last_attestation=NOW)
+    rotate = Do("rotate_credential", "rotate_credential")
+    assert isinstance(next_step(view(state, facts), NOW), Idle)
+    month = 30 * 86400.0
+    assert next_step(view(state, msgspec.structs.replace(facts, bmc_credential_since=NOW - month)), NOW) == rotate
+    asked = Intent(id=7, at=NOW - 5, kind=IntentKind.ROTATE, by="ann")
+    assert next_step(view(state, facts, intents=(asked,)), NOW) == rotate
+    done = msgspec.structs.replace(facts, bmc_credential_since=NOW - 4)
+    assert next_step(view(state, done, intents=(asked,)), NOW) == Settle(7, "rotated")
+
+
+@given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20))
+def test_a_rotation_falls_due_in_the_last_fifth_of_the_interval(name: str) -> None:
+    server = msgspec.structs.replace(view(S.ACTIVE, Facts(bmc_credential_since=0.0)), name=name)
+    month = 30 * 86400.0
+    assert 0.8 * month <= rotation_due(server) <= month
+
+
+def test_a_fleet_does_not_rotate_in_one_night() -> None:
+    fleet = [msgspec.structs.replace(view(S.ACTIVE), name=f"r{n}") for n in range(300)]
+    nights = Counter(int(rotation_due(server) // 86400) for server in fleet)
+    assert len(nights) == 6
+    assert max(nights.values()) < 100
 
 
 def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:

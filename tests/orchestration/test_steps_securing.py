@@ -1,5 +1,6 @@
 """Securing, against the lab's Redfish service over TLS: what a factory BMC becomes, and when nothing is sent to it."""
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -52,6 +53,32 @@ async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
     stored = place.site.vault.get(f"bmc/{SERVER}/current")
     assert stored is not None
     assert msgspec.json.decode(stored)["password"] not in str(place.evidence.statements)
+
+
+async def test_a_rotation_changes_the_password_and_says_so_without_showing_it(place: Place) -> None:
+    for step in SECURING:
+        await place.step(step)
+    before = place.site.vault.get(f"bmc/{SERVER}/current")
+    result = await place.step("rotate_credential")
+    assert result.done
+    after = place.site.vault.get(f"bmc/{SERVER}/current")
+    assert after is not None
+    assert after != before
+    ((name, claim),) = result.statements
+    assert (name, claim["event"], claim["unique"]) == ("credential", "rotated", True)
+    assert msgspec.json.decode(after)["password"] not in str(claim)
+    async with place.own_bmc() as client:  # the new one works
+        assert await read_accounts(client)
+
+
+async def test_a_rotation_waits_for_its_turn(place: Place) -> None:
+    for step in SECURING:
+        await place.step(step)
+    before = place.site.vault.get(f"bmc/{SERVER}/current")
+    place.site.rotations = asyncio.Semaphore(0)
+    result = await place.step("rotate_credential")
+    assert (result.done, result.waiting_for) == (False, "its turn to rotate")
+    assert place.site.vault.get(f"bmc/{SERVER}/current") == before
 
 
 async def test_every_step_may_be_repeated(place: Place) -> None:

@@ -218,7 +218,7 @@ async def test_a_store_of_another_version(rig: Rig) -> None:
         await connection.exec_driver_sql("UPDATE about SET value = '0' WHERE name = 'version'")
 
     await rig.store._database.write(age)
-    with pytest.raises(StoreError, match="the store has layout 0, this Freehold reads layout 1"):
+    with pytest.raises(StoreError, match="the store has layout 0, this Freehold reads layout 2"):
         await Store.open(rig.path)
 
 

@@ -144,11 +144,14 @@ class Sanitization(Spec, frozen=True, kw_only=True):
 
 
 class PolicySpec(Spec, frozen=True, kw_only=True):
-    """`first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`."""
+    """`rotation_interval`: no BMC password gets older.
+
+    `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
     drift_interval: str = "5m"
+    rotation_interval: str = "30d"
     sanitization: Sanitization = Sanitization()
     first_contact: Literal["pin", "confirm"] = "pin"
 

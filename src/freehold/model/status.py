@@ -65,6 +65,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # securing
     bmc_identity: str | None = None  # SHA-256 of the BMC certificate's SubjectPublicKeyInfo, hex
     bmc_credential_committed: bool = False
+    bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
     posture_recorded: bool = False
@@ -167,10 +168,14 @@ class IntentKind(StrEnum):
     RETIRE = "retire"
     RELEASE = "release"
     QUARANTINE = "quarantine"
+    ROTATE = "rotate"
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """`at`: when it was asked, UNIX seconds."""
+
     id: int
+    at: float = 0.0
     kind: IntentKind
     reason: str = ""
     by: str = ""

@@ -1,9 +1,10 @@
 """What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
 
+import hashlib
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, parse_duration
-from freehold.model.status import Facts, Medium
+from freehold.model.status import Facts, IntentKind, Medium
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -55,6 +56,25 @@ def os_attested(server: ServerView, _now: float) -> bool:
 
 def os_ready(server: ServerView, now: float) -> bool:
     return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
+
+
+def rotation_due(server: ServerView) -> float:
+    """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
+    the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
+    interval = parse_duration(server.policy.rotation_interval)
+    spread = int.from_bytes(hashlib.sha256(server.name.encode()).digest()[:4]) / 2**32
+    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - spread / 5.0)
+
+
+def rotation_asked(server: ServerView) -> float | None:
+    """When a person last asked for a rotation that has not happened yet."""
+    since = server.facts.bmc_credential_since or 0.0
+    asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
+    return max(asked, default=None)
+
+
+def credential_fresh(server: ServerView, now: float) -> bool:
+    return rotation_asked(server) is None and now < rotation_due(server)
 
 
 def attestation_fresh(server: ServerView, now: float) -> bool:

@@ -17,7 +17,7 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState, ServerStatus
 from freehold.orchestration import outcomes
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
 from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Claim, Completion, Note
 from freehold.orchestration.planner import next_step
@@ -196,6 +196,11 @@ class Engine:
                 note = Note("refused", decision.reason)
                 return Completion(
                     status=server.status, next_due=now, notes=(note,), handled=(decision.intent, decision.reason)
+                )
+            case Settle():
+                note = Note("settled", decision.outcome)
+                return Completion(
+                    status=server.status, next_due=now, notes=(note,), handled=(decision.intent, decision.outcome)
                 )
             case Wait():
                 waiting = server.status.waiting_for if server.status.retry_at else decision.reason

@@ -264,7 +264,7 @@ def _assigned(row: Row[Any] | None) -> Assigned | None:
 
 def _intent(row: Row[Any]) -> Intent:
     args = msgspec.json.decode(row.args)
-    return Intent(id=row.id, kind=IntentKind(row.kind), reason=row.reason, by=row.by, args=args)
+    return Intent(id=row.id, at=row.at, kind=IntentKind(row.kind), reason=row.reason, by=row.by, args=args)
 
 
 def _spec(document: str, kind: type[S]) -> S:

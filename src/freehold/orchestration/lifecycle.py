@@ -104,6 +104,8 @@ def check_intent(state: ServerState, kind: IntentKind) -> None:
         raise IntentRefusedError(f"a server that is {state} cannot be decommissioned", remedy=remedy)
     if kind is IntentKind.RELEASE and state is not S.QUARANTINED:
         raise IntentRefusedError(f"a server that is {state} is not in quarantine: there is nothing to release")
+    if kind is IntentKind.ROTATE and state in (S.ENROLLED, S.SECURING, S.QUARANTINED, S.RETIRED):
+        raise IntentRefusedError(f"the BMC credential of a server that is {state} is not rotated")
     if kind is IntentKind.QUARANTINE and state in (S.QUARANTINED, S.RETIRED):
         raise IntentRefusedError(f"the server is {state} already")
 

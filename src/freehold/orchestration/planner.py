@@ -14,6 +14,7 @@ from freehold.orchestration.conditions import (
     agent_attested,
     agent_expected,
     blocking,
+    credential_fresh,
     drift_checked,
     every_medium,
     fact,
@@ -22,11 +23,13 @@ from freehold.orchestration.conditions import (
     os_attested,
     os_ready,
     rechecked,
+    rotation_asked,
+    rotation_due,
     unprepared,
     unremediated,
     until,
 )
-from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Wait
+from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
 from freehold.orchestration.view import ServerView
 
@@ -97,7 +100,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("enroll_secure_boot", "secure_boot_enrolled"),
         established("approve_reference", "reference_values"),
     ),
-    S.AVAILABLE: (),
+    S.AVAILABLE: (Goal("credential fresh", credential_fresh, "rotate_credential"),),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
         established("write_image", "image_written"),
@@ -112,6 +115,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.ACTIVE: (
         # Drift first: it needs only the BMC, so an OS that does not attest cannot keep us from looking.
         Goal("drift checked", drift_checked, "check_drift"),
+        Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
     ),
     S.DRIFTED: (),
@@ -196,7 +200,7 @@ def _onward(server: ServerView) -> Decision:
         case S.AVAILABLE:
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(None)
+                return Idle(rotation_due(server))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
@@ -233,7 +237,7 @@ def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
-    return min(checked, last + parse_duration(server.policy.attestation_interval))
+    return min(checked, last + parse_duration(server.policy.attestation_interval), rotation_due(server))
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -255,5 +259,8 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return Move(target, why, intent.id, released=True)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
+        case IntentKind.ROTATE:
+            # The goals do it, now or in the next state that has the goal; then the intent is settled.
+            return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None

@@ -25,6 +25,7 @@ class SimulatedServer:
 
     identity: str
     accounts: set[str] = field(default_factory=lambda: {FACTORY})
+    rotations: int = 0
     ipmi: bool = True
     bios: dict[str, Any] = field(default_factory=dict)
     secure_boot: bool = False
@@ -82,7 +83,7 @@ class World:
 
     async def _take_over_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.accounts.add(OURS)
-        return _proved("credential", bmc_credential_committed=True)
+        return _proved("credential", bmc_credential_committed=True, bmc_credential_since=context.now)
 
     async def _disable_factory_accounts(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.accounts.discard(FACTORY)
@@ -156,7 +157,11 @@ class World:
         await self._boot(context, server, "os")
         return StepResult(facts={"os_booted_at": context.now})
 
-    # active
+    # available, active
+
+    async def _rotate_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.rotations += 1
+        return _proved("credential", bmc_credential_since=context.now)
 
     async def _renew_attestation(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._hello(context, server)

@@ -32,6 +32,9 @@ BOOT_PORT, AGENT_PORT = 8080, 8443
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
+ROTATIONS_AT_ONCE = 32
+"""BMCs whose password is being changed at the same time: so many at most stand half-way if the site loses power."""
+
 
 @dataclass(frozen=True)
 class OsImage:
@@ -74,6 +77,7 @@ class Site:
     bell: Callable[[str], None] = lambda _server: None
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
+    rotations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

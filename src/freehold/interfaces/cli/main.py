@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "release": ("intents", "release", "Let a server out of quarantine."),
     "resume": ("intents", "resume", "Go on with a paused server."),
     "retire": ("intents", "retire", "Decommission a server for good."),
+    "rotate": ("rotation", "rotate", "Give BMCs new passwords now."),
     "serve": ("serve", "serve", "Run the controller."),
     "verify": ("evidence", "verify", "Verify an evidence bundle offline."),
     "watch": ("resources", "watch", "Follow servers and events live."),

@@ -16,6 +16,9 @@ from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
 
+ROTATION_TURN = 3.0
+"""Seconds until a server whose turn it was not is looked at again."""
+
 
 async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
     """Record the key of the BMC's certificate before any credential is sent to it."""
@@ -37,13 +40,26 @@ async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
 
 async def take_over_credential(site: Site, ctx: StepContext) -> StepResult:
     """A unique random credential in two phases; other accounts are disabled on the way."""
-    await ctx.ensure_lease(BMC_COMMAND)
-    door = RedfishDoor(lambda credential: site.connect(ctx.server, credential))
-    result = await take_over(door, site.slots(ctx.server), server=ctx.name)
+    return await _new_credential(site, ctx, rotate=False)
+
+
+async def rotate_credential(site: Site, ctx: StepContext) -> StepResult:
+    """A new password for our own account, as policy's interval or a person wants it. A few BMCs at a time."""
+    if site.rotations.locked():
+        return StepResult(done=False, retry_after=ROTATION_TURN, waiting_for="its turn to rotate")
+    async with site.rotations:
+        return await _new_credential(site, ctx, rotate=True)
+
+
+async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> StepResult:
+    door = RedfishDoor(
+        lambda credential: site.connect(ctx.server, credential), ensure=lambda: ctx.ensure_lease(BMC_COMMAND)
+    )
+    result = await take_over(door, site.slots(ctx.server), server=ctx.name, rotate=rotate)
     credential = await site.slots(ctx.server).current()
     assert credential is not None
     claim = {
-        "event": "taken-over",
+        "event": "rotated" if rotate else "taken-over",
         "username": result.username,
         "unique": await site.is_unique(ctx.name, credential),
         "password_length": len(credential.password),
@@ -53,7 +69,8 @@ async def take_over_credential(site: Site, ctx: StepContext) -> StepResult:
         "factory_accounts_disabled": not result.remaining,
         "remaining_accounts": list(result.remaining),
     }
-    return StepResult(facts={"bmc_credential_committed": True}, statements=(("credential", claim),))
+    facts = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
+    return StepResult(facts=facts, statements=(("credential", claim),))
 
 
 def keyed_digest(key: bytes, password: str) -> str:

@@ -37,6 +37,7 @@ DOERS: dict[str, Doer] = {
     "write_seed": provisioning.write_seed,
     "set_boot_entry": provisioning.set_boot_entry,
     "boot_os": booting.boot_os,
+    "rotate_credential": securing.rotate_credential,
     "renew_attestation": watching.renew_attestation,
     "check_drift": watching.check_drift,
     "remediate": watching.remediate,
