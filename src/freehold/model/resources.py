@@ -185,11 +185,21 @@ class WorkloadClassSpec(Spec, frozen=True, kw_only=True):
     requirements: Requirements = Requirements()
 
 
+class Waivable(StrEnum):
+    """The findings that may be waived. Everything else is not skipped, whoever signs."""
+
+    BMC_CERTIFICATE = "bmc-certificate"
+    SECURE_BOOT_DATABASES = "secure-boot-databases"
+    MISSING_MEDIUM = "missing-medium"
+    DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
+
+
 class WaiverSpec(Spec, frozen=True, kw_only=True):
-    """An exception that expires (`expires`: RFC 3339 date or time). Nothing is ever skipped silently."""
+    """An exception that expires (`expires`: RFC 3339 date or time) and that counts once two operators have signed it.
+    Nothing is ever skipped silently."""
 
     server: str
-    finding: str
+    finding: Waivable
     expires: str
     reason: str
 

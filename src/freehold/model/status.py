@@ -100,6 +100,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # decommissioning
     workload_stopped: bool = False
     media: tuple[Medium, ...] | None = None
+    missing_media: tuple[str, ...] = ()  # serial numbers of disks that a waiver lets go unaccounted for
     tpm_cleared: bool = False
     keys_destroyed: bool = False
     state_reasserted: bool = False

@@ -12,8 +12,9 @@ import msgspec
 from sqlalchemy import Row, Select, case, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec
+from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec, WaiverSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
+from freehold.orchestration.approvals import signed_waivers
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import agent_sessions, events, intents, journal, orders, replicas, resources, servers
 from freehold.orchestration.view import Assigned, ServerView
@@ -209,7 +210,8 @@ class Ledger:
         return (await self.views([name])).get(name)
 
     async def views(self, names: Sequence[str]) -> dict[str, ServerView]:
-        """All that a decision about these servers may rest on, as of one moment. Read together: five queries in all."""
+        """All that a decision about these servers may rest on, as of one moment. Read together: five queries, and two
+        more for each waiver."""
         async with self._database.read() as connection:
             mine = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
             rows = await _all(
@@ -230,6 +232,8 @@ class Ledger:
             )
             sessions = await _all(connection, select(agent_sessions).where(agent_sessions.c.server.in_(names)))
             given = await _all(connection, select(orders).where(orders.c.server.in_(names)))
+            declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
+            waivers = await signed_waivers(connection, declared)
         policies = {row.name: _spec(row.document, PolicySpec) for row in related if row.kind == "Policy"}
         assigned = {row.server: row for row in related if row.kind == "Assignment"}
         agents = {row.server: msgspec.json.decode(row.session, type=AgentSession) for row in sessions}
@@ -244,6 +248,7 @@ class Ledger:
                 assignment=_assigned(assigned.get(row.name)),
                 generation=row.generation,
                 paused=row.paused,
+                waivers=tuple(waivers.get(row.name, ())),
                 intents=tuple(_intent(each) for each in wishes if each.server == row.name),
                 agent=agents.get(row.name),
                 orders={

@@ -50,8 +50,8 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
     S.ACTIVE: ("last_drift_check",),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
-        "agent_booted_at", "agent_released", "workload_stopped", "media", "tpm_cleared", "keys_destroyed",
-        "state_reasserted", "certificate_index", "drift",
+        "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
+        "keys_destroyed", "state_reasserted", "certificate_index", "drift",
     ),
 }  # fmt: skip
 """Facts that no longer hold, or must be established anew, when a server enters a state."""

@@ -4,6 +4,7 @@ import msgspec
 
 from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec
 from freehold.model.status import AgentSession, Facts, Intent, Order, ServerStatus
+from freehold.orchestration.waivers import ActiveWaiver
 
 
 class Assigned(msgspec.Struct, frozen=True):
@@ -24,6 +25,7 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     assignment: Assigned | None = None
     generation: int = 1
     paused: bool = False
+    waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()
     agent: AgentSession | None = None
     orders: dict[str, Order] = {}

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "completion": ("shell", "completion", "Print the shell completion script."),
     "console": ("shell", "console", "Attach to a server's serial console."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
+    "delete": ("documents", "delete", "Take a resource out that nothing needs."),
     "describe": ("resources", "describe", "Everything that is known about one server."),
     "diff": ("documents", "diff", "What `apply` would change."),
     "events": ("resources", "events", "What happened, oldest first."),
