@@ -125,6 +125,7 @@ class Prover:
         await self._phase("to active", lambda: self._until(ServerState.ACTIVE))
         await self._phase("BMC isolation", self._probe)
         drift = await self._phase("drift", self._drift)
+        await self._phase("rotation", self._rotate)
         await self._phase("decommission", self._decommission)
         left = (await self._rack.count()).since(before)
         egress = {
@@ -198,6 +199,18 @@ class Prover:
             if time.monotonic() > deadline:
                 raise NotCompleted("the drift was not found and remediated in 180 s", server=self._server)
         return found
+
+    async def _rotate(self) -> None:
+        """Ask for what the schedule does by itself: a new BMC password, in two phases."""
+        before = (await self._view()).facts.bmc_credential_since
+        await self._store.record_intent(self._server, IntentKind.ROTATE, by="prove", reason="the sovereignty test")
+        deadline = time.monotonic() + 60.0
+        async for view in self._views():
+            if view.facts.bmc_credential_since != before:
+                self.say("rotation", "the BMC has a new password, and we logged in with it")
+                return
+            if time.monotonic() > deadline:
+                raise NotCompleted("its BMC credential was not rotated in 60 s", server=self._server)
 
     async def _intrude(self) -> None:
         view = await self._view()
