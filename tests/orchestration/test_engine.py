@@ -12,6 +12,7 @@ import pytest
 from orchestration_rig import Rig, rack
 
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.leases import LeaseTooShortError
@@ -25,6 +26,13 @@ S = ServerState
 TO_ACTIVE = [S.SECURING, S.DISCOVERING, S.PREPARING, S.AVAILABLE, S.PROVISIONING, S.ATTESTING, S.ACTIVE]
 DRIFT = [S.DRIFTED, S.REMEDIATING, S.ACTIVE]
 AND_BACK = [S.DECOMMISSIONING, S.AVAILABLE]
+
+
+NEW_FIRMWARE = Resource(
+    kind="FirmwareBaseline",
+    name="new",
+    spec=FirmwareBaselineSpec(vendor="simulated", model="simulated", component="BIOS", version="1.1"),
+)
 
 
 async def story(rig: Rig, engine: Engine) -> None:
@@ -112,7 +120,7 @@ async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: 
     """One life, in which the controller dies once in every step, and a new one on the same file goes on."""
     struck: list[str] = []
     wanted = sorted(STEPS - {"renew_attestation"})
-    await rig.store.apply(rack("server-1"))
+    await rig.store.apply([*rack("server-1"), NEW_FIRMWARE])
     for _ in range(len(wanted) + 1):
         steps = rig.world.steps()
         if when == "after its record":

@@ -44,7 +44,7 @@ PREPARED: dict[str, Any] = {
     "ek_sha256": "e" * 64,
     "inventory_agrees": True,
     "secure_boot_enrolled": True,
-    "reference_values": {"pcr0": "", "pcr2": ""},
+    "reference_values": {"0": (), "2": ()},
 }
 ASSIGNED = Assigned("web", AssignmentSpec(server="a", image="i", hostname="h"), "r1")
 
@@ -302,7 +302,7 @@ facts = st.builds(
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),
-    reference_values=st.none() | st.just({"pcr0": "0"}),
+    reference_values=st.none() | st.just({"0": ("00",)}),
     agent_booted_at=moments,
     os_booted_at=moments,
     last_attestation=moments,

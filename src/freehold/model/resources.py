@@ -146,7 +146,9 @@ class Sanitization(Spec, frozen=True, kw_only=True):
 class PolicySpec(Spec, frozen=True, kw_only=True):
     """`rotation_interval`: no BMC password gets older.
 
-    `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`."""
+    `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`.
+    `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
+    pool; `learned` takes what it measured first, and every report says so."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
@@ -154,6 +156,7 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     rotation_interval: str = "30d"
     sanitization: Sanitization = Sanitization()
     first_contact: Literal["pin", "confirm"] = "pin"
+    reference_values: Literal["approved", "learned"] = "approved"
 
     def reaction(self, kind: DriftKind) -> Reaction:
         return self.remediation.get(kind, DEFAULT_REACTIONS[kind])

@@ -33,6 +33,14 @@ class ImageFact(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
 
 
+class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
+    """The board, and the version of its BIOS as its BMC last told it."""
+
+    vendor: str
+    model: str
+    version: str
+
+
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
     """One storage medium on its way out. `verified` is None until it was read back, False if data was found."""
 
@@ -75,11 +83,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inventory_agrees: bool = False
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
     agent_released: bool = False
-    learned_reference: dict[str, str] | None = None  # PCR 0 and 2 of the boot that bound the EK: digests in hex
+    firmware: FirmwareFact | None = None
+    learned_reference: dict[str, tuple[str, ...]] | None = None  # PCR ("0", "2") -> hex digests of its events, in order
     # preparing
     bios_applied: bool = False
     secure_boot_enrolled: bool = False
-    reference_values: dict[str, str] | None = None  # {"pcr0": "hex hex …", "pcr2": …}: the digests of the events
+    reference_values: dict[str, tuple[str, ...]] | None = None  # as `learned_reference`: what boots are held against
+    reference_id: str | None = None  # the approved `ReferenceValues` that they are; None: learned only
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
     agent_uki: str | None = None  # SHA-256 of the agent's UKI that was booted then

@@ -8,6 +8,7 @@ vendor the site trusts); what anybody on the segment could send must not be able
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,6 +40,7 @@ from freehold.provisioning.agent_messages import (
 from freehold.root_of_trust.attestation import appraise, session
 from freehold.root_of_trust.attestation.ek import EkIdentity, ek_identity, verify_ek
 from freehold.root_of_trust.attestation.errors import AttestationError
+from freehold.root_of_trust.attestation.reference import ReferenceState, firmware_id
 from freehold.root_of_trust.attestation.structures import parse_public
 
 Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
@@ -123,18 +125,18 @@ class AgentDoor:
         policy = policy_for(
             image, view.facts, self._site.secure_boot, self._site.authority, ek_identity=greeted.ek.identity
         )
-        verdict = appraise.appraise(proven, policy, now)
+        verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
         if view.facts.ek_sha256 not in (None, greeted.ek.identity):  # bound to another since this one said hello
             raise await self._other_tpm(view.name, greeted.ek.identity, peer)
         if verdict.trusted:
-            return await self._admit(greeted, proven, await self._claim(greeted, verdict))
+            return await self._admit(greeted, proven, await self._claim(greeted, proven, verdict))
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
             raise await self._refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
-            await self._claim(greeted, verdict)
+            await self._claim(greeted, proven, verdict)
             with contextlib.suppress(IntentRefusedError):  # somebody was faster
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
         raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
@@ -288,7 +290,14 @@ class AgentDoor:
         self.nudge()
         return token
 
-    async def _claim(self, greeted: _Greeted, verdict: appraise.Verdict) -> int:
+    async def _unless_revoked(self, verdict: appraise.Verdict, reference: str | None) -> appraise.Verdict:
+        """What two people took back vouches for nobody, whatever was measured."""
+        if reference is None or await self._store.references.state(reference) is not ReferenceState.REVOKED:
+            return verdict
+        reasons = (*verdict.reasons, f"the reference values {reference} were revoked")
+        return dataclasses.replace(verdict, trusted=False, reasons=reasons)
+
+    async def _claim(self, greeted: _Greeted, proven: appraise.Evidence, verdict: appraise.Verdict) -> int:
         view = await self._view(greeted.server)
         pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()}
         predicate = {
@@ -300,7 +309,9 @@ class AgentDoor:
             "pcrs": pcrs,
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),
-            "reference": "learned" if view.facts.reference_values else "none yet",
+            "reference": _reference_kind(view.facts),
+            "reference_id": view.facts.reference_id,
+            "firmware": firmware_id(learned_reference(proven)),
         }
         return await self._record("attestation", greeted.server, predicate)
 
@@ -317,3 +328,10 @@ class AgentDoor:
             self._tokens.pop(token, None)
             raise UnknownTokenError("this token is not known here", remedy="attest again")
         return known[0]
+
+
+def _reference_kind(facts: Facts) -> str:
+    """What PCR 0 and 2 were held against."""
+    if facts.reference_values is None:
+        return "none yet"
+    return "approved" if facts.reference_id else "learned"

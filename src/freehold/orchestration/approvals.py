@@ -73,12 +73,12 @@ class ApprovalLedger:
             asked = await _asked(connection, request_id)
             if asked.request.act is not Act.OPERATORS:
                 raise NotApproved(f"the request {request_id} is about {asked.request.act}")
-            names = await _require(connection, asked, now)
+            names = await require_signatures(connection, request_id, now)
             pems = asked.request.details["people"]
             wanted = Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in pems.items()})
             await connection.execute(delete(operators))
             await _enrol(connection, wanted, now)
-            await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
+            await spend(connection, request_id, now)
             return names
 
         return await self._database.write(work)
@@ -128,15 +128,11 @@ class ApprovalLedger:
     async def require(self, request_id: str, now: float) -> tuple[str, ...]:
         """Who approved it; at least two people. Raises `UnknownRequest`, `NotApproved`."""
         async with self._database.read() as connection:
-            return await _require(connection, await _asked(connection, request_id), now)
+            return await require_signatures(connection, request_id, now)
 
     async def spend(self, request_id: str, now: float) -> None:
         """What was approved is done, so the request is closed; or nobody wants it any more."""
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
-
-        await self._database.write(work)
+        await self._database.write(lambda connection: spend(connection, request_id, now))
 
 
 async def signed_waivers(
@@ -193,7 +189,14 @@ async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes
     return [envelope.encode() for envelope in (await connection.execute(found)).scalars()]
 
 
-async def _require(connection: AsyncConnection, asked: Asked, now: float) -> tuple[str, ...]:
+async def spend(connection: AsyncConnection, request_id: str, now: float) -> None:
+    """Close a request."""
+    await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
+
+
+async def require_signatures(connection: AsyncConnection, request_id: str, now: float) -> tuple[str, ...]:
+    """Who approved the request; at least two people. Raises `UnknownRequest`, `NotApproved`."""
+    asked = await _asked(connection, request_id)
     request = asked.request
     if asked.spent is not None:
         raise NotApproved(f"the request {request.id} is closed", remedy="ask for it anew")

@@ -58,6 +58,20 @@ def os_ready(server: ServerView, now: float) -> bool:
     return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
 
 
+def firmware_wanted(server: ServerView) -> str | None:
+    """The BIOS version that is declared for this server, or for its board; None: any will do."""
+    found = server.facts.firmware
+    if server.spec.firmware.bios is not None or found is None:
+        return server.spec.firmware.bios
+    board = (found.vendor, found.model, "BIOS")
+    return next((each.version for each in server.baselines if (each.vendor, each.model, each.component) == board), None)
+
+
+def firmware_current(server: ServerView, _now: float) -> bool:
+    wanted, found = firmware_wanted(server), server.facts.firmware
+    return wanted is None or (found is not None and found.version == wanted)
+
+
 def rotation_due(server: ServerView) -> float:
     """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
     the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Row, Select, case, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec, WaiverSpec
+from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
 from freehold.orchestration.approvals import signed_waivers
 from freehold.orchestration.database import Database
@@ -224,7 +224,7 @@ class Ledger:
                 connection,
                 select(
                     resources.c.kind, resources.c.name, resources.c.document, resources.c.server, resources.c.revision
-                ).where((resources.c.kind == "Policy") | resources.c.server.in_(names)),
+                ).where(resources.c.kind.in_(("Policy", "FirmwareBaseline")) | resources.c.server.in_(names)),
             )
             wishes = await _all(
                 connection,
@@ -235,6 +235,9 @@ class Ledger:
             declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
             waivers = await signed_waivers(connection, declared)
         policies = {row.name: _spec(row.document, PolicySpec) for row in related if row.kind == "Policy"}
+        baselines = tuple(
+            _spec(row.document, FirmwareBaselineSpec) for row in related if row.kind == "FirmwareBaseline"
+        )
         assigned = {row.server: row for row in related if row.kind == "Assignment"}
         agents = {row.server: msgspec.json.decode(row.session, type=AgentSession) for row in sessions}
         views = {}
@@ -246,6 +249,7 @@ class Ledger:
                 status=_status.decode(row.status),
                 policy=policies.get(spec.policy or "", PolicySpec()),
                 assignment=_assigned(assigned.get(row.name)),
+                baselines=baselines,
                 generation=row.generation,
                 paused=row.paused,
                 waivers=tuple(waivers.get(row.name, ())),

@@ -57,6 +57,13 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
 """Facts that no longer hold, or must be established anew, when a server enters a state."""
 
 
+UNMEASURED: dict[str, object] = {
+    "learned_reference": None, "reference_values": None, "reference_id": None, "agent_booted_at": None,
+    "agent_released": False,
+}  # fmt: skip
+"""What no longer holds once the firmware is another: it has to be booted, measured and approved."""
+
+
 class IllegalTransitionError(FreeholdError):
     """A move that the table does not allow."""
 

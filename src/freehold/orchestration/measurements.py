@@ -8,10 +8,8 @@ from freehold.model.status import Facts
 from freehold.root_of_trust.attestation import predict
 from freehold.root_of_trust.attestation.appraise import BANK, Evidence, Policy
 from freehold.root_of_trust.attestation.predict import ExpectedEvent, SecureBootKeys
+from freehold.root_of_trust.attestation.reference import PCRS
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
-
-FIRMWARE_PCRS = (0, 2)
-"""Firmware code and option ROMs: held against reference values of the machine, since nobody can predict them."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,21 @@ def policy_for(
             keys if enrolled else SecureBootKeys(), secure_boot=enrolled, authorities=(authority,) if enrolled else ()
         ),
         pcr11=(image.pcr11,),
-        reference={pcr: reference_digests(reference, pcr) if reference else None for pcr in FIRMWARE_PCRS},
+        # Firmware code and option ROMs are held against reference values, since nobody can predict them.
+        reference={pcr: reference_digests(reference, pcr) if reference else None for pcr in PCRS},
     )
 
 
-def learned_reference(evidence: Evidence) -> dict[str, str]:
-    """The digests of PCR 0 and 2 as this boot measured them: `{"pcr0": "hex hex …", "pcr2": "…"}`."""
-    return {
-        f"pcr{pcr}": " ".join(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in FIRMWARE_PCRS
-    }
+def learned_reference(evidence: Evidence) -> dict[str, tuple[str, ...]]:
+    """The digests of PCR 0 and 2 as this boot measured them: `{"0": ("hex", …), "2": …}`."""
+    return {str(pcr): tuple(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in PCRS}
 
 
-def reference_digests(reference: dict[str, str], pcr: int) -> tuple[bytes, ...]:
+def reference_digests(reference: dict[str, tuple[str, ...]], pcr: int) -> tuple[bytes, ...]:
     """The approved digests of a PCR, in order. A missing entry is an error: it must not turn into 'record only'."""
-    text = reference.get(f"pcr{pcr}")
-    if text is None:
+    digests = reference.get(str(pcr))
+    if digests is None:
         raise FreeholdError(
             f"the reference values lack PCR {pcr}", remedy="take them anew: `freehold release` and rediscover"
         )
-    return tuple(bytes.fromhex(digest) for digest in text.split())
+    return tuple(bytes.fromhex(digest) for digest in digests)

@@ -18,6 +18,7 @@ from freehold.orchestration.conditions import (
     drift_checked,
     every_medium,
     fact,
+    firmware_current,
     first_medium,
     fresh_or_drifted,
     os_attested,
@@ -96,9 +97,14 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
+        # After new firmware these do not hold, and the row begins anew: boot, measure, approve.
+        *agent_until("learned_reference"),
+        established("learn_reference", "learned_reference"),
+        established("release_agent", "agent_released"),
+        established("approve_reference", "reference_values"),
+        Goal("firmware at its baseline", firmware_current, "apply_firmware"),
         established("apply_bios", "bios_applied"),
         established("enroll_secure_boot", "secure_boot_enrolled"),
-        established("approve_reference", "reference_values"),
     ),
     S.AVAILABLE: (Goal("credential fresh", credential_fresh, "rotate_credential"),),
     S.PROVISIONING: (

@@ -14,8 +14,11 @@ from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.model.status import Order, OrderState
 from freehold.orchestration.agents import AgentLedger
+from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
+from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
@@ -74,6 +77,7 @@ class Site:
     """By SHA-256 of the image's manifest, likewise."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
+    store: Store | None = None
     bell: Callable[[str], None] = lambda _server: None
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
@@ -88,6 +92,16 @@ class Site:
     def media_url(self) -> str:
         """Where a BMC fetches virtual media: it has no leg in the provisioning network."""
         return f"http://{self.spec.controller.oob}:{BOOT_PORT}/boot/{self.agent_iso}"
+
+    @property
+    def references(self) -> ReferenceLedger:
+        assert self.store is not None
+        return self.store.references
+
+    @property
+    def approvals(self) -> ApprovalLedger:
+        assert self.store is not None
+        return self.store.approvals
 
     def image(self, name: str) -> OsImage:
         if name not in self.images:

@@ -26,6 +26,7 @@ from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_wai
 from freehold.orchestration.database import Database
 from freehold.orchestration.ledger import Ledger
 from freehold.orchestration.lifecycle import check_intent
+from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import events, intents, orders, resources, servers
 from freehold.orchestration.waivers import remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
@@ -78,7 +79,7 @@ class Store:
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database, self._clock = database, clock
         self.ledger, self.agents = Ledger(database), AgentLedger(database)
-        self.approvals = ApprovalLedger(database)
+        self.approvals, self.references = ApprovalLedger(database), ReferenceLedger(database)
 
     @classmethod
     async def open(
