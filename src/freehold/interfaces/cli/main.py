@@ -18,6 +18,7 @@ Exit codes:
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "approval": ("operators", "approval", "What two people are asked to approve, and their signatures."),
     "apply": ("documents", "apply", "Declare what is in YAML documents."),
+    "baseline": ("baseline", "baseline", "Firmware reference values, and who approved them."),
     "completion": ("shell", "completion", "Print the shell completion script."),
     "console": ("shell", "console", "Attach to a server's serial console."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),

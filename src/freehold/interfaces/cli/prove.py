@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from freehold.interfaces.cli.common import output_option, show_json
-from freehold.interfaces.cli.lab import facts_of, lab_command, write_inventory
+from freehold.interfaces.cli.lab import facts_of, lab_command, operator_keys_of, write_inventory
 from freehold.interfaces.cli.lab_rack import LabRack
 from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
 from freehold.model.documents import load_documents
@@ -25,6 +25,7 @@ from freehold.orchestration.opening import boot_artifacts, open_log, open_vault,
 from freehold.orchestration.store import Store
 from freehold.provisioning.images.artifacts import Cache, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
+from freehold.root_of_trust import operator_keys
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.sovereignty.prove import Progress, Prover, Report
 
@@ -76,7 +77,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
         with serving(state):
             import uvloop
 
-            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), bundle))
+            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), operator_keys_of(lab), bundle))
         key = bundle.with_suffix(".pub")  # apart from the bundle: what an auditor pins must not come out of it
         shutil.copy(state / "keys" / "evidence.pub", key)
     finally:
@@ -124,7 +125,9 @@ def _lab(*arguments: str, directory: Path, check: bool = False) -> None:
         raise FreeholdError(f"the lab did not start: {done.stderr.strip().removeprefix('freehold_lab: ')}")
 
 
-async def _run(state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack, bundle: Path) -> Report:
+async def _run(
+    state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack, people: dict[str, Path], bundle: Path
+) -> Report:
     store = await Store.open(state / "freehold.db")
     try:
         await store.apply(load_documents(inventory.read_text(), inventory.name))
@@ -135,7 +138,8 @@ async def _run(state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack,
         with await asyncio.to_thread(open_log, state, name, keys) as log:
             boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
             site = make_site(state, spec, networks, vault, keys, boot)
-            prover = Prover(site, store, log, recorder(log), rack, SERVER, show)
+            signers = {name: operator_keys.load(path, None) for name, path in people.items()}
+            prover = Prover(site, store, log, recorder(log), rack, signers, SERVER, show)
             controller = asyncio.create_task(run_site(site, store, log))
             proof = asyncio.create_task(prover.run(bundle))
             done, _ = await asyncio.wait({controller, proof}, return_when=asyncio.FIRST_COMPLETED)
