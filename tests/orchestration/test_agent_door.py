@@ -29,7 +29,10 @@ from freehold.provisioning.agent_messages import (
     Smbios,
     UnknownTokenError,
 )
-from freehold.root_of_trust.attestation.event_log import parse_event_log
+from freehold.root_of_trust.attestation import session
+from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
+from freehold.root_of_trust.attestation.quote import verify_quote
+from freehold.root_of_trust.attestation.structures import parse_public
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, connect, running
@@ -285,6 +288,27 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
     while (await trusting.place.view()).intents:
         await engine.round()
     assert (await trusting.place.view()).status.state is ServerState.QUARANTINED
+
+
+@pytest.mark.host
+async def test_an_auditor_can_verify_the_quote_again_from_what_was_kept(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING)
+    agent = await trusting.enter(own)
+    agent.controller.close()
+    claim = next(claim for name, _, claim in trusting.place.evidence.statements if name == "attestation")
+    kept = trusting.place.site.artifacts.all()
+    raw = {name: kept[digest] for name, digest in claim["artifacts"].items()}
+    assert set(raw) == {"ak", "ek_certificate", "quote", "signature", "event_log"}
+    log = parse_event_log(raw["event_log"])
+    verified = verify_quote(
+        parse_public(raw["ak"]),
+        raw["quote"],
+        raw["signature"],
+        qualifying_data=bytes.fromhex(claim["qualifying_data"]),
+        selection=session.SELECTION,
+        pcrs={"sha256": {int(pcr): bytes.fromhex(one["value"]) for pcr, one in claim["pcrs"].items()}},
+    )
+    assert replay(log, "sha256")[4] == verified.pcrs["sha256"][4]
 
 
 @pytest.mark.host

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from freehold.evidence import artifacts
 from freehold.model.resources import ServerSpec
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
 from freehold.orchestration.lifecycle import IntentRefusedError
@@ -56,6 +57,15 @@ class _Greeted:
     hello: Hello
     ek: EkIdentity
     since: float
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What was verified, and what it was verified from: an auditor can do it again."""
+
+    evidence: appraise.Evidence
+    qualifying_data: bytes
+    raw: dict[str, bytes]
 
 
 class AgentDoor:
@@ -125,18 +135,19 @@ class AgentDoor:
         policy = policy_for(
             image, view.facts, self._site.secure_boot, self._site.authority, ek_identity=greeted.ek.identity
         )
+        proof = self._proof(greeted, challenge, evidence, proven)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
         if view.facts.ek_sha256 not in (None, greeted.ek.identity):  # bound to another since this one said hello
             raise await self._other_tpm(view.name, greeted.ek.identity, peer)
         if verdict.trusted:
-            return await self._admit(greeted, proven, await self._claim(greeted, proven, verdict))
+            return await self._admit(greeted, proven, await self._claim(greeted, proof, verdict))
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
             raise await self._refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
-            await self._claim(greeted, proven, verdict)
+            await self._claim(greeted, proof, verdict)
             with contextlib.suppress(IntentRefusedError):  # somebody was faster
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
         raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
@@ -297,8 +308,21 @@ class AgentDoor:
         reasons = (*verdict.reasons, f"the reference values {reference} were revoked")
         return dataclasses.replace(verdict, trusted=False, reasons=reasons)
 
-    async def _claim(self, greeted: _Greeted, proven: appraise.Evidence, verdict: appraise.Verdict) -> int:
+    def _proof(
+        self, greeted: _Greeted, challenge: session.Challenge, given: Evidence, proven: appraise.Evidence
+    ) -> _Proof:
+        raw = {"ak": greeted.hello.ak_public, "ek_certificate": greeted.hello.ek_certificate}
+        raw |= {"quote": given.quote, "signature": given.signature, "event_log": given.event_log}
+        return _Proof(
+            evidence=proven,
+            qualifying_data=session.qualifying_data(challenge.nonce, challenge.session, self._certificate),
+            raw={name: data for name, data in raw.items() if data is not None},
+        )
+
+    async def _claim(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> int:
         view = await self._view(greeted.server)
+        keep = self._site.artifacts.keep
+        kept = {name: await asyncio.to_thread(keep, data) for name, data in proof.raw.items()}
         pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()}
         predicate = {
             "mode": greeted.hello.mode,
@@ -311,7 +335,9 @@ class AgentDoor:
             "ek_issuers": list(greeted.ek.issuers),
             "reference": _reference_kind(view.facts),
             "reference_id": view.facts.reference_id,
-            "firmware": firmware_id(learned_reference(proven)),
+            "firmware": firmware_id(learned_reference(proof.evidence)),
+            "qualifying_data": proof.qualifying_data.hex(),
+            artifacts.FIELD: kept,
         }
         return await self._record("attestation", greeted.server, predicate)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.model.status import Order, OrderState
@@ -83,6 +84,10 @@ class Site:
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
     rotations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.directory / "artifacts")
 
     @property
     def boot_url(self) -> str:

@@ -160,7 +160,8 @@ class Prover:
 
     def _export(self, bundle: Path, card: dict[str, Any]) -> Path:
         keys = {"db": self._site.keys.secure_boot["db"].certificate_pem, "image": self._site.keys.image.public_key_pem}
-        return export(self._log, bundle, self._site.keys.evidence, report=card, artifacts={}, public_keys=keys)
+        kept = self._site.artifacts.all()
+        return export(self._log, bundle, self._site.keys.evidence, report=card, artifacts=kept, public_keys=keys)
 
     async def _phase(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         began = time.monotonic()
