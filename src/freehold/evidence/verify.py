@@ -84,6 +84,11 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
 
     Raises `BundleRefused` that names the first file and the check that fails.
     """
+    return read_bundle(path, trusted_key)[0]
+
+
+def read_bundle(path: Path, trusted_key: bytes | None = None) -> tuple[BundleVerification, list[bytes]]:
+    """As `verify_bundle`; and the envelopes of the log's entries, in order."""
     files = _read_files(path)
     for needed in (bundle.MANIFEST, bundle.EVIDENCE_KEY, bundle.REPORT, "log/checkpoint"):
         if needed not in files:
@@ -107,7 +112,7 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
     with _refusing(bundle.REPORT, "report"):
         if not isinstance(canonical.loads(files[bundle.REPORT]), dict):
             raise canonical.NotCanonicalError("not a JSON object")
-    return BundleVerification(
+    verification = BundleVerification(
         checks=(
             "layout: only regular files, exactly those that the manifest lists",
             "key: " + ("the trusted key" if trusted_key else "taken from the bundle, not confirmed by anyone else"),
@@ -128,6 +133,7 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
         statements={str(kind): count for kind, count in sorted(Counter(kinds).items())},
         certificates=len(certificates),
     )
+    return verification, envelopes
 
 
 def verify_certificate(data: bytes, trusted_key: bytes) -> CertificateVerification:

@@ -14,15 +14,14 @@ from freehold.evidence import (
     BundleRefused,
     CertificateVerification,
     LogView,
-    PublicKey,
     Statement,
     dsse,
     export,
     verify_bundle,
     verify_certificate,
 )
-from freehold.evidence.bundle import EVIDENCE_KEY
 from freehold.evidence.log import CHECKPOINT
+from freehold.evidence.verify import read_bundle
 from freehold.interfaces.cli.common import output_option, printable, show_json, show_page, show_table, state_option
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import evidence_key, open_vault, origin_of
@@ -183,9 +182,11 @@ def show_log(server: str | None, start: int, limit: int, bundle: Path | None, st
       freehold evidence log --bundle ./bundle -o json
       freehold evidence log --since 100 -o json
     """
-    view = open_view(state) if bundle is None else open_bundle(bundle)
-    claims = ((entry, dsse.Envelope.from_bytes(entry.envelope)) for entry in view.entries(start))
-    parsed = ((entry.index, hashlib.sha256(entry.envelope), Statement.from_bytes(e.payload)) for entry, e in claims)
+    if bundle is not None:
+        entries = iter(bundle_entries(bundle, start))
+    else:
+        entries = ((entry.index, entry.envelope) for entry in open_view(state).entries(start))
+    parsed = ((index, hashlib.sha256(envelope), _claim(envelope)) for index, envelope in entries)
     wanted = [*islice((each for each in parsed if about(each[2], server)), limit + 1)]
     page = wanted[:limit]
     following = wanted[limit][0] if len(wanted) > limit else None
@@ -210,13 +211,13 @@ def open_view(state: Path) -> LogView:
     return LogView.open(directory, key, origin)
 
 
-def open_bundle(bundle: Path) -> LogView:
-    """The log in a bundle. Raises `RefusedError` unless the whole bundle verifies."""
+def bundle_entries(bundle: Path, start: int) -> list[tuple[int, bytes]]:
+    """The entries of a bundle's log from `start`. Raises `RefusedError` unless the whole bundle verifies."""
     try:
-        found = verify_bundle(bundle)
+        _, envelopes = read_bundle(bundle)
     except BundleRefused as refused:
         raise RefusedError(refused) from refused
-    return LogView.open(bundle / "log", PublicKey.from_pem((bundle / EVIDENCE_KEY).read_bytes()), found.origin)
+    return [*enumerate(envelopes)][start:]
 
 
 def _claim(envelope: bytes) -> Statement:
