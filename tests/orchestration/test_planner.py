@@ -395,3 +395,11 @@ def test_leaf_0_of_the_log_is_a_certificate_too() -> None:
     view = ServerView(name="s1", spec=spec, status=ServerStatus(facts=Facts(certificate_index=0)))
     assert fact("certificate_index")(view, 0.0)
     assert not fact("bmc_identity")(view, 0.0)
+
+
+def test_after_a_release_the_os_must_prove_itself_anew() -> None:
+    facts = Facts(bmc_credential_since=NOW, last_drift_check=NOW, os_booted_at=NOW - 500, released_at=NOW - 10)
+    stale = agent("os", started=NOW - 400, attested_at=NOW - 300)
+    assert next_step(view(S.ACTIVE, facts, agent=stale), NOW) == Do("renew_attestation", "renew_attestation")
+    fresh = msgspec.structs.replace(stale, attested_at=NOW - 5)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=fresh), NOW), Idle)

@@ -91,11 +91,16 @@ def credential_fresh(server: ServerView, now: float) -> bool:
     return rotation_asked(server) is None and now < rotation_due(server)
 
 
-def attestation_fresh(server: ServerView, now: float) -> bool:
+def attested_last(server: ServerView) -> float:
+    """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
-    return now - last < parse_duration(server.policy.attestation_interval)
+    return last if last > (server.facts.released_at or 0.0) else 0.0
+
+
+def attestation_fresh(server: ServerView, now: float) -> bool:
+    return now - attested_last(server) < parse_duration(server.policy.attestation_interval)
 
 
 def fresh_or_drifted(server: ServerView, now: float) -> bool:

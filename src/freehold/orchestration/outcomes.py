@@ -52,6 +52,8 @@ def moved(server: ServerView, move: Move, now: float) -> ServerStatus:
     old = server.status
     state = transition(old.state, move.state, released=move.released)
     carried = msgspec.structs.replace(old.facts, **move.facts)
+    if move.released:
+        carried = msgspec.structs.replace(carried, released_at=now)
     entered = _entered(old, state, move.reason, now)
     return msgspec.structs.replace(
         entered,

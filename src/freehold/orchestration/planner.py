@@ -13,6 +13,7 @@ from freehold.orchestration.conditions import (
     Condition,
     agent_attested,
     agent_expected,
+    attested_last,
     blocking,
     credential_fresh,
     drift_checked,
@@ -241,9 +242,8 @@ def _onward(server: ServerView) -> Decision:
 
 def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
-    proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
-    return min(checked, last + parse_duration(server.policy.attestation_interval), rotation_due(server))
+    attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
+    return min(checked, attested, rotation_due(server))
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
