@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -67,6 +68,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
     click.echo("  lab: starting", err=True)
     _lab("down", "--name", LAB_NAME, directory=lab)
     _lab("up", "--name", LAB_NAME, "--servers", "1", directory=lab, check=True)
+    failed = True
     try:
         facts = facts_of(lab)
         inventory = write_inventory(lab, facts)
@@ -80,20 +82,37 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
             report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), operator_keys_of(lab), bundle))
         key = bundle.with_suffix(".pub")  # apart from the bundle: what an auditor pins must not come out of it
         shutil.copy(state / "keys" / "evidence.pub", key)
+        failed = report.failure is not None
+        if failed:
+            _save_console(facts, bundle)
     finally:
         if keep:
             click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {LAB_NAME}`", err=True)
         else:
             _lab("down", "--name", LAB_NAME, directory=lab)
-            shutil.rmtree(state, ignore_errors=True)
+            if failed:
+                click.echo(f"  state: kept in {state} for a look around; the next run removes it", err=True)
+            else:
+                shutil.rmtree(state, ignore_errors=True)
     if output == "json":
+        failure = report.failure.to_dict() if report.failure is not None else None
         show_json({"report": msgspec.to_builtins(report.answers), "maturity": report.stage, "egress": report.egress,
-                   "seconds": report.seconds, "bundle": str(report.bundle)})  # fmt: skip
+                   "seconds": report.seconds, "bundle": str(report.bundle), "failure": failure})  # fmt: skip
     else:
         click.echo(card(report, time.monotonic() - began))
         click.echo(f"  check it       freehold verify {report.bundle} --key {key}")
+    if report.failure is not None:
+        raise report.failure
     if not report.nothing_left:
         raise NotProven("something tried to leave, or the counter was not shown to work", remedy="read the card above")
+
+
+def _save_console(facts: dict[str, Any], bundle: Path) -> None:
+    """What the machine said last is what tells why; the lab goes, so it is kept beside the bundle."""
+    for server in facts["servers"]:
+        console = Path(server["console_log"])
+        if console.exists():
+            shutil.copy(console, bundle.with_name(f"{bundle.name}-{server['name']}-console.log"))
 
 
 def claim_state(state: Path) -> None:
@@ -166,6 +185,8 @@ def card(report: Report, seconds: float) -> str:
     egress = report.egress
     checked, key = report.verification.entries, report.verification.key_fingerprint[:16]
     lines = ["", f"Bare Metal Sovereignty Test   server {report.server}   {seconds / 60:.1f} minutes", ""]
+    if report.failure is not None:
+        lines += [f"  NOT COMPLETED  {report.failure.what}", ""]
     for each in report.answers:
         lines.append(f"  {each.verdict:<13}  {each.number}. {each.question}")
         lines.append(f"  {'':<13}     {each.reason}")
