@@ -162,7 +162,7 @@ async def test_a_wrong_credential_is_tried_once_and_never_again(tmp_path: Path, 
     status = await drive(place, ServerState.QUARANTINED)
     assert failures(tmp_path) == 1
     assert "the BMC refuses the recorded credential" in status.reason
-    assert "put the right credential into the vault" in status.reason
+    assert "`freehold credential set` the right one" in status.reason
     engine = place.engine()
     for _ in range(3):
         await place.store.ledger.wake([SERVER])
@@ -178,7 +178,7 @@ async def test_a_password_that_somebody_changed_later_is_tried_once(tmp_path: Pa
     result = await place.step("check_drift")
     assert result.quarantine is not None
     assert "the BMC refused user name or password" in result.quarantine
-    assert "it will not be retried; correct the credential in the vault" in result.quarantine
+    assert "it will not be retried; `freehold credential set` the right one" in result.quarantine
     assert failures(tmp_path) == 1
 
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "baseline": ("baseline", "baseline", "Firmware reference values, and who approved them."),
     "completion": ("shell", "completion", "Print the shell completion script."),
     "console": ("shell", "console", "Attach to a server's serial console."),
+    "credential": ("credentials", "credential", "BMC credentials into the vault; out of it with two people's word."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
     "delete": ("documents", "delete", "Take a resource out that nothing needs."),
     "describe": ("resources", "describe", "Everything that is known about one server."),
