@@ -341,12 +341,13 @@ def test_overdue() -> None:
 moments = st.none() | st.floats(NOW - 3000, NOW)
 facts = st.builds(
     Facts,
-    FirmwareFact,
     **{name: st.booleans() for name in Facts.__struct_fields__ if isinstance(getattr(Facts(), name), bool)},
     bmc_identity=st.none() | st.just("id"),
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),
+    firmware=st.none() | st.just(FirmwareFact(vendor="v", model="m", version="1")),
+    learned_reference=st.none() | st.just({"0": ("00",)}),
     reference_values=st.none() | st.just({"0": ("00",)}),
     agent_booted_at=moments,
     os_booted_at=moments,
