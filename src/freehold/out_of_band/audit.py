@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from freehold.model.findings import Finding, Severity
+from freehold.out_of_band import transport
 from freehold.out_of_band.advisories import Firmware, advisories, advisory_findings
 from freehold.out_of_band.connectors import at
 from freehold.out_of_band.inventory import first_member
@@ -13,7 +14,6 @@ from freehold.out_of_band.ipmi.probe import PORT, IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import Posture, posture_findings, read_posture, worst_first
 from freehold.out_of_band.redfish import Json, RedfishClient
 from freehold.out_of_band.tls_versions import TlsTrial, probe_tls, tls_findings
-from freehold.out_of_band.transport import split_address
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ async def audit_bmc(client: RedfishClient, address: str) -> Observed:
     port = (ipmi.port if ipmi is not None else None) or PORT
     return Observed(
         posture=posture,
-        ipmi=await probe_ipmi(split_address(address)[0], port=port),
+        ipmi=await probe_ipmi(transport.split_address(address)[0], port=port),
         tls=await probe_tls(address),
         firmware=firmware_of(
             client.root,

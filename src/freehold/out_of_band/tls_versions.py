@@ -12,7 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from freehold.model.findings import Finding, Severity
-from freehold.out_of_band.transport import split_address
+from freehold.out_of_band import transport
 
 VERSIONS = {
     "TLS 1.0": ssl.TLSVersion.TLSv1,
@@ -42,7 +42,7 @@ class TlsTrial(msgspec.Struct, frozen=True, kw_only=True):
 
 async def probe_tls(address: str, *, timeout: float = 5.0) -> tuple[TlsTrial, ...]:
     """One handshake a version with the BMC at `address` (`host` or `host:port`); `timeout` seconds each."""
-    host, port = split_address(address)
+    host, port = transport.split_address(address)
     return tuple([await _trial(host, port, version, timeout) for version in VERSIONS])
 
 

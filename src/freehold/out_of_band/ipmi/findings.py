@@ -5,6 +5,14 @@ from freehold.out_of_band.ipmi.packets import SUITES
 from freehold.out_of_band.ipmi.probe import IpmiPosture
 
 _OFF = "turn IPMI over LAN off; until then keep UDP 623 within the out-of-band network"
+IPMI_KINDS = frozenset(
+    {
+        "ipmi-silent", "ipmi-still-answers", "ipmi-answers", "ipmi-cipher-zero", "ipmi-anonymous", "ipmi-null-user",
+        "ipmi-auth-none", "ipmi-weak-auth", "ipmi-hash-disclosed", "ipmi-default-user", "ipmi-weak-cipher-suites",
+        "ipmi-unanswered",
+    }
+)  # fmt: skip
+"""Every kind that `ipmi_findings` may give."""
 _NO_AES = {suite for suite, (_, _, confidentiality) in SUITES.items() if confidentiality != 1}
 _MD5 = {suite for suite, (authentication, _, _) in SUITES.items() if authentication == 2}
 
