@@ -5,9 +5,10 @@ from collections import defaultdict
 
 import msgspec
 
-from freehold.orchestration.planner import ServerView
+from freehold.model.errors import FreeholdError
 from freehold.orchestration.site import VaultSlots, open_bmc
 from freehold.orchestration.steps.securing import keyed_digest
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
 from freehold.out_of_band.redfish import Credential
 from freehold.root_of_trust.vault import Vault
@@ -15,9 +16,14 @@ from freehold.root_of_trust.vault import Vault
 
 async def audit_server(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Audit:
     """`shared` is `shared_passwords` of the vault. Raises what the client raises; a refused log-in is not repeated."""
+    slots = VaultSlots(vault, view)
+    if await slots.pending() is not None:  # which of the two passwords works is the engine's to find out
+        raise FreeholdError(
+            "the credential of its BMC is being changed", server=view.name, remedy="audit it again when that is done"
+        )
     async with open_bmc(vault, view) as client:
         observed = await audit_bmc(client, view.spec.bmc.address)
-    credential = await VaultSlots(vault, view).current()
+    credential = await slots.current()
     assert credential is not None  # we have just logged in with it
     return audit(
         view.name,

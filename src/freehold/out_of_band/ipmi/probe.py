@@ -86,18 +86,20 @@ class _Probe:
         auth_types = tuple(name for name in p.AUTH_TYPES if name in offered)
         challenged = await self._challenged(auth_types[0]) if auth_types else ()
         suites = await self._cipher_suites()
-        zero = await self._open(0)
+        # A BMC that says it has no 2.0 is not asked in it: one (OpenIPMI's) dies of a RAKP message then.
+        claimed = not known or any(level.v20 for level in known)
+        zero = await self._open(0) if claimed else None
         answered = await self._rakp_answers(suites) if zero is not None else {}
         any_name = answered.pop(self._made_up, None) is not None
         users = [name for name in self._users if name in challenged or (name in answered and not any_name)]
-        v20 = zero is not None or any(level.v20 for level in known)
-        if zero is None and v20:
+        if zero is None and claimed:
             self._unanswered.append("RMCP+ Open Session Request")
         return IpmiPosture(
             address=address,
             port=port,
             present=True,
-            versions=("1.5",) * any(level.v15 for level in known) + ("2.0",) * v20,
+            versions=("1.5",) * any(level.v15 for level in known)
+            + ("2.0",) * (zero is not None or bool(known and claimed)),
             auth_types=auth_types,
             anonymous=any(level.anonymous for level in known),
             null_user="" in users or any(level.null_user for level in known),
