@@ -9,7 +9,7 @@ import pytest
 from ipmi_support import free_port, weak
 from oob_support import TREES, Keys, running, tree_handler, unpack_trees
 
-from freehold.model.findings import Severity
+from freehold.model.findings import Finding, Severity
 from freehold.out_of_band import server
 from freehold.out_of_band.advisories import Firmware
 from freehold.out_of_band.audit import Observed, audit, audit_bmc, firmware_of
@@ -67,6 +67,12 @@ def test_a_remark_leaves_a_server_clean() -> None:
     report = audit("server-1", msgspec.structs.replace(CLOSED, posture=on), own_account="freehold")
     assert [finding.severity for finding in report.findings] == [Severity.INFO]
     assert report.clean
+
+
+def test_oddities_met_while_reading_are_told() -> None:
+    oddity = Finding(severity=Severity.INFO, kind="redfish-oddity", subject="/a", detail="d", remedy="r")
+    odd = msgspec.structs.replace(CLOSED, posture=msgspec.structs.replace(CLOSED.posture, findings=(oddity,)))
+    assert audit("server-1", odd, own_account="freehold").findings == (oddity,)
 
 
 def test_how_a_bmc_names_itself() -> None:

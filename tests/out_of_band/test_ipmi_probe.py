@@ -117,6 +117,21 @@ async def test_a_host_that_does_not_answer_costs_two_questions() -> None:
     assert len(bmc.asked) == 4  # two, twice
 
 
+@pytest.mark.parametrize(("entities", "present"), [(0x81, True), (0x01, False)])
+async def test_a_pong_says_whether_ipmi_is_there(entities: int, present: bool) -> None:
+    """A BMC that answers no question before a log-in, but the ping."""
+
+    def answer(question: bytes) -> list[bytes]:
+        pong = bytes((0x40, question[9], 0, 16)) + bytes((0, 0, 0x11, 0xBE)) + bytes(4) + bytes((entities,)) + bytes(7)
+        return [question[:8] + pong] if question[3] == 6 else []
+
+    async with scripted(answer) as (port, _):
+        posture = await probe_ipmi(HERE, port=port, timeout=0.05)
+    assert posture.present is present
+    assert posture.silence == ("" if present else "an RMCP pong that does not name IPMI")
+    assert posture.unanswered == (("RMCP+ Open Session Request",) if present else ())
+
+
 def test_uvloop_too_tells_that_nothing_listens() -> None:
     posture = uvloop.run(probe_ipmi(HERE, port=free_port()))
     assert posture.silence == "port unreachable (ICMP)"

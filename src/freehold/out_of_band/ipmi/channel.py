@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar, cast
 
-from freehold.out_of_band.ipmi.packets import MAX_DATAGRAM
-
 T = TypeVar("T")
 
 _ATTEMPTS = 2
@@ -26,7 +24,7 @@ class Channel(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own is no subclass of it
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        if len(data) <= MAX_DATAGRAM and not self._inbox.full():
+        if not self._inbox.full():
             self._inbox.put_nowait(data)
 
     def error_received(self, exc: Exception) -> None:

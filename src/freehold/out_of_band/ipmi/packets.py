@@ -9,9 +9,6 @@ import struct
 
 import msgspec
 
-MAX_DATAGRAM = 1024
-"""No answer that is read here is longer; what is, was not sent by an honest BMC."""
-
 _RMCP_ASF, _RMCP_IPMI = b"\x06\x00\xff\x06", b"\x06\x00\xff\x07"  # version 1.0, no acknowledgement, class
 _ASF_IANA = 4542
 _PING, _PONG = 0x80, 0x40

@@ -77,9 +77,8 @@ class _Probe:
 
     async def run(self, address: str, port: int) -> IpmiPosture:
         levels = [await self._capabilities("administrator")]
-        if not self._channel.heard and await self._pong() is None:
-            silence = "port unreachable (ICMP)" if self._channel.closed else "no answer"
-            return IpmiPosture(address=address, port=port, silence=silence)
+        if not self._channel.heard and not await self._pong():
+            return IpmiPosture(address=address, port=port, silence=self._silence())
         levels += [await self._capabilities(privilege) for privilege in ("operator", "user", "callback")]
         known = [level for level in levels if level is not None]
         offered = {name for level in known for name in level.auth_types}
@@ -111,6 +110,11 @@ class _Probe:
             any_name=any_name,
             unanswered=tuple(self._unanswered),
         )
+
+    def _silence(self) -> str:
+        if self._channel.closed:
+            return "port unreachable (ICMP)"
+        return "an RMCP pong that does not name IPMI" if self._channel.heard else "no answer"
 
     def _next(self) -> int:
         """Message tags and sequence numbers: no two questions in a row have the same; a sequence has six bits."""
