@@ -24,6 +24,7 @@ DOERS: dict[str, Doer] = {
     "take_over_credential": securing.take_over_credential,
     "disable_factory_accounts": securing.disable_factory_accounts,
     "disable_ipmi": securing.disable_ipmi,
+    "close_services": securing.close_services,
     "record_posture": securing.record_posture,
     "read_oob_inventory": discovering.read_oob_inventory,
     "boot_agent": booting.boot_agent,
