@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "completion": ("shell", "completion", "Print the shell completion script."),
     "console": ("shell", "console", "Attach to a server's serial console."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
+    "depot": ("depot", "depot", "Firmware and images: imported, signed by two operators, verified."),
     "describe": ("resources", "describe", "Everything that is known about one server."),
     "diff": ("documents", "diff", "What `apply` would change."),
     "events": ("resources", "events", "What happened, oldest first."),
