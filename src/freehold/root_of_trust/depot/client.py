@@ -138,9 +138,10 @@ class DepotClient:
 
 def _required(directory: Path, recorded: Seen | None) -> None:
     """Tells a depot that is not there yet from one that was lost: only of the first there is no trace."""
-    if recorded is not None or (directory / "repository/metadata/timestamp.json").exists():
-        return
-    if not (directory / "trusted").exists() or read_seen(directory / "trusted").timestamp == 0:
+    untouched = recorded is None and not (directory / "repository/metadata/timestamp.json").exists()
+    if (directory / "trusted").exists() or not untouched:
+        untouched = read_seen(directory / "trusted").timestamp == 0 and untouched
+    if untouched:
         raise DepotMissing(
             f"there is no published depot in {directory}",
             remedy="begin one with `freehold depot init`; if it was begun, sign and publish it, or mirror it",

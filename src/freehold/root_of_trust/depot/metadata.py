@@ -23,6 +23,7 @@ THRESHOLD = 2
 PEOPLE = 3
 PERSON = "x-freehold-person"
 DAYS = "x-freehold-days"
+_ASK = "do not use it; ask the operators what they signed, and when"
 ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
@@ -40,13 +41,14 @@ def new_root(
     """The unsigned root that follows `previous`, or the first one. Raises `PeopleRefused`."""
     check_people(people, online)
     keys = {key.key_id: _tuf_key(key, {PERSON: name}) for name, key in people.items()}
-    operators = Role(sorted(keys), THRESHOLD)
-    controller = Role([online.key_id], 1)
     root = Root(
         version=previous.version + 1 if previous else 1,
         expires=_expiry(now, days.root),
         keys={**keys, online.key_id: _tuf_key(online, {})},
-        roles={"root": operators, "targets": operators, "snapshot": controller, "timestamp": controller},
+        roles={
+            **{role: Role(sorted(keys), THRESHOLD) for role in ("root", "targets")},
+            **{role: Role([online.key_id], 1) for role in ("snapshot", "timestamp")},
+        },
         consistent_snapshot=True,
         unrecognized_fields={DAYS: msgspec.to_builtins(days)},
     )
@@ -128,12 +130,12 @@ def people_of(root: Root) -> dict[str, str]:
         key = root.keys.get(key_id)
         name = key.unrecognized_fields.get(PERSON) if key else None
         if key is None or not isinstance(name, str) or key_id in online:
-            raise PeopleRefused(f"root version {root.version} does not say whose the key {key_id} is")
+            raise _bad_root(root, f"does not say whose the key {key_id} is")
         if name in found:
-            raise PeopleRefused(f"root version {root.version} gives {name!r} two keys", expected="one key per person")
+            raise _bad_root(root, f"gives {name!r} two keys")
         found[name], people[key_id] = _public_key(key), name
     if any(root.roles[role].threshold < THRESHOLD for role in ("root", "targets")):
-        raise PeopleRefused(f"root version {root.version} lets one person alone sign", expected="two people")
+        raise _bad_root(root, "lets one person alone sign")
     check_people(found)
     return people
 
@@ -183,14 +185,18 @@ def _tuf_key(key: PublicKey, fields: dict[str, str]) -> SSlibKey:
     return made
 
 
+def _bad_root(root: Root, what: str) -> PeopleRefused:
+    return PeopleRefused(f"root version {root.version} {what}", expected="two people, each with one key", remedy=_ASK)
+
+
 def _public_key(key: Key) -> PublicKey:
     """Raises `PeopleRefused` for a key whose id is not that of its public half: one key could count twice."""
     try:
         found = PublicKey(Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"])))
     except (ValueError, KeyError, TypeError) as error:
-        raise PeopleRefused(f"the key {key.keyid} is not an Ed25519 key") from error
+        raise PeopleRefused(f"the key {key.keyid} is not an Ed25519 key", remedy=_ASK) from error
     if found.key_id != key.keyid:
-        raise PeopleRefused(f"the key {key.keyid} goes by another id than its own", expected=found.key_id)
+        raise PeopleRefused(f"the key {key.keyid} goes by another id than its own", expected=found.key_id, remedy=_ASK)
     return found
 
 

@@ -77,7 +77,7 @@ def _metadata(trusted: Path, view: View) -> dict[str, bytes]:
 
 def _refused(source: Path, target: Target, what: str) -> MetadataIncomplete:
     return MetadataIncomplete(
-        f"{target.path} in {source} {what}",
+        f"{source / 'targets' / target.stored_name} {what}",
         expected=f"{target.length} bytes with SHA-256 {target.sha256}",
         remedy="copy the depot to the medium again, and completely; nothing was changed here",
     )

@@ -146,7 +146,7 @@ def locked(directory: Path) -> AbstractContextManager[None]:
 def scratch_copy(directory: Path) -> Iterator[Path]:
     """A copy of that depot's trusted state, to try something out. Raises `TrustedStateLost`."""
     read_seen(directory / "trusted")
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".scratch-") as copy:
+    with tempfile.TemporaryDirectory(prefix="freehold-depot-") as copy:
         with locked(directory):
             shutil.copytree(directory / "trusted", copy, symlinks=True, dirs_exist_ok=True)
         yield Path(copy)
@@ -154,7 +154,8 @@ def scratch_copy(directory: Path) -> Iterator[Path]:
 
 def _refusal(error: tuf.RepositoryError | tuf.DownloadError, file: Path) -> errors.MetadataRefused:
     """python-tuf's error in our words: the file that it was at, the cause, the remedy."""
-    what = f"the metadata in {file} is refused: {error}"
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    what = f"the metadata in {file} is refused: {error}{cause}"
     if isinstance(error, tuf.ExpiredMetadataError):
         return errors.MetadataExpired(
             what,
@@ -169,5 +170,5 @@ def _refusal(error: tuf.RepositoryError | tuf.DownloadError, file: Path) -> erro
             what, expected="the signatures that the trusted root asks for", remedy="do not use it; ask the operators"
         )
     if isinstance(error, tuf.DownloadLengthMismatchError):
-        return errors.DataEndless(what, remedy="do not use this medium: metadata is never as long as that")
+        return errors.DataEndless(what, remedy=_AGAIN)
     return errors.MetadataIncomplete(what, expected="all of a depot, in one state", remedy=_AGAIN)

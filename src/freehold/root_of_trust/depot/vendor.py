@@ -26,8 +26,8 @@ _WEAK_DIGESTS = ("SHA1", "RIPEMD160")  # gpgv refuses MD5 by itself
 _BAD_STATUS = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"}
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _REMEDY = (
-    "make sure that file, signature and keys come from the vendor; a package that its vendor did not sign is imported "
-    "only with --unsigned-because"
+    "make sure that file, signature and keys come from the vendor. A certificate that has expired since is checked "
+    "with --as-of DAY; a package that its vendor did not sign is imported only with --unsigned-because"
 )
 
 
@@ -168,8 +168,14 @@ def _decoded(body: bytes) -> bytes:
         raise VendorSignatureRefused(f"the keyring is not what it looks like: {error}", remedy=_REMEDY) from error
 
 
+def _plain(line: str) -> str:
+    """The words of an OpenSSL error (`ID:error:CODE:LIBRARY:FUNCTION:REASON:FILE:LINE:DATA`)."""
+    fields = line.split(":", 8)
+    return ": ".join(part for part in (fields[5], fields[8]) if part) if len(fields) == 9 else line
+
+
 def _refused(kind: str, done: subprocess.CompletedProcess[bytes]) -> VendorSignatureRefused:
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    lines = [_plain(line) for line in done.stderr.decode(errors="replace").strip().splitlines()]
     return VendorSignatureRefused(
         f"the vendor's {kind} signature does not verify: {' / '.join(lines[-3:]) or 'no reason was given'}",
         expected="a valid signature by one of the keys given with --trust",
