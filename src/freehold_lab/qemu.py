@@ -45,7 +45,7 @@ class Launch:
 def command(info: HardwareInfo, launch: Launch) -> list[str]:
     """The QEMU command line. Boot order is what the variable store says: no bootindex, as on a real server."""
     options: list[str] = ["qemu-system-x86_64", "-name", info.name, "-nodefaults", "-display", "none"]
-    options += ["-machine", "q35,smm=off", "-accel", "kvm" if launch.kvm else "tcg,thread=multi", "-cpu", "qemu64"]
+    options += ["-machine", "q35,smm=" + ("off" if launch.kvm else "on"), "-accel", "kvm" if launch.kvm else "tcg,thread=multi", "-cpu", "qemu64"]
     options += ["-m", str(info.memory_mib), "-smp", str(info.cores), "-uuid", info.uuid]
     options += ["-action", "reboot=shutdown", "-monitor", "none"]
     options += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
