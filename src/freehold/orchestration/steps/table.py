@@ -32,7 +32,7 @@ DOERS: dict[str, Doer] = {
     "compare_inventory": discovering.compare_inventory,
     "bind_ek": discovering.bind_ek,
     "release_agent": booting.release_agent,
-    "learn_reference": preparing.learn_reference,
+    "learn_reference": firmware.learn_reference,
     "apply_firmware": firmware.apply_firmware,
     "apply_bios": preparing.apply_bios,
     "enroll_secure_boot": preparing.enroll,
