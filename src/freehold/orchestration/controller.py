@@ -115,7 +115,6 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled; then stop every service in good order."""
     record = recorder(log)
     door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
-    site.depot_seen = await asyncio.to_thread(depot_seen, log)
     site.store, site.agents, site.bell = store, store.agents, door.ring
     addresses = site.spec.controller
     async with AsyncExitStack() as stack:
@@ -134,6 +133,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         watcher = asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp")
         watcher.add_done_callback(_say_why_it_ended)
         stack.callback(watcher.cancel)
+        site.depot_seen = await asyncio.to_thread(depot_seen, log)
         engine = Engine(store, steps_of(site), record, alone=True)
         door.nudge = engine.nudge
         known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
