@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from freehold.model.resources import ServerSpec
+import msgspec
+
+from freehold.model.resources import ServerSpec, parse_duration
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
+from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
-from freehold.orchestration.measurements import BootedImage, learned_reference, policy_for
+from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
 from freehold.orchestration.planner import restart_awaited
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
@@ -120,21 +123,23 @@ class AgentDoor:
         except AttestationError as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
-        policy = policy_for(
-            image, view.facts, self._site.secure_boot, self._site.authority, ek_identity=greeted.ek.identity
-        )
+        ek, keys = greeted.ek.identity, self._site.secure_boot
+        last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
+        policy = policy_for(image, view.facts, keys, self._site.authority, ek_identity=ek, last_seen=last_seen)
         verdict = appraise.appraise(proven, policy, now)
+        # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
+        await self._store.agents.saw_tpm(ek, proven.tpm)
         if view.facts.ek_sha256 not in (None, greeted.ek.identity):  # bound to another since this one said hello
             raise await self._other_tpm(view.name, greeted.ek.identity, peer)
         if verdict.trusted:
-            return await self._admit(greeted, proven, await self._claim(greeted, verdict))
+            return await self._admit(greeted, proven, await self._claim(greeted, verdict, proven), verdict)
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
             raise await self._refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
-            await self._claim(greeted, verdict)
+            await self._claim(greeted, verdict, proven)
             with contextlib.suppress(IntentRefusedError):  # somebody was faster
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
         raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
@@ -264,7 +269,7 @@ class AgentDoor:
 
     # ---- what follows
 
-    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int) -> str:
+    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int, verdict: appraise.Verdict) -> str:
         token, number = secrets.token_urlsafe(32), secrets.token_hex(8)
         await self._store.agents.put_session(
             greeted.server,
@@ -280,6 +285,7 @@ class AgentDoor:
                     "ek_issuers": list(greeted.ek.issuers),
                     "reference": learned_reference(proven),
                     "attestation": index,
+                    "findings": msgspec.to_builtins(verdict.findings),
                 },
             ),
         )
@@ -288,16 +294,12 @@ class AgentDoor:
         self.nudge()
         return token
 
-    async def _claim(self, greeted: _Greeted, verdict: appraise.Verdict) -> int:
+    async def _claim(self, greeted: _Greeted, verdict: appraise.Verdict, proven: appraise.Evidence) -> int:
         view = await self._view(greeted.server)
-        pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()}
         predicate = {
             "mode": greeted.hello.mode,
             "boot_id": greeted.hello.boot_id,
-            "trusted": verdict.trusted,
-            "reasons": list(verdict.reasons),
-            "policy": verdict.policy_id,
-            "pcrs": pcrs,
+            **attestation_result(verdict, proven, parse_duration(view.policy.attestation_interval)),
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),
             "reference": "learned" if view.facts.reference_values else "none yet",
