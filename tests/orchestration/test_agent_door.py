@@ -30,7 +30,10 @@ from freehold.provisioning.agent_messages import (
     Smbios,
     UnknownTokenError,
 )
-from freehold.root_of_trust.attestation.event_log import parse_event_log
+from freehold.root_of_trust.attestation import session
+from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
+from freehold.root_of_trust.attestation.quote import check_quote, check_values
+from freehold.root_of_trust.attestation.structures import parse_public
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, connect, running
@@ -243,7 +246,7 @@ async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: 
     assert (session.mode, session.boot_id) == ("ramdisk", "boot-1")
     assert session.details["ek_sha256"] == ek_of(own)
     assert session.details["ek_issuers"][-1] == "CN=swtpm-localca-rootca"
-    assert set(session.details["reference"]) == {"pcr0", "pcr2"}
+    assert set(session.details["reference"]) == {"0", "2"}
     name, server, claim = trusting.place.evidence.statements[session.details["attestation"]]
     assert (name, server, claim["trusted"], claim["reasons"]) == ("attestation", SERVER, True, [])
     assert claim["pcrs"]["4"]["status"] == "matched"
@@ -266,7 +269,7 @@ async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_mus
         agent.controller.close()
         session = (await place.view()).agent
         assert session is not None
-        wrong = session.details["reference"] | {"pcr0": "00" * 32}
+        wrong = session.details["reference"] | {"0": ("00" * 32,)}
         await place.establish(reference_values=wrong)
         words = await trusting.refused(own, log="secure-boot", mode="os")
     assert "PCR 0" in words
@@ -290,6 +293,26 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
     while (await trusting.place.view()).intents:
         await engine.round()
     assert (await trusting.place.view()).status.state is ServerState.QUARANTINED
+
+
+@pytest.mark.host
+async def test_an_auditor_can_verify_the_quote_again_from_what_was_kept(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING)
+    agent = await trusting.enter(own)
+    agent.controller.close()
+    claim = next(claim for name, _, claim in trusting.place.evidence.statements if name == "attestation")
+    kept = trusting.place.site.artifacts.all()
+    raw = {name: kept[digest] for name, digest in claim["artifacts"].items()}
+    assert set(raw) == {"ak", "ek_certificate", "quote", "signature", "event_log"}
+    log = parse_event_log(raw["event_log"])
+    ak, qualifying_data = parse_public(raw["ak"]), bytes.fromhex(claim["qualifying_data"])
+    quote = check_quote(
+        ak, raw["quote"], raw["signature"], qualifying_data=qualifying_data, selection=session.SELECTION
+    )
+    pcrs = {int(pcr): bytes.fromhex(one["value"]) for pcr, one in claim["pcrs"].items()}
+    assert check_values(ak, quote, {"sha256": pcrs})
+    assert not check_values(ak, quote, {"sha256": pcrs | {4: bytes(32)}})
+    assert replay(log, "sha256")[4] == pcrs[4]
 
 
 @pytest.mark.host

@@ -179,26 +179,26 @@ def test_another_firmware_is_named_by_its_event() -> None:
 
     (reason,) = verdict(changed(flash)).reasons
     assert reason.startswith("PCR 0: event 2 (EV_EFI_PLATFORM_FIRMWARE_BLOB of 917504 bytes at 0x")
-    assert f" has digest {'04' * 32}, approved for BIOS 1.1 is " in reason
-    assert reason.endswith(reference().digests[0][1])
+    assert f" has digest {'04' * 32}, approved for Example R1 BIOS 1.1 is " in reason
+    assert reason.endswith(reference().digests["0"][1])
 
 
 def test_any_approved_variant_will_do_and_the_closest_one_names_the_difference() -> None:
     approved = reference()
-    first, blob, *rest = approved.digests[0]
-    newer = reference(version="1.2", digests={0: (first, "05" * 32, *rest), 2: approved.digests[2]})
-    other = reference(version="0.9", digests={0: ("06" * 32,), 2: ("07" * 32,)})
+    first, blob, *rest = approved.digests["0"]
+    newer = reference(version="1.2", digests={"0": (first, "05" * 32, *rest), "2": approved.digests["2"]})
+    other = reference(version="0.9", digests={"0": ("06" * 32,), "2": ("07" * 32,)})
     assert verdict(reference=(other, newer, approved)).trusted
     assert not verdict(reference=(other, newer)).trusted
     (reason,) = verdict(reference=(other, newer)).reasons
-    assert reason.endswith(f" has digest {blob}, approved for BIOS 1.2 is {'05' * 32}")
+    assert reason.endswith(f" has digest {blob}, approved for Example R1 BIOS 1.2 is {'05' * 32}")
 
 
 def test_option_roms_and_firmware_may_be_of_two_approved_variants() -> None:
     """A variant is a machine that was seen; a card that was approved in one may stand in another."""
     approved = reference()
-    card = reference(variant="with a NIC", digests={0: ("06" * 32,), 2: approved.digests[2]})
-    firmware = reference(variant="bare", digests={0: approved.digests[0], 2: ()})
+    card = reference(digests={"0": ("06" * 32,), "2": approved.digests["2"]})
+    firmware = reference(digests={"0": approved.digests["0"], "2": ()})
     assert verdict(reference=(card, firmware)).trusted
 
 
@@ -209,11 +209,11 @@ def test_no_approved_variant_is_not_the_same_as_no_policy() -> None:
 
 def test_a_measurement_that_is_missing_or_too_much_is_named() -> None:
     approved = reference()
-    digests = {0: (*approved.digests[0], "08" * 32), 2: approved.digests[2][:-1]}
+    digests = {"0": (*approved.digests["0"], "08" * 32), "2": approved.digests["2"][:-1]}
     missing, surplus = verdict(reference=(reference(digests=digests),)).reasons
-    number = len(approved.digests[0]) + 1
-    assert missing == f"PCR 0: measurement {number}, approved for BIOS 1.1, was not made: {'08' * 32}"
-    assert surplus.endswith("approved for BIOS 1.1 is nothing more")
+    number = len(approved.digests["0"]) + 1
+    assert missing == f"PCR 0: measurement {number}, approved for Example R1 BIOS 1.1, was not made: {'08' * 32}"
+    assert surplus.endswith("approved for Example R1 BIOS 1.1 is nothing more")
 
 
 def test_firmware_that_says_its_version_is_quoted_but_only_if_a_digest_vouches_for_it() -> None:

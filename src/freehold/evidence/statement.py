@@ -38,6 +38,7 @@ class Predicate(StrEnum):
     SANITIZATION = "sanitization"
     KEY_DESTRUCTION = "key-destruction"
     DECOMMISSION_CERTIFICATE = "decommission-certificate"
+    WAIVER = "waiver"
     EGRESS = "egress"
     SOVEREIGNTY_TEST = "sovereignty-test"
 

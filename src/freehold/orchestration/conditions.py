@@ -1,9 +1,10 @@
 """What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
 
+import hashlib
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, parse_duration
-from freehold.model.status import Facts, Medium, ServerState
+from freehold.model.status import Facts, IntentKind, Medium, ServerState
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -62,11 +63,49 @@ def os_ready(server: ServerView, now: float) -> bool:
     return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
 
 
-def attestation_fresh(server: ServerView, now: float) -> bool:
+def firmware_wanted(server: ServerView) -> str | None:
+    """The BIOS version that is declared for this server, or for its board; None: any will do."""
+    found = server.facts.firmware
+    if server.spec.firmware.bios is not None or found is None:
+        return server.spec.firmware.bios
+    board = (found.vendor, found.model, "BIOS")
+    return next((each.version for each in server.baselines if (each.vendor, each.model, each.component) == board), None)
+
+
+def firmware_current(server: ServerView, _now: float) -> bool:
+    wanted, found = firmware_wanted(server), server.facts.firmware
+    return wanted is None or (found is not None and found.version == wanted)
+
+
+def rotation_due(server: ServerView) -> float:
+    """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
+    the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
+    interval = parse_duration(server.policy.rotation_interval)
+    spread = int.from_bytes(hashlib.sha256(server.name.encode()).digest()[:4]) / 2**32
+    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - spread / 5.0)
+
+
+def rotation_asked(server: ServerView) -> float | None:
+    """When a person last asked for a rotation that has not happened yet."""
+    since = server.facts.bmc_credential_since or 0.0
+    asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
+    return max(asked, default=None)
+
+
+def credential_fresh(server: ServerView, now: float) -> bool:
+    return rotation_asked(server) is None and now < rotation_due(server)
+
+
+def attested_last(server: ServerView) -> float:
+    """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
-    return now - last < parse_duration(server.policy.attestation_interval)
+    return last if last > (server.facts.released_at or 0.0) else 0.0
+
+
+def attestation_fresh(server: ServerView, now: float) -> bool:
+    return now - attested_last(server) < parse_duration(server.policy.attestation_interval)
 
 
 def fresh_or_drifted(server: ServerView, now: float) -> bool:

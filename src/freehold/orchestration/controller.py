@@ -104,7 +104,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled; then stop every service in good order."""
     record = recorder(log)
     door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
-    site.agents, site.bell = store.agents, door.ring
+    site.store, site.agents, site.bell = store, store.agents, door.ring
     addresses = site.spec.controller
     async with AsyncExitStack() as stack:
         boot_app = create_boot_app(site.files)

@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from freehold.model.errors import FreeholdError
-from freehold.model.status import Facts
+from freehold.model.status import Facts, FirmwareFact
 from freehold.root_of_trust.attestation import predict
 from freehold.root_of_trust.attestation.appraise import BANK, Evidence, Policy, TpmState, Verdict
 from freehold.root_of_trust.attestation.predict import ExpectedEvent, SecureBootKeys
-from freehold.root_of_trust.attestation.reference import FIRMWARE_PCRS, ReferenceValues
+from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
 
 
@@ -48,6 +48,7 @@ def policy_for(
     `last_seen` is of that TPM's last quote.
     """
     enrolled = facts.secure_boot_enrolled
+    reference = facts.reference_values
     return Policy(
         id=f"{image.name}@{image.sha256[:16]}/{'secure-boot' if enrolled else 'setup-mode'}",
         ek_identity=facts.ek_sha256 or ek_identity,
@@ -56,7 +57,8 @@ def policy_for(
             keys if enrolled else SecureBootKeys(), secure_boot=enrolled, authorities=(authority,) if enrolled else ()
         ),
         pcr11=(image.pcr11,),
-        reference=(learned_values(facts.reference_values, facts),) if facts.reference_values else None,
+        # Firmware code and option ROMs are held against reference values, since nobody can predict them.
+        reference=(held_against(reference, facts.firmware),) if reference else None,
         last_seen=last_seen,
     )
 
@@ -83,31 +85,23 @@ def attestation_result(verdict: Verdict, proven: Evidence, valid_for: float) -> 
     }
 
 
-def learned_values(reference: dict[str, str], facts: Facts) -> ReferenceValues:
-    """The one variant that a machine's staging boot left."""
-    inventory = facts.oob_inventory or {}
-    return ReferenceValues(
-        vendor=str(inventory.get("manufacturer", "")),
-        model=str(inventory.get("model", "")),
-        version=str(inventory.get("bios_version", "")),
-        variant="learned at staging",
-        digests={pcr: reference_digests(reference, pcr) for pcr in FIRMWARE_PCRS},
-        origin="learned at staging",
-    )
+def held_against(reference: dict[str, tuple[str, ...]], board: FirmwareFact | None) -> ReferenceValues:
+    """A server's reference values under the name of its board."""
+    vendor, model, version = (board.vendor, board.model, board.version) if board else ("", "", "")
+    digests = {str(pcr): reference_digests(reference, pcr) for pcr in PCRS}
+    return ReferenceValues(vendor=vendor, model=model, version=version, digests=digests)
 
 
-def learned_reference(evidence: Evidence) -> dict[str, str]:
-    """The digests of PCR 0 and 2 as this boot measured them: `{"pcr0": "hex hex …", "pcr2": "…"}`."""
-    return {
-        f"pcr{pcr}": " ".join(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in FIRMWARE_PCRS
-    }
+def learned_reference(evidence: Evidence) -> dict[str, tuple[str, ...]]:
+    """The digests of PCR 0 and 2 as this boot measured them: `{"0": ("hex", …), "2": …}`."""
+    return {str(pcr): tuple(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in PCRS}
 
 
-def reference_digests(reference: dict[str, str], pcr: int) -> tuple[str, ...]:
+def reference_digests(reference: dict[str, tuple[str, ...]], pcr: int) -> tuple[str, ...]:
     """The approved digests of a PCR, in order. A missing entry is an error: it must not turn into 'record only'."""
-    text = reference.get(f"pcr{pcr}")
-    if text is None:
+    digests = reference.get(str(pcr))
+    if digests is None:
         raise FreeholdError(
             f"the reference values lack PCR {pcr}", remedy="take them anew: `freehold release` and rediscover"
         )
-    return tuple(text.split())
+    return digests

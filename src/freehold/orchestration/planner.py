@@ -13,21 +13,27 @@ from freehold.orchestration.conditions import (
     Condition,
     agent_attested,
     agent_expected,
+    attested_last,
     blocking,
+    credential_fresh,
     drift_checked,
     every_medium,
     fact,
+    firmware_current,
+    firmware_wanted,
     first_medium,
     fresh_or_drifted,
     os_attested,
     os_ready,
     rechecked,
+    rotation_asked,
+    rotation_due,
     unprepared,
     unremediated,
     until,
 )
-from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Wait
-from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
+from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
+from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, check_intent, released_to
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -93,11 +99,16 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
+        # After new firmware these do not hold, and the row begins anew: boot, measure, approve.
+        *agent_until("learned_reference"),
+        established("learn_reference", "learned_reference"),
+        established("release_agent", "agent_released"),
+        established("approve_reference", "reference_values"),
+        Goal("firmware at its baseline", firmware_current, "apply_firmware"),
         established("apply_bios", "bios_applied"),
         established("enroll_secure_boot", "secure_boot_enrolled"),
-        established("approve_reference", "reference_values"),
     ),
-    S.AVAILABLE: (),
+    S.AVAILABLE: (Goal("credential fresh", credential_fresh, "rotate_credential"),),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
         established("write_image", "image_written"),
@@ -112,6 +123,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.ACTIVE: (
         # Drift first: it needs only the BMC, so an OS that does not attest cannot keep us from looking.
         Goal("drift checked", drift_checked, "check_drift"),
+        Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
     ),
     S.DRIFTED: (),
@@ -194,9 +206,11 @@ def _onward(server: ServerView) -> Decision:
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
+            if not firmware_current(server, 0.0):
+                return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(None)
+                return Idle(rotation_due(server))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
@@ -222,7 +236,10 @@ def _onward(server: ServerView) -> Decision:
             tenancy_ = server.facts.tenancy
             ended = tenancy_.revision if tenancy_ else server.facts.ended_assignment
             target = S.RETIRED if server.status.retiring else S.AVAILABLE
-            if target is S.AVAILABLE and (missing := unprepared(server.facts)):
+            missing = unprepared(server.facts) if target is S.AVAILABLE else []
+            if missing == ["reference_values"]:
+                target = S.PREPARING  # its firmware is to be measured anew
+            elif missing:
                 return Quarantine(f"it was never prepared, so it cannot join the pool: {', '.join(missing)}")
             return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
         case S.QUARANTINED | S.RETIRED:
@@ -231,9 +248,8 @@ def _onward(server: ServerView) -> Decision:
 
 def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
-    proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
-    return min(checked, last + parse_duration(server.policy.attestation_interval))
+    attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
+    return min(checked, attested, rotation_due(server))
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -248,12 +264,25 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.QUARANTINE:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
-            to_erase = intent.args.get("to") == S.DECOMMISSIONING
-            if to_erase and (missing := unprepared(server.facts)):
-                return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
-            target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
-            return Move(target, why, intent.id, released=True)
+            return _release(server, intent, why)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
+        case IntentKind.ROTATE:
+            # The goals do it, now or in the next state that has the goal; then the intent is settled.
+            return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
+
+
+def _release(server: ServerView, intent: Intent, why: str) -> Decision:
+    """Out of quarantine. With `remeasure` the firmware's reference values go, and what rested on them: the server is
+    erased first if anybody may have left data on it, and joins the pool only by way of `preparing`."""
+    to_erase = intent.args.get("to") == S.DECOMMISSIONING
+    remeasure = intent.args.get("remeasure") is True
+    missing = [name for name in unprepared(server.facts) if not (remeasure and name == "reference_values")]
+    if to_erase and missing:
+        return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
+    target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
+    if remeasure and not to_erase and server.facts.tenancy is not None:
+        return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
+    return Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})

@@ -134,3 +134,18 @@ signatures = Table(
     Column("operator", String, primary_key=True),
     Column("envelope", Text, nullable=False),  # DSSE
 )
+
+reference_values = Table(
+    "reference_values",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("vendor", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("version", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("approval", String, nullable=False),  # the request that two people sign
+    Column("changed", Float, nullable=False),
+)
+Index("reference_values_board", reference_values.c.vendor, reference_values.c.model, reference_values.c.version)

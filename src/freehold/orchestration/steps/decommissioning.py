@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import Waivable
 from freehold.model.status import Facts, Medium, Order
 from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
+from freehold.orchestration import waivers
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.securing import without_ipmi
@@ -34,14 +36,18 @@ async def list_media(site: Site, ctx: StepContext) -> StepResult:
             remedy="remove them, or destroy them physically and record it",
         )
     known = {str(disk["serial"]) for disk in (ctx.facts.inband_inventory or {}).get("disks", [])}
-    if gone := sorted(known - {str(disk["serial"]) for disk in disks}):
+    gone = tuple(sorted(known - {str(disk["serial"]) for disk in disks}))
+    waiver = waivers.waiver_for(ctx.server.waivers, Waivable.MISSING_MEDIUM, ctx.now) if gone else None
+    if gone and waiver is None:
         raise FreeholdError(
             f"disks {', '.join(gone)} were in this server and are not there now: data may have left with them",
             server=ctx.name,
-            remedy="put them back, or retire the server under a signed waiver",
+            remedy=f"put them back, {waivers.remedy(ctx.name, Waivable.MISSING_MEDIUM)}",
         )
     media = tuple(Medium(serial=str(disk["serial"]), details={"disk": disk}) for disk in disks)
-    return StepResult(facts={"media": media}, events=(f"{len(media)} media to sanitize",))
+    claims = (("waiver", waivers.claim(waiver, media=list(gone))),) if waiver is not None else ()
+    facts = {"media": media, "missing_media": gone}
+    return StepResult(facts=facts, statements=claims, events=(f"{len(media)} media to sanitize",))
 
 
 async def plant_canaries(site: Site, ctx: StepContext) -> StepResult:
@@ -159,6 +165,7 @@ async def certify(_site: Site, ctx: StepContext) -> StepResult:
             "ek_sha256": ctx.facts.ek_sha256,
         },
         "media": [medium.to_dict() for medium in media],
+        "missing_media": list(ctx.facts.missing_media),
         "tpm_cleared": ctx.facts.tpm_cleared,
         "keys_destroyed": ctx.facts.keys_destroyed,
         "guidance": "NIST SP 800-88 Rev. 1",

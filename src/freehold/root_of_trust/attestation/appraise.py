@@ -18,7 +18,7 @@ from freehold.root_of_trust.attestation.errors import AttestationError
 from freehold.root_of_trust.attestation.event_log import EV_NO_ACTION, Event, EventLog
 from freehold.root_of_trust.attestation.predict import ExpectedEvent
 from freehold.root_of_trust.attestation.reader import printable
-from freehold.root_of_trust.attestation.reference import FIRMWARE_PCRS, ReferenceValues, closest
+from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues, leading
 from freehold.root_of_trust.attestation.structures import ClockInfo
 from freehold.root_of_trust.attestation.words import (
     describe_event,
@@ -130,7 +130,7 @@ def _appraise(evidence: Evidence, policy: Policy, now: datetime) -> Verdict:
         **{pcr: partial(_untouched, evidence, pcr) for pcr in policy.untouched},
         **{
             pcr: partial(_reference, evidence.log, pcr, policy.reference)
-            for pcr in FIRMWARE_PCRS
+            for pcr in PCRS
             if policy.reference is not None
         },
         4: partial(_pcr4, evidence.log, policy.pcr4),
@@ -286,18 +286,18 @@ def _reference(log: EventLog, pcr: int, variants: Sequence[ReferenceValues]) -> 
     """As one approved variant has it; the closest one names what differs."""
     events = log.of_pcr(pcr)
     observed = tuple(event.digests[BANK].hex() for event in events)
-    found = closest({pcr: observed}, variants)
-    if found is None:
+    if not variants:
         return ["no reference values are approved for this server's firmware"]
-    values, equal = found
-    wanted, at = values.digests[pcr], equal[pcr]
-    if observed == wanted:
+    approved = max(variants, key=lambda each: leading(observed, each.digests[str(pcr)]))
+    wanted = approved.digests[str(pcr)]
+    if any(observed == each.digests[str(pcr)] for each in variants):
         return []
+    at = leading(observed, wanted)
     if at == len(events):
-        return [f"measurement {at + 1}, approved for {values.title}, was not made: {wanted[at]}"]
-    approved = wanted[at] if at < len(wanted) else "nothing more"
+        return [f"measurement {at + 1}, approved for {approved.title}, was not made: {wanted[at]}"]
+    expected = wanted[at] if at < len(wanted) else "nothing more"
     name = name_event(events[at], BANK)
-    return [f"{name} has digest {observed[at]}, approved for {values.title} is {approved}"]
+    return [f"{name} has digest {observed[at]}, approved for {approved.title} is {expected}"]
 
 
 def _untouched(evidence: Evidence, pcr: int) -> list[str]:

@@ -95,7 +95,8 @@ def check_quote(ak: Public, attest: bytes, signature: bytes, *, qualifying_data:
 
 def check_values(ak: Public, quote: Attest, pcrs: PcrValues) -> bool:
     """Step 6: whether `pcrs`, which must be exactly of the quote's selection, have the quoted digest."""
-    if {bank: tuple(sorted(values)) for bank, values in pcrs.items()} != dict(quote.selection):
+    claimed = {bank: tuple(sorted(values)) for bank, values in pcrs.items() if values}
+    if claimed != {bank: indices for bank, indices in quote.selection.items() if indices}:
         return False
     # Part 3, 18.4: banks in the order of the selection, PCRs ascending, hashed by the signing scheme's hash.
     joined = b"".join(pcrs[bank][index] for bank, indices in quote.selection.items() for index in indices)

@@ -1,25 +1,22 @@
-"""Reference values of firmware (RFC 9334, 8.3): the digests of PCR 0 and 2 for a model at one firmware version.
+"""Reference values of firmware: which events PCR 0 and 2 of a model at a firmware version may hold (RATS: reference
+values; TCG RIM). Pure.
 
-Nobody can predict them from files, so they are learned from a boot at staging, or come from the vendor. One version has
-as many *variants* as there are machines that measure differently with it: another option ROM, another CPU stepping.
-Everything here is pure; who keeps them and whose approvals they need is decided above.
+They are digests of events in order, not PCR values, so that a difference has a name. One (vendor, model, version) may
+have several, its *variants*: the same board with another option ROM. A server is held against the variant that it was
+staged with.
 """
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import msgspec
 
+from freehold.evidence import canonical
 from freehold.model.errors import FreeholdError
 
-FIRMWARE_PCRS = (0, 2)
-"""Firmware code and option ROMs (PC Client Platform Firmware Profile, 3.3.4)."""
-DIGEST = re.compile("[0-9a-f]{64}")
-
-Digests = Mapping[int, Sequence[str]]
-"""By PCR: the SHA-256 digests of its events in order, in hex."""
+PCRS = (0, 2)
+"""Firmware code, and the code of option ROMs (PC Client Platform Firmware Profile 1.06, 2.3.4)."""
 
 
 class ReferenceState(StrEnum):
@@ -29,110 +26,81 @@ class ReferenceState(StrEnum):
     REVOKED = "revoked"
 
 
-NEXT: Mapping[ReferenceState, frozenset[ReferenceState]] = {
-    ReferenceState.PENDING: frozenset({ReferenceState.APPROVED, ReferenceState.REVOKED}),
-    ReferenceState.APPROVED: frozenset({ReferenceState.SUPERSEDED, ReferenceState.REVOKED}),
-    # Back to approved: firmware that people go back to needs the same approvals as the first time.
-    ReferenceState.SUPERSEDED: frozenset({ReferenceState.APPROVED, ReferenceState.REVOKED}),
-    ReferenceState.REVOKED: frozenset(),
+NEXT: dict[ReferenceState, tuple[ReferenceState, ...]] = {
+    ReferenceState.PENDING: (ReferenceState.APPROVED, ReferenceState.REVOKED),
+    ReferenceState.APPROVED: (ReferenceState.SUPERSEDED, ReferenceState.REVOKED),
+    ReferenceState.SUPERSEDED: (ReferenceState.REVOKED,),
+    ReferenceState.REVOKED: (),
 }
+"""`superseded` still vouches for servers that run it, but no server joins the pool with it; `revoked` for nobody."""
 
 
-class ReferenceValuesError(FreeholdError):
-    """Reference values that cannot be what is asked of them."""
+class IllegalReferenceStateError(FreeholdError):
+    """Reference values that cannot become what was asked."""
 
 
-class ReferenceValues(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant. `vendor` and `model` as the BMC names the system, `version` of its BIOS.
-
-    `digests` has PCR 0 and 2, both, or nothing would be said about one of them. `origin` says where they are from:
-    "learned at staging of SERVER, leaf N", "vendor RIM", "depot target NAME".
-    """
+class ReferenceValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`digests` has for each of `PCRS` ("0", "2") the SHA-256 digests of its events in order, in hex."""
 
     vendor: str
     model: str
     version: str
-    variant: str
-    digests: dict[int, tuple[str, ...]]
-    origin: str
-
-    def __post_init__(self) -> None:
-        if sorted(self.digests) != sorted(FIRMWARE_PCRS):
-            raise ValueError(f"reference values are of PCR 0 and 2, not of {sorted(self.digests)}")
-        if wrong := [digest for listed in self.digests.values() for digest in listed if not DIGEST.fullmatch(digest)]:
-            raise ValueError(f"{wrong[0]!r} is not a SHA-256 digest in lower-case hex")
+    digests: dict[str, tuple[str, ...]]
 
     @property
     def id(self) -> str:
-        """First 16 hex digits of the SHA-256 of the content. Not of the origin: what two machines measure alike is
-        the same variant."""
-        content = {name: getattr(self, name) for name in ("vendor", "model", "version", "variant", "digests")}
-        return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
+        """The first 16 hex digits of the SHA-256 of its canonical JSON: the same values have the same name."""
+        return hashlib.sha256(canonical.dumps(msgspec.to_builtins(self))).hexdigest()[:16]
+
+    @property
+    def firmware(self) -> str:
+        """Names the measurements alone, whoever's they are: what an attestation statement says that it saw."""
+        return firmware_id(self.digests)
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
-        return f"BIOS {self.version}" + (f" ({self.variant})" if self.variant else "")
+        return f"{self.vendor} {self.model} BIOS {self.version}"
 
 
-def approved_for(
-    known: Iterable[tuple[ReferenceValues, ReferenceState]], vendor: str, model: str, version: str
-) -> tuple[ReferenceValues, ...]:
-    """The approved variants of this model at this version."""
-    wanted = tuple(map(_plain, (vendor, model, version)))
-    return tuple(
-        values
-        for values, state in known
-        if state is ReferenceState.APPROVED
-        and tuple(map(_plain, (values.vendor, values.model, values.version))) == wanted
+def firmware_id(digests: dict[str, tuple[str, ...]]) -> str:
+    """SHA-256 over the digests of `PCRS` in order, in hex."""
+    listed = {pcr: list(found) for pcr, found in digests.items()}
+    return hashlib.sha256(canonical.dumps(listed)).hexdigest()
+
+
+def become(state: ReferenceState, wanted: ReferenceState) -> ReferenceState:
+    """`wanted`, if `state` may become it. Raises `IllegalReferenceStateError`."""
+    if wanted in NEXT[state]:
+        return wanted
+    raise IllegalReferenceStateError(
+        f"reference values that are {state} cannot become {wanted}", expected=", ".join(NEXT[state]) or "nothing"
     )
 
 
-def closest(observed: Digests, known: Iterable[ReferenceValues]) -> tuple[ReferenceValues, dict[int, int]] | None:
-    """The variant with the most leading events in common, and how many, by PCR; None if none is known."""
-    scored = [
-        (values, {pcr: _common(digests, values.digests[pcr]) for pcr, digests in observed.items()}) for values in known
-    ]
-    return max(scored, key=lambda found: sum(found[1].values()), default=None)
+def leading(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many events from the start the two share."""
+    shorter = min(len(one), len(other))
+    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
 
 
-def diff(a: ReferenceValues, b: ReferenceValues) -> tuple[str, ...]:
-    """What differs from `a` to `b`, in sentences; none if they allow the same."""
-    sentences = [
-        f"{what}: {old or 'none'} became {new or 'none'}"
-        for what, old, new in (
-            ("vendor", a.vendor, b.vendor), ("model", a.model, b.model), ("BIOS version", a.version, b.version),
-            ("variant", a.variant, b.variant),
-        )
-        if old != new
-    ]  # fmt: skip
-    for pcr in FIRMWARE_PCRS:
-        old, new = a.digests[pcr], b.digests[pcr]
-        sentences += [
-            f"PCR {pcr}: measurement {number} was {was}, and is {now}"
-            for number, (was, now) in enumerate(zip(old, new, strict=False), 1)
-            if was != now
-        ]
-        if len(old) != len(new):
-            sentences.append(f"PCR {pcr}: {len(old)} measurements became {len(new)}")
+def in_common(one: ReferenceValues, other: ReferenceValues) -> int:
+    """How many events from the start of each PCR the two share."""
+    return sum(leading(one.digests.get(pcr, ()), other.digests.get(pcr, ())) for pcr in map(str, PCRS))
+
+
+def closest(observed: ReferenceValues, known: Iterable[ReferenceValues]) -> ReferenceValues | None:
+    """Of `known` the one that shares most with `observed`: of the same board at the same version if there is one."""
+    return max(known, key=lambda each: (in_common(observed, each), each.title == observed.title, each.id), default=None)
+
+
+def diff(expected: ReferenceValues, observed: ReferenceValues) -> tuple[str, ...]:
+    """What differs, a sentence for each PCR; empty if the measurements are the same."""
+    sentences = []
+    for pcr in map(str, PCRS):
+        wanted, found = expected.digests.get(pcr, ()), observed.digests.get(pcr, ())
+        at = next((n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
+        if at is not None:
+            sentences.append(f"PCR {pcr}: event {at} is {found[at]}, in {expected.id} it is {wanted[at]}")
+        elif len(wanted) != len(found):
+            sentences.append(f"PCR {pcr}: {len(found)} events, in {expected.id} there are {len(wanted)}")
     return tuple(sentences)
-
-
-def change_state(state: ReferenceState, target: ReferenceState) -> ReferenceState:
-    """`target`, if `state` may become it."""
-    if target not in NEXT[state]:
-        raise ReferenceValuesError(
-            f"reference values that are {state} cannot become {target}",
-            expected=f"one of: {', '.join(sorted(NEXT[state])) or 'nothing, they are revoked for good'}",
-            remedy="learn or import them anew",
-        )
-    return target
-
-
-def _common(a: Sequence[str], b: Sequence[str]) -> int:
-    return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
-
-
-def _plain(text: str) -> str:
-    """Vendors vary blanks and case between firmware versions."""
-    return " ".join(text.split()).casefold()
