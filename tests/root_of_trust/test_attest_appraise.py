@@ -1,5 +1,6 @@
 """The decider, by recorded boots and by attacks on them: attacks are named in words, accidents are untrusted."""
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -347,6 +348,20 @@ def test_cve_2022_3500_an_exception_while_appraising_is_untrusted() -> None:
     assert "could not be appraised" in result.reasons[0]
     no_bank = replace(evidence(), log=replace(evidence().log, banks=("sha1",)))
     assert "no sha256 bank" in appraise(no_bank, policy(), NOW).reasons[0]
+
+
+def test_a_thousand_measurements_are_a_few_sentences() -> None:
+    """A statement in the evidence log has 65,535 bytes: what cannot be recorded could not quarantine either."""
+
+    def fill(events: list[Event]) -> None:
+        path = struct.pack("<QQQQHH", 0, 0, 0, 2000, 0x0404, 2000) + ("\N{GRINNING FACE}" * 499).encode("utf-16-le")
+        for pcr in range(16):
+            events += [measured(pcr, kind, path, bytes([pcr]) * 32) for kind in (4, 0x80000003, 0x80000004)] * 60
+
+    result = verdict(changed(fill))
+    assert not result.trusted
+    assert len("".join(result.reasons).encode()) < 30_000
+    assert sum("172 more of this kind" in reason for reason in result.reasons) == 4  # PCR 4, 7, 12, 13
 
 
 def test_an_empty_policy_trusts_nothing() -> None:

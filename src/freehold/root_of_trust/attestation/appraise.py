@@ -24,6 +24,7 @@ from freehold.root_of_trust.attestation.words import (
     describe_event,
     describe_image,
     describe_variable,
+    few,
     name_event,
     read_variable,
 )
@@ -124,7 +125,7 @@ def _appraise(evidence: Evidence, policy: Policy, now: datetime) -> Verdict:
     if not timedelta(0) <= now - evidence.quoted_at <= policy.max_age:
         reasons.append(f"the quote of {evidence.quoted_at:%Y-%m-%d %H:%M:%S} is not of the last {policy.max_age}")
     reasons += _went_back(evidence.tpm, policy.last_seen)
-    reasons += _disagreeing(evidence)
+    reasons += few(_disagreeing(evidence))
     replayed = event_log.replay(evidence.log, BANK)
     checks: dict[int, Callable[[], list[str]]] = {
         **{pcr: partial(_untouched, evidence, pcr) for pcr in policy.untouched},
@@ -141,7 +142,7 @@ def _appraise(evidence: Evidence, policy: Policy, now: datetime) -> Verdict:
         reasons.append(f"the quote does not cover PCR {', '.join(map(str, unquoted))}, which policy needs")
     results = {}
     for pcr, value in sorted(evidence.pcrs.items()):
-        found = [f"PCR {pcr}: {what}" for what in checks[pcr]()] if pcr in checks else []
+        found = [f"PCR {pcr}: {what}" for what in few(checks[pcr]())] if pcr in checks else []
         found += [f"PCR {pcr}: {what}" for what in _separator(evidence.log, pcr)]
         if pcr != 11 and replayed.get(pcr) != value:  # 11 is also extended by the running system, see _pcr11
             found.append(f"PCR {pcr}: the event log does not replay to the quoted value")
@@ -303,7 +304,8 @@ def _reference(log: EventLog, pcr: int, variants: Sequence[ReferenceValues]) -> 
 def _untouched(evidence: Evidence, pcr: int) -> list[str]:
     if not any(evidence.pcrs[pcr]):
         return []
-    names = ", ".join(describe_event(event, BANK) for event in evidence.log.of_pcr(pcr)) or "something after boot"
+    events = [describe_event(event, BANK) for event in evidence.log.of_pcr(pcr)]
+    names = ", ".join(few(events)) or "something after boot"
     return [f"it must be untouched, but {names} was measured into it"]
 
 

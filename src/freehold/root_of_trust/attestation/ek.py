@@ -94,13 +94,16 @@ def load_roots(directory: Path) -> TpmRoots:
     unreadable = []
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() in SUFFIXES:
-            data = path.read_bytes()
             try:
-                found = PEM.findall(data) if b"-----BEGIN" in data else None
-                certificates += map(read_certificate, [data] if found is None else map(base64.b64decode, found))
+                certificates += map(read_certificate, load_pem(path.read_bytes()))
             except (MalformedEvidenceError, ValueError):
                 unreadable.append(path.name)  # said when a chain does not end
     return TpmRoots(certificates=tuple(certificates), unreadable=tuple(unreadable))
+
+
+def load_pem(data: bytes) -> list[bytes]:
+    """The DER of each certificate in PEM; `data` itself if it is DER already. Raises ValueError."""
+    return [base64.b64decode(one) for one in PEM.findall(data)] if b"-----BEGIN" in data else [data]
 
 
 def check_ek_template(ek: Public) -> None:

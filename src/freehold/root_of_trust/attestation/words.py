@@ -1,10 +1,18 @@
 """Measurements in words, for verdicts. What a digest does not vouch for is said to be the firmware's word, and nothing
 that a stranger wrote gets into a sentence with control characters in it (CVE-2022-23949)."""
 
+from collections.abc import Sequence
+
 from freehold.root_of_trust.attestation import event_log, uefi
 from freehold.root_of_trust.attestation.errors import MalformedEvidenceError
 from freehold.root_of_trust.attestation.event_log import Event
 from freehold.root_of_trust.attestation.reader import Reader, printable
+
+
+def few(sentences: Sequence[str], most: int = 8) -> list[str]:
+    """The first of them and how many there are more: whoever measures a thousand things must not fill the evidence."""
+    more = len(sentences) - most
+    return [*sentences[:most], f"and {more} more of this kind"] if more > 0 else list(sentences)
 
 
 def describe_event(event: Event, bank: str) -> str:
