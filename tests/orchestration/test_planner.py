@@ -68,6 +68,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "bmc_credential_committed",
         "factory_accounts_disabled",
         "ipmi_off",
+        "services_closed",
         "posture_recorded",
     ):
         decision = next_step(view(S.SECURING, facts), NOW)
@@ -79,6 +80,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "take_over_credential",
         "disable_factory_accounts",
         "disable_ipmi",
+        "close_services",
         "record_posture",
     ]
     assert next_step(view(S.SECURING, facts), NOW) == Move(S.DISCOVERING, "its BMC is ours alone")

@@ -68,8 +68,8 @@ def firmware_wanted(server: ServerView) -> str | None:
     found = server.facts.firmware
     if server.spec.firmware.bios is not None or found is None:
         return server.spec.firmware.bios
-    board = (found.vendor, found.model, "BIOS")
-    return next((each.version for each in server.baselines if (each.vendor, each.model, each.component) == board), None)
+    mine = [each for each in server.baselines if (each.vendor, each.model) == (found.vendor, found.model)]
+    return next((each.version for each in mine if each.component.lower() == "bios"), None)
 
 
 def firmware_current(server: ServerView, _now: float) -> bool:

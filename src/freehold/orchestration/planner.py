@@ -88,6 +88,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("take_over_credential", "bmc_credential_committed"),
         established("disable_factory_accounts", "factory_accounts_disabled"),
         established("disable_ipmi", "ipmi_off"),
+        established("close_services", "services_closed"),
         established("record_posture", "posture_recorded"),
     ),
     S.DISCOVERING: (

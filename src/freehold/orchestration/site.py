@@ -29,6 +29,7 @@ from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
+from freehold.root_of_trust.depot import Depot, Seen
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 
@@ -79,6 +80,8 @@ class Site:
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     store: Store | None = None
+    depot_seen: Seen | None = None
+    """What the evidence log last said of the depot, so that nobody leads us back behind it."""
     bell: Callable[[str], None] = lambda _server: None
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
@@ -88,6 +91,10 @@ class Site:
     @property
     def artifacts(self) -> Artifacts:
         return Artifacts(self.directory / "artifacts")
+
+    @property
+    def depot(self) -> Depot:
+        return Depot(self.directory / "depot")
 
     @property
     def boot_url(self) -> str:

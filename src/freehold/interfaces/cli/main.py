@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "credential": ("credentials", "credential", "BMC credentials into the vault; out of it with two people's word."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
     "delete": ("documents", "delete", "Take a resource out that nothing needs."),
+    "depot": ("depot", "depot", "Firmware and images: imported, signed by two operators, verified."),
     "describe": ("resources", "describe", "Everything that is known about one server."),
     "diff": ("documents", "diff", "What `apply` would change."),
     "events": ("resources", "events", "What happened, oldest first."),

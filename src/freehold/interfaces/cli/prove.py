@@ -14,12 +14,15 @@ from typing import Any
 import click
 import msgspec
 
+from freehold.evidence import Ed25519Signer
 from freehold.interfaces.cli.common import output_option, show_json
 from freehold.interfaces.cli.lab import facts_of, lab_command, operator_keys_of, write_inventory
+from freehold.interfaces.cli.lab_depot import carry_in
 from freehold.interfaces.cli.lab_rack import LabRack
 from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
 from freehold.model.documents import load_documents
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.orchestration.controller import make_site, recorder
 from freehold.orchestration.controller import serve as run_site
 from freehold.orchestration.opening import boot_artifacts, open_log, open_vault, serving
@@ -28,6 +31,7 @@ from freehold.provisioning.images.artifacts import Cache, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
 from freehold.root_of_trust import operator_keys
 from freehold.root_of_trust.keys import SiteKeys
+from freehold.root_of_trust.vault import Vault
 from freehold.sovereignty.prove import Progress, Prover, Report
 
 LAB_NAME, SERVER = "prove", "server-1"
@@ -79,7 +83,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
         with serving(state):
             import uvloop
 
-            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), operator_keys_of(lab), bundle))
+            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), facts, operator_keys_of(lab), bundle))
         key = bundle.with_suffix(".pub")  # apart from the bundle: what an auditor pins must not come out of it
         shutil.copy(state / "keys" / "evidence.pub", key)
         failed = report.failure is not None
@@ -145,7 +149,13 @@ def _lab(*arguments: str, directory: Path, check: bool = False) -> None:
 
 
 async def _run(
-    state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack, people: dict[str, Path], bundle: Path
+    state: Path,
+    base: BaseArtifacts,
+    inventory: Path,
+    rack: LabRack,
+    facts: dict[str, Any],
+    people: dict[str, Path],
+    bundle: Path,
 ) -> Report:
     store = await Store.open(state / "freehold.db")
     try:
@@ -158,6 +168,7 @@ async def _run(
             boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
             site = make_site(state, spec, networks, vault, keys, boot)
             signers = {name: operator_keys.load(path, None) for name, path in people.items()}
+            await store.apply([await asyncio.to_thread(_newest_firmware, state, vault, signers, facts)])
             prover = Prover(site, store, log, recorder(log), rack, signers, SERVER, show)
             controller = asyncio.create_task(run_site(site, store, log))
             proof = asyncio.create_task(prover.run(bundle))
@@ -172,6 +183,17 @@ async def _run(
             return proof.result()
     finally:
         await store.close()
+
+
+def _newest_firmware(state: Path, vault: Vault, people: dict[str, Ed25519Signer], facts: dict[str, Any]) -> Resource:
+    """The vendor's newest BIOS, carried into the depot and declared as what the board shall have."""
+    board = facts["servers"][0]
+    target = carry_in(state / "depot", vault, people, Path(facts["firmware"]), board["manufacturer"], board["model"])
+    about = target.about
+    spec = FirmwareBaselineSpec(
+        vendor=about.vendor, model=board["model"], component=about.component, version=about.version
+    )
+    return Resource(kind="FirmwareBaseline", name="bios", spec=spec)
 
 
 def show(progress: Progress) -> None:

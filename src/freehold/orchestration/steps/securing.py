@@ -13,6 +13,7 @@ from freehold.out_of_band import server as oob
 from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.errors import BmcIdentityChanged, NotSupported
+from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
 from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
@@ -135,6 +136,15 @@ async def without_ipmi(client: RedfishClient) -> str:
     except NotSupported:
         return "the BMC has no IPMI switch"
     return IPMI_OFF
+
+
+async def close_services(site: Site, ctx: StepContext) -> StepResult:
+    """What nobody needs is closed. What the BMC does not let us close stays as a finding of `record_posture`."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        hardened = await harden(client)
+    claim = {"kind": "services", **msgspec.to_builtins(hardened)}
+    return StepResult(facts={"services_closed": True}, statements=(("posture", claim),))
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:
