@@ -319,7 +319,7 @@ def test_older_tpm_firmware_is_refused_and_newer_is_a_finding() -> None:
     assert "was 7.85.0.0 at the last quote, and is 7.86.0.0" in result.findings[0].detail
 
 
-def test_banks_that_disagree_about_one_measurement_are_refused() -> None:
+def test_cve_2021_42299_banks_that_disagree_about_one_measurement_are_refused() -> None:
     """CVE-2021-42299 once more: a digest of a good value in the bank that policy looks at, the truth in the other."""
     log = parse_event_log(two_banks())
     both = replace(TPM, banks={"sha256": True, "sha384": True})

@@ -3,10 +3,12 @@ those that need a TPM, the door or the agent's API are tested beside these."""
 
 import base64
 import hashlib
+import re
 import socket
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from attest_support import NOW, event, evidence, header, log_bytes, policy
@@ -189,3 +191,18 @@ def test_event_log_disclosure_2019_a_types_word_counts_for_nothing() -> None:
         assert not appraise(evidence(replace(log, events=(*log.events, one))), policy(), NOW).trusted
     silent = parse_event_log(header() + event(4, 3, b"x")).events[0]
     assert appraise(evidence(replace(log, events=(*log.events, silent))), policy(), NOW).trusted
+
+
+def test_every_row_of_the_documents_table_is_a_test_or_says_why_not() -> None:
+    tests = Path(__file__).parents[1]
+    page = (tests.parent / "docs/attestation.md").read_text()
+    table = page.partition("## What went wrong elsewhere")[2]
+    _, *rows = re.findall(r"^\| (.+?) \| .+? \| (.+?) \|$", table, re.MULTILINE)
+    assert len(rows) == 23
+    for number, here in rows:
+        name = re.sub("[^a-z0-9]", "_", number.lower())
+        files = re.findall(r"`(test_\w+)`", here)
+        assert files or here.startswith("not applicable: ")
+        for file in [] if here.startswith("not applicable") else files:
+            (path,) = tests.rglob(f"{file}.py")
+            assert re.search(rf"def test_\w*{name}", path.read_text()), f"{file} has no test for {number}"

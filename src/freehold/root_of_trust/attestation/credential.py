@@ -1,4 +1,4 @@
-"""TPM2_MakeCredential in software (TPM 2.0 Library, Part 1, 24, annexes B.10.4 and C.6.4).
+"""TPM2_MakeCredential in software (TPM 2.0 Library, Part 1, 24, annexes B.10.4 and C.6).
 
 Only the TPM that holds both the EK and the AK of this name can recover the secret, so the EK certificate of one TPM
 cannot vouch for the AK of another (CVE-2021-3406).
@@ -52,7 +52,7 @@ def _rsa_seed(key: rsa.RSAPublicKey, name_alg: str) -> tuple[bytes, bytes]:
 
 
 def _ecc_seed(ek: Public) -> tuple[bytes, bytes]:
-    """The seed that an ephemeral key and the EK agree on, and the ephemeral key's TPMS_ECC_POINT (C.6.4)."""
+    """The seed that an ephemeral key and the EK agree on, and the ephemeral key's TPMS_ECC_POINT (C.6)."""
     assert isinstance(ek.key, ec.EllipticCurvePublicKey)
     size = (ek.key.key_size + 7) // 8
     ephemeral = ec.generate_private_key(ek.key.curve)
