@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, parse_duration
-from freehold.model.status import Facts, IntentKind, Medium
+from freehold.model.status import Facts, IntentKind, Medium, ServerState
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -45,6 +45,11 @@ def agent_expected(server: ServerView, now: float) -> bool:
         return booted is not None
     spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
     return not spoke and now - booted < BOOT_PATIENCE
+
+
+def may_be_cleared(server: ServerView) -> bool:
+    """Between the order and its result nobody knows whether TPM2_Clear has set the TPM's counters back."""
+    return server.status.state is ServerState.DECOMMISSIONING and not server.facts.tpm_cleared
 
 
 def os_attested(server: ServerView, _now: float) -> bool:

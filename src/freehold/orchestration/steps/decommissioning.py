@@ -114,10 +114,12 @@ def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumSt
 
 
 async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
-    """TPM2_Clear: every key under the storage hierarchy is gone with its seed."""
+    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too."""
     order = await site.ordered(ctx, "tpm_clear", {})
     if order is None:
         return StepResult(done=False)
+    if ctx.facts.ek_sha256 is not None:
+        await ctx.agents.saw_tpm(ctx.facts.ek_sha256, None)
     return StepResult(facts={"tpm_cleared": True}, events=("the TPM's storage hierarchy is cleared",))
 
 
