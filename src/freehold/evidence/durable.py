@@ -87,7 +87,7 @@ def remove(path: Path) -> None:
         sync_directory(path.parent)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """`os.write` until everything is written."""
     view = memoryview(data)
     while view:

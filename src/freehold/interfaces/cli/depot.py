@@ -150,10 +150,8 @@ def sign(directory: Path | None, key: Path, passphrase_file: Path | None, yes: b
     staged = staging.read()
     if output != "json":
         show_staged(staged)
-    if not yes:
-        if output == "json":
-            raise click.UsageError("with --output json, say --yes: nobody can be asked")
-        click.confirm("Sign this?", abort=True, err=True)
+    if not yes and (output == "json" or not click.confirm("Sign this?", err=True)):
+        raise FreeholdError("nobody confirmed it; nothing was signed", remedy="answer y, or read it and give --yes")
 
     def passphrase() -> str:
         if passphrase_file is not None:
@@ -162,7 +160,7 @@ def sign(directory: Path | None, key: Path, passphrase_file: Path | None, yes: b
         return answer
 
     signer = read_private_key(key, passphrase)
-    roles = sign_staged(staging, signer)
+    roles = sign_staged(staging, staged, signer)
     person = next(staged.signers(role)[signer.key_id] for role in roles)
     now_signed = {role: signed_by(role, each, staged.judges(role)) for role, each in staging.read().waiting.items()}
     if output == "json":
