@@ -11,7 +11,8 @@ Exit codes:
   0  done
   1  failed; the message says what is wrong and what to do
   2  wrong usage, or a document that is not valid
-  3  the answer is no: `diff` found differences, `audit` findings, `verify` refused, `prove` did not complete offline
+  3  the answer is no: `diff` found differences, `verify` refused, `audit` has findings, something left in
+     `prove`, `lab status` found something broken
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
