@@ -88,7 +88,7 @@ def dnsmasq_config(settings: DhcpSettings, directory: Path) -> str:
 
 
 def hosts_file(hosts: Iterable[BootHost]) -> str:
-    """The dhcp-hostsfile: one `mac[,set:boots][,address][,name]` a line, sorted. FreeholdError on bad or double ones."""
+    """The dhcp-hostsfile: one `mac[,set:boots][,address][,name]` a line. FreeholdError if one is bad or double."""
     lines: dict[str, str] = {}
     addresses: set[str] = set()
     for host in hosts:
