@@ -209,6 +209,11 @@ def _fault(options: argparse.Namespace) -> int:
         return _show(options, rows, "\n".join(f"{key}: {value or 'none'}" for key, value in rows.items()))
     if name == "rogue-dhcp":
         return _rogue(options, facts, arguments)
+    if name == "tampered-image":
+        if not arguments or not Path(arguments[0]).is_file():
+            raise LabError("fault tampered-image needs the path of an image", remedy="The same path again undoes it.")
+        offset = faults.tamper(Path(arguments[0]))
+        return _show(options, {"image": arguments[0], "offset": offset}, f"{arguments[0]}: byte {offset} is another")
     if name == "clear":
         servers = [layout.server(facts, arguments[0])] if arguments else facts["servers"]
         if not arguments:
