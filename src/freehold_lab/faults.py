@@ -54,7 +54,7 @@ def tamper(image: Path) -> int:
     block, offset = 4096, 5 << 20  # behind the partition table, so that nothing but a digest can tell
     with image.open("r+b") as file:
         file.seek(offset)
-        while (data := file.read(block)) and data[0] == 0:
+        while (data := file.read(block)) and data[0] in (0x00, 0xFF):
             offset += block
         if not data:
             raise LabError(f"{image} holds no data", remedy="Give the path of a disk image.")
