@@ -189,8 +189,8 @@ def connect(server: Server, secret_id: Secret = given_secret_id) -> "OpenBao":
 
 
 def new_file(state: Path) -> Made:
-    """A key file that no other key of this site has had."""
-    file = DEFAULT_KEY_FILE if not (state / DEFAULT_KEY_FILE).exists() else f"vault-{token_hex(4)}.key"
+    """A key file under a name that no other key of this site has had: what is shredded later is never the wrong one."""
+    file = f"vault-{token_hex(4)}.key"
     kek = FileKek.create(state / file)
     return FilePlace(key_id=kek.key_id, file=file), kek
 

@@ -109,8 +109,9 @@ def rekey(state: Path, vault: EmbeddedVault, choice: Choice, people: Mapping[str
     """
     kept = vault.header.recovery.people if vault.header.recovery else {}
     _require_people(choice, kept if people is None else people)
+    _finish(state, vault)  # what another change left to do: then a key that NEXT names opens nothing
     place, kek = choice.make()
-    custody.forget(state, _place(state / NEXT))  # of a change that never came to its switch
+    custody.forget(state, _place(state / NEXT))
     custody.write_place(state / NEXT, place)
     vault.rekey(kek, people)
     _finish(state, vault)

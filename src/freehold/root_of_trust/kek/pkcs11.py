@@ -11,7 +11,7 @@ is restarted for ever with a wrong PIN has tried it exactly once.
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pkcs11
 from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, MechanismFlag, ObjectClass, TokenFlag
@@ -34,10 +34,25 @@ class PinRefused(CustodyUnavailable):
     """The token's PIN was wrong, or was not tried so that the token does not lock."""
 
 
+class Where(NamedTuple):
+    """The token, as errors name it."""
+
+    module: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"the PKCS#11 token {self.token!r} (module {self.module})"
+
+    @property
+    def by_hand(self) -> str:
+        """How a person logs in, which clears the token's warning of a wrong PIN."""
+        return f"`pkcs11-tool --module {self.module} --token-label {self.token} --login --list-objects`"
+
+
 class Pkcs11Kek:
     """Logged in until the process ends. Threads may share it: a session does one operation at a time."""
 
-    def __init__(self, where: str, serial: str, key_id: str, key: Any) -> None:
+    def __init__(self, where: Where, serial: str, key_id: str, key: Any) -> None:
         self._where, self._key_id, self._key = where, key_id, key
         self.serial = serial
 
@@ -47,13 +62,13 @@ class Pkcs11Kek:
     @classmethod
     def create(cls, module: str, token: str, pin: Callable[[], str]) -> "Pkcs11Kek":
         """Makes a new key in the token labelled `token`; CKA_ID is 16 random bytes. Raises `CustodyUnavailable`."""
-        where = _where(module, token)
+        where = Where(module, token)
         found = _token(module, token, None)
         if Mechanism.AES_GCM not in found.slot.get_mechanisms():
             raise CustodyUnavailable(
                 f"{where} cannot do AES-GCM",
                 expected="the mechanism CKM_AES_GCM",
-                remedy="choose a token that has it; `pkcs11-tool --list-mechanisms` lists what yours can",
+                remedy=f"choose one that has it; `pkcs11-tool --module {module} --list-mechanisms` lists what it can",
             )
         session = _log_in(found, where, pin, rw=True)
         try:
@@ -78,12 +93,12 @@ class Pkcs11Kek:
     @classmethod
     def open(cls, module: str, token: str, serial: str, key_id: str, pin: Callable[[], str]) -> "Pkcs11Kek":
         """The key with CKA_ID `key_id` in the token of this label and serial number. Raises `CustodyUnavailable`."""
-        where = _where(module, token)
+        where = Where(module, token)
         found = _token(module, token, serial)
         return cls._with(_log_in(found, where, pin, rw=False), where, found, key_id)
 
     @classmethod
-    def _with(cls, session: pkcs11.Session, where: str, token: pkcs11.Token, key_id: str) -> "Pkcs11Kek":
+    def _with(cls, session: pkcs11.Session, where: Where, token: pkcs11.Token, key_id: str) -> "Pkcs11Kek":
         wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: bytes.fromhex(key_id)}
         try:
             keys = list(session.get_objects(wanted))
@@ -134,10 +149,6 @@ def _gcm(nonce: bytes, context: bytes) -> dict[str, Any]:
     return {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(nonce, context, 128)}
 
 
-def _where(module: str, token: str) -> str:
-    return f"the PKCS#11 token {token!r} (module {module})"
-
-
 def _token(module: str, label: str, serial: str | None) -> pkcs11.Token:
     """The token. Raises `CustodyUnavailable` if the module cannot be loaded, or there is not exactly one such token."""
     try:
@@ -154,7 +165,7 @@ def _token(module: str, label: str, serial: str | None) -> pkcs11.Token:
         return found[0]
     there = ", ".join(f"{each.label!r} (serial {_serial(each)})" for each in present if each.label) or "none"
     raise CustodyUnavailable(
-        f"{_where(module, label)} is {'not there' if not found else 'there more than once'}; tokens present: {there}",
+        f"{Where(module, label)} is {'not there' if not found else 'there more than once'}; tokens present: {there}",
         expected=f"one token labelled {label!r}" + (f" with serial {serial}" if serial else ""),
         remedy="plug it in, or start its service; if it is lost, recover with two people: `freehold vault recover`",
     )
@@ -171,13 +182,13 @@ def pin_danger(flags: TokenFlag) -> str | None:
     return None
 
 
-def _log_in(token: pkcs11.Token, where: str, pin: Callable[[], str], *, rw: bool) -> pkcs11.Session:
+def _log_in(token: pkcs11.Token, where: Where, pin: Callable[[], str], *, rw: bool) -> pkcs11.Session:
     """One attempt at most."""
     if (danger := pin_danger(token.flags)) is not None:
         raise PinRefused(
             f"{where} was not asked to log in: {danger}",
-            remedy="check the PIN, then log in once by hand: `pkcs11-tool --login --list-objects`, which clears the "
-            "token's warning; a locked PIN needs the token's security officer",
+            remedy=f"check the PIN, then log in once by hand: {where.by_hand}; a locked PIN needs the token's security "
+            "officer",
         )
     try:
         return token.open(rw=rw, user_pin=pin())
@@ -186,7 +197,7 @@ def _log_in(token: pkcs11.Token, where: str, pin: Callable[[], str], *, rw: bool
     except (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked) as error:
         raise PinRefused(
             f"{where} refused the PIN ({_reason(error)}); it was tried once and will not be tried again",
-            remedy="correct the PIN's file, then log in once by hand: `pkcs11-tool --login --list-objects`",
+            remedy=f"correct the PIN's file, then log in once by hand: {where.by_hand}",
         ) from None
     except pkcs11.PKCS11Error as error:
         raise _unavailable(where, "did not let us log in", error) from None
@@ -201,7 +212,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _unavailable(where: str, what: str, error: Exception) -> CustodyUnavailable:
+def _unavailable(where: Where, what: str, error: Exception) -> CustodyUnavailable:
     return CustodyUnavailable(
         f"{where} {what}: {_reason(error)}",
         expected="a token that is plugged in and logged in to",

@@ -96,11 +96,11 @@ class _Tools:
 
     @contextmanager
     def encrypted_session(self, kind: str) -> Iterator[str]:
+        """Salted and bound to the storage key (`-c`), which turns the encryption of parameters on."""
         name = "session.ctx"
         self("startauthsession", kind, "-S", name, "-c", "storage.ctx")
         self.flush()
         try:
-            self("sessionconfig", name, "--enable-encrypt", "--enable-decrypt")
             yield name
         finally:
             with suppress(CustodyUnavailable):  # what went wrong before is what to tell
