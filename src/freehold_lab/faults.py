@@ -39,7 +39,12 @@ SWITCHES: dict[str, tuple[str, Callable[[str], Value], str]] = {
     "drive-skips-erase": ("drive_skips_erase", _switch, "on or off, from the next boot on: erase does nothing"),
     "firmware-version": ("firmware_version", str, "BIOS version that the BMC reports, '' for the true one"),
 }
-ACTIONS = {"bmc-reboot": "seconds without an answer", "power-loss": "", "rogue-dhcp": "on or off, for the whole lab"}
+ACTIONS = {
+    "bmc-reboot": "seconds without an answer",
+    "power-loss": "",
+    "tampered-firmware": "",
+    "rogue-dhcp": "on or off, for the whole lab",
+}
 
 
 def switch(faults: Faults, name: str, value: str) -> None:

@@ -7,6 +7,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from freehold.provisioning.agent_messages import (
 )
 from freehold.root_of_trust.attestation import session
 from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
-from freehold.root_of_trust.attestation.quote import verify_quote
+from freehold.root_of_trust.attestation.quote import check_quote, check_values
 from freehold.root_of_trust.attestation.structures import parse_public
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
@@ -250,6 +251,10 @@ async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: 
     assert (name, server, claim["trusted"], claim["reasons"]) == ("attestation", SERVER, True, [])
     assert claim["pcrs"]["4"]["status"] == "matched"
     assert claim["reference"] == "none yet"
+    assert len(bytes.fromhex(claim["nonce"])) == 32
+    assert claim["ak_name"].startswith("000b")
+    assert (claim["tpm"]["banks"], claim["findings"]) == (["sha256"], [])
+    assert datetime.fromisoformat(claim["expires"]) > datetime.now(UTC) + timedelta(hours=23)
 
 
 @pytest.mark.host
@@ -300,15 +305,14 @@ async def test_an_auditor_can_verify_the_quote_again_from_what_was_kept(trusting
     raw = {name: kept[digest] for name, digest in claim["artifacts"].items()}
     assert set(raw) == {"ak", "ek_certificate", "quote", "signature", "event_log"}
     log = parse_event_log(raw["event_log"])
-    verified = verify_quote(
-        parse_public(raw["ak"]),
-        raw["quote"],
-        raw["signature"],
-        qualifying_data=bytes.fromhex(claim["qualifying_data"]),
-        selection=session.SELECTION,
-        pcrs={"sha256": {int(pcr): bytes.fromhex(one["value"]) for pcr, one in claim["pcrs"].items()}},
+    ak, qualifying_data = parse_public(raw["ak"]), bytes.fromhex(claim["qualifying_data"])
+    quote = check_quote(
+        ak, raw["quote"], raw["signature"], qualifying_data=qualifying_data, selection=session.SELECTION
     )
-    assert replay(log, "sha256")[4] == verified.pcrs["sha256"][4]
+    pcrs = {int(pcr): bytes.fromhex(one["value"]) for pcr, one in claim["pcrs"].items()}
+    assert check_values(ak, quote, {"sha256": pcrs})
+    assert not check_values(ak, quote, {"sha256": pcrs | {4: bytes(32)}})
+    assert replay(log, "sha256")[4] == pcrs[4]
 
 
 @pytest.mark.host
@@ -322,6 +326,60 @@ async def test_what_runs_before_our_restart_is_refused_but_quarantines_nobody(
     assert "it booted something else: PCR 11" in words
     assert "it is about to be restarted" in words
     assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_a_tpm_whose_counters_went_back_is_quarantined_and_judged_by_a_person_once(
+    trusting: Door, own: Any
+) -> None:
+    place = trusting.place
+    await place.establish(ServerState.ACTIVE, ek_sha256=ek_of(own))
+    for _ in range(2):
+        (await trusting.enter(own)).controller.close()
+    with own() as tpm:
+        tpm.clear()  # nobody ordered it
+    words = await trusting.refused(own)
+    assert "the TPM's reset counters went back from" in words
+    ((kind, reason),) = await place.intents()
+    assert kind is IntentKind.QUARANTINE
+    assert "reset counters went back" in reason
+    claim = place.evidence.statements[-1][2]
+    assert (claim["trusted"], claim["tpm"]["reset_count"]) == (False, 0)
+    (await trusting.enter(own)).controller.close()
+
+
+@pytest.mark.host
+async def test_a_tpm_that_we_are_clearing_may_begin_anew(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DECOMMISSIONING, ek_sha256=ek_of(own))
+    (await trusting.enter(own)).controller.close()
+    with own() as tpm:
+        tpm.clear()
+    (await trusting.enter(own)).controller.close()
+    assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_what_should_be_put_right_is_a_finding_when_the_tpm_is_bound(trusting: Door, vendor: Vendor) -> None:
+    if not (vendor.directory / "two-banks").exists():
+        vendor.make("two-banks", banks="sha256,sha384")
+    place = trusting.place
+    with booted_tpm(vendor, "two-banks") as tpm:
+        await place.establish(ServerState.DISCOVERING, inband_inventory={"ek_sha256": ek_of(tpm)})
+        (await trusting.enter(tpm)).controller.close()
+        result = await place.step("bind_ek")
+    (finding,) = result.findings
+    assert (finding.kind, finding.subject) == ("pcr-banks", "sha384")
+    assert finding.detail in place.evidence.statements[0][2]["findings"]
+
+
+async def test_cve_2023_38200_who_connects_and_says_nothing_keeps_nobody_waiting(door: Door) -> None:
+    """keylime's registrar served one TLS connection at a time, and a handshake that never came was one."""
+    port = int(door.url.rpartition(":")[2])
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+    words = await asyncio.wait_for(door.refused(TpmError("none"), mac="52:54:00:ff:ff:ff"), 5.0)
+    assert "is no declared server" in words
+    for _, writer in silent:
+        writer.close()
 
 
 @pytest.mark.host

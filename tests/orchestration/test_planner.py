@@ -13,6 +13,8 @@ from freehold.model.resources import (
     Bmc,
     Credential,
     DriftKind,
+    Firmware,
+    FirmwareBaselineSpec,
     Nic,
     PolicySpec,
     Reaction,
@@ -22,6 +24,7 @@ from freehold.model.status import (
     AgentSession,
     Drift,
     Facts,
+    FirmwareFact,
     Intent,
     IntentKind,
     Medium,
@@ -33,7 +36,7 @@ from freehold.model.status import (
 )
 from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, rotation_due
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import forget, transition
+from freehold.orchestration.lifecycle import UNMEASURED, forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 
@@ -65,6 +68,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "bmc_credential_committed",
         "factory_accounts_disabled",
         "ipmi_off",
+        "services_closed",
         "posture_recorded",
     ):
         decision = next_step(view(S.SECURING, facts), NOW)
@@ -76,6 +80,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "take_over_credential",
         "disable_factory_accounts",
         "disable_ipmi",
+        "close_services",
         "record_posture",
     ]
     assert next_step(view(S.SECURING, facts), NOW) == Move(S.DISCOVERING, "its BMC is ours alone")
@@ -237,7 +242,7 @@ def test_decommissioning_ends_the_assignment_or_retires() -> None:
     assert retired.state is S.RETIRED
 
 
-@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values"])
+@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled"])
 def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
     done = Facts(
         workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
@@ -249,6 +254,47 @@ def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
     intent = Intent(id=1, kind=IntentKind.RELEASE, args={"to": "decommissioning"})
     early = view(S.QUARANTINED, Facts(), intents=(intent,), status={"quarantined_from": S.DISCOVERING})
     assert isinstance(next_step(early, NOW), Refuse)
+
+
+def test_other_firmware_is_measured_anew_and_a_tenant_s_data_is_erased_first() -> None:
+    facts = Facts(**PREPARED, tenancy=Tenancy(name="web", revision="r1", spec=ASSIGNED.spec), learned_reference={})
+    release = Intent(id=1, kind=IntentKind.RELEASE, args={"remeasure": True})
+    held = view(S.QUARANTINED, facts, intents=(release,), status={"quarantined_from": S.ACTIVE})
+    refused = next_step(held, NOW)
+    assert isinstance(refused, Refuse)
+    assert "tenant's data" in refused.reason
+    release = msgspec.structs.replace(release, args={"remeasure": True, "to": "decommissioning"})
+    move = next_step(msgspec.structs.replace(held, intents=(release,)), NOW)
+    assert isinstance(move, Move)
+    assert (move.state, move.facts["reference_values"]) == (S.DECOMMISSIONING, None)
+    erased = Facts(
+        workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
+        certificate_index=1, media=(), **(PREPARED | {"reference_values": None}),
+    )  # fmt: skip
+    onward = next_step(view(S.DECOMMISSIONING, erased), NOW)
+    assert isinstance(onward, Move)
+    assert onward.state is S.PREPARING
+
+
+@pytest.mark.parametrize("declared", ["server", "board"])
+def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(declared: str) -> None:
+    board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+    facts = Facts(
+        **PREPARED, bmc_credential_since=NOW, firmware=board, learned_reference={"0": ()}, agent_released=True,
+        bios_applied=True,
+    )  # fmt: skip
+    baseline = FirmwareBaselineSpec(vendor="Halden", model="HX2", component="BIOS", version="1.1")
+    server = view(S.AVAILABLE, facts, baselines=(baseline,) if declared == "board" else ())
+    if declared == "server":
+        server = msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, firmware=Firmware(bios="1.1")))
+    assert next_step(server, NOW) == Move(S.PREPARING, "its BIOS is to be 1.1")
+    preparing = msgspec.structs.replace(server, status=msgspec.structs.replace(server.status, state=S.PREPARING))
+    assert next_step(preparing, NOW) == Do("apply_firmware", "apply_firmware")
+    new = msgspec.structs.replace(facts, firmware=msgspec.structs.replace(board, version="1.1"), **UNMEASURED)
+    applied = msgspec.structs.replace(preparing, status=msgspec.structs.replace(preparing.status, facts=new))
+    assert next_step(applied, NOW) == Do("boot_agent", "boot_agent")
+    other = msgspec.structs.replace(baseline, model="HX3")
+    assert isinstance(next_step(view(S.AVAILABLE, facts, baselines=(other,)), NOW), Idle)
 
 
 def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
@@ -302,6 +348,8 @@ facts = st.builds(
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),
+    firmware=st.none() | st.just(FirmwareFact(vendor="v", model="m", version="1")),
+    learned_reference=st.none() | st.just({"0": ("00",)}),
     reference_values=st.none() | st.just({"0": ("00",)}),
     agent_booted_at=moments,
     os_booted_at=moments,

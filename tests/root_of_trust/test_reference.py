@@ -11,6 +11,7 @@ from freehold.root_of_trust.attestation.reference import (
     become,
     closest,
     diff,
+    leading,
 )
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
@@ -32,6 +33,10 @@ def test_a_difference_names_the_pcr_and_the_event() -> None:
     assert diff(ONE, ROM) == (f"PCR 2: event 0 is {D}, in {ONE.id} it is {C}",)
     longer = msgspec.structs.replace(ONE, digests={"0": (A, B, C), "2": (C,)})
     assert diff(ONE, longer) == (f"PCR 0: 3 events, in {ONE.id} there are 2",)
+
+
+def test_what_two_lists_have_in_common_ends_where_they_differ() -> None:
+    assert [leading((A, B), other) for other in ((A, B), (A, B, C), (A,), (B, B), (A, C, B), ())] == [2, 2, 1, 0, 1, 0]
 
 
 def test_the_closest_shares_most_events() -> None:

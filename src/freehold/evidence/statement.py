@@ -33,6 +33,7 @@ class Predicate(StrEnum):
     ATTESTATION = "attestation"
     IMAGE = "image"
     BOOT_CONFIG = "boot-config"
+    FIRMWARE = "firmware"
     DRIFT = "drift"
     REMEDIATION = "remediation"
     SANITIZATION = "sanitization"

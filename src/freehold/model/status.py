@@ -76,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
+    services_closed: bool = False
     posture_recorded: bool = False
     # discovering
     oob_inventory: dict[str, Any] | None = None

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from freehold.evidence import artifacts
-from freehold.model.resources import ServerSpec
+from freehold.model.resources import ServerSpec, parse_duration
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
+from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
-from freehold.orchestration.measurements import BootedImage, learned_reference, policy_for
+from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
 from freehold.orchestration.planner import restart_awaited
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
@@ -132,15 +135,17 @@ class AgentDoor:
         except AttestationError as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
-        policy = policy_for(
-            image, view.facts, self._site.secure_boot, self._site.authority, ek_identity=greeted.ek.identity
-        )
+        ek, keys = greeted.ek.identity, self._site.secure_boot
+        last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
+        policy = policy_for(image, view.facts, keys, self._site.authority, ek_identity=ek, last_seen=last_seen)
         proof = self._proof(greeted, challenge, evidence, proven)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
-        if view.facts.ek_sha256 not in (None, greeted.ek.identity):  # bound to another since this one said hello
-            raise await self._other_tpm(view.name, greeted.ek.identity, peer)
+        # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
+        await self._store.agents.saw_tpm(ek, proven.tpm)
+        if view.facts.ek_sha256 not in (None, ek):  # bound to another since this one said hello
+            raise await self._other_tpm(view.name, ek, peer)
         if verdict.trusted:
-            return await self._admit(greeted, proven, await self._claim(greeted, proof, verdict))
+            return await self._admit(greeted, proven, await self._claim(greeted, proof, verdict), verdict)
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
@@ -277,7 +282,7 @@ class AgentDoor:
 
     # ---- what follows
 
-    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int) -> str:
+    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int, verdict: appraise.Verdict) -> str:
         token, number = secrets.token_urlsafe(32), secrets.token_hex(8)
         await self._store.agents.put_session(
             greeted.server,
@@ -293,6 +298,7 @@ class AgentDoor:
                     "ek_issuers": list(greeted.ek.issuers),
                     "reference": learned_reference(proven),
                     "attestation": index,
+                    "findings": msgspec.to_builtins(verdict.findings),
                 },
             ),
         )
@@ -323,14 +329,10 @@ class AgentDoor:
         view = await self._view(greeted.server)
         keep = self._site.artifacts.keep
         kept = {name: await asyncio.to_thread(keep, data) for name, data in proof.raw.items()}
-        pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()}
         predicate = {
             "mode": greeted.hello.mode,
             "boot_id": greeted.hello.boot_id,
-            "trusted": verdict.trusted,
-            "reasons": list(verdict.reasons),
-            "policy": verdict.policy_id,
-            "pcrs": pcrs,
+            **attestation_result(verdict, proof.evidence, parse_duration(view.policy.attestation_interval)),
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),
             "reference": _reference_kind(view.facts),

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, parse_duration
-from freehold.model.status import Facts, IntentKind, Medium
+from freehold.model.status import Facts, IntentKind, Medium, ServerState
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -47,6 +47,11 @@ def agent_expected(server: ServerView, now: float) -> bool:
     return not spoke and now - booted < BOOT_PATIENCE
 
 
+def may_be_cleared(server: ServerView) -> bool:
+    """Between the order and its result nobody knows whether TPM2_Clear has set the TPM's counters back."""
+    return server.status.state is ServerState.DECOMMISSIONING and not server.facts.tpm_cleared
+
+
 def os_attested(server: ServerView, _now: float) -> bool:
     agent, booted = server.agent, server.facts.os_booted_at
     if agent is None or booted is None or agent.mode != "os":
@@ -63,8 +68,8 @@ def firmware_wanted(server: ServerView) -> str | None:
     found = server.facts.firmware
     if server.spec.firmware.bios is not None or found is None:
         return server.spec.firmware.bios
-    board = (found.vendor, found.model, "BIOS")
-    return next((each.version for each in server.baselines if (each.vendor, each.model, each.component) == board), None)
+    mine = [each for each in server.baselines if (each.vendor, each.model) == (found.vendor, found.model)]
+    return next((each.version for each in mine if each.component.lower() == "bios"), None)
 
 
 def firmware_current(server: ServerView, _now: float) -> bool:

@@ -20,6 +20,7 @@ from freehold.orchestration.conditions import (
     every_medium,
     fact,
     firmware_current,
+    firmware_wanted,
     first_medium,
     fresh_or_drifted,
     os_attested,
@@ -32,7 +33,7 @@ from freehold.orchestration.conditions import (
     until,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
+from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, check_intent, released_to
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -87,6 +88,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("take_over_credential", "bmc_credential_committed"),
         established("disable_factory_accounts", "factory_accounts_disabled"),
         established("disable_ipmi", "ipmi_off"),
+        established("close_services", "services_closed"),
         established("record_posture", "posture_recorded"),
     ),
     S.DISCOVERING: (
@@ -205,6 +207,8 @@ def _onward(server: ServerView) -> Decision:
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
+            if not firmware_current(server, 0.0):
+                return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
                 return Idle(rotation_due(server))
@@ -233,7 +237,10 @@ def _onward(server: ServerView) -> Decision:
             tenancy_ = server.facts.tenancy
             ended = tenancy_.revision if tenancy_ else server.facts.ended_assignment
             target = S.RETIRED if server.status.retiring else S.AVAILABLE
-            if target is S.AVAILABLE and (missing := unprepared(server.facts)):
+            missing = unprepared(server.facts) if target is S.AVAILABLE else []
+            if missing == ["reference_values"]:
+                target = S.PREPARING  # its firmware is to be measured anew
+            elif missing:
                 return Quarantine(f"it was never prepared, so it cannot join the pool: {', '.join(missing)}")
             return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
         case S.QUARANTINED | S.RETIRED:
@@ -258,11 +265,7 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.QUARANTINE:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
-            to_erase = intent.args.get("to") == S.DECOMMISSIONING
-            if to_erase and (missing := unprepared(server.facts)):
-                return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
-            target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
-            return Move(target, why, intent.id, released=True)
+            return _release(server, intent, why)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
         case IntentKind.ROTATE:
@@ -270,3 +273,17 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
+
+
+def _release(server: ServerView, intent: Intent, why: str) -> Decision:
+    """Out of quarantine. With `remeasure` the firmware's reference values go, and what rested on them: the server is
+    erased first if anybody may have left data on it, and joins the pool only by way of `preparing`."""
+    to_erase = intent.args.get("to") == S.DECOMMISSIONING
+    remeasure = intent.args.get("remeasure") is True
+    missing = [name for name in unprepared(server.facts) if not (remeasure and name == "reference_values")]
+    if to_erase and missing:
+        return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
+    target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
+    if remeasure and not to_erase and server.facts.tenancy is not None:
+        return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
+    return Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})

@@ -93,6 +93,13 @@ agent_sessions = Table(
     Column("session", Text, nullable=False),
 )
 
+tpm_states = Table(
+    "tpm_states",
+    metadata,
+    Column("ek", String, primary_key=True),  # SHA-256 of the EK's TPMT_PUBLIC, hex
+    Column("state", Text, nullable=False),  # of its last quote
+)
+
 orders = Table(
     "orders",
     metadata,

@@ -102,6 +102,9 @@ class World:
         server.ipmi = False
         return StepResult(facts={"ipmi_off": True})
 
+    async def _close_services(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return _proved("posture", services_closed=True)
+
     async def _record_posture(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("posture", posture_recorded=True)
 

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
+from freehold.root_of_trust.depot import Depot, Seen
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 
@@ -79,6 +80,8 @@ class Site:
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     store: Store | None = None
+    depot_seen: Seen | None = None
+    """What the evidence log last said of the depot, so that nobody leads us back behind it."""
     bell: Callable[[str], None] = lambda _server: None
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
@@ -88,6 +91,10 @@ class Site:
     @property
     def artifacts(self) -> Artifacts:
         return Artifacts(self.directory / "artifacts")
+
+    @property
+    def depot(self) -> Depot:
+        return Depot(self.directory / "depot")
 
     @property
     def boot_url(self) -> str:
@@ -172,26 +179,34 @@ class Site:
     def slots(self, view: ServerView) -> "VaultSlots":
         return VaultSlots(self.vault, view)
 
-    @asynccontextmanager
-    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
-        """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
-        credential = await self.slots(view).current()
-        if credential is None:
-            raise FreeholdError(
-                "the vault holds no credential for the BMC",
-                server=view.name,
-                remedy="declare one in the Server document",
-            )
-        async with self.connect(view, credential) as client:
-            yield client
+    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
+        return open_bmc(self.vault, view)
 
     def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
-        pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
-        if pinned is None:
-            raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
-        identity = BmcIdentity(spki_sha256=pinned.lower())
-        return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
+        return connect(view, credential)
+
+
+@asynccontextmanager
+async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
+    """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
+    credential = await VaultSlots(vault, view).current()
+    if credential is None:
+        raise FreeholdError(
+            "the vault holds no credential for the BMC",
+            server=view.name,
+            remedy="declare one in the Server document",
+        )
+    async with connect(view, credential) as client:
+        yield client
+
+
+def connect(view: ServerView, credential: Credential) -> RedfishClient:
+    # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
+    pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
+    if pinned is None:
+        raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
+    identity = BmcIdentity(spki_sha256=pinned.lower())
+    return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
 
 
 class VaultSlots:

@@ -87,6 +87,8 @@ class Report:
     bundle: Path
     verification: BundleVerification
     drift: list[str] = field(default_factory=list)
+    failure: NotCompleted | None = None
+    """Why the lifecycle did not come to its end; the answers then say what was not proven."""
 
     @property
     def nothing_left(self) -> bool:
@@ -119,18 +121,24 @@ class Prover:
         self._show(Progress(time.monotonic() - self._started, phase, text))
 
     async def run(self, bundle: Path) -> Report:
-        """The whole test. Raises `NotCompleted` when the server gets stuck or ends in quarantine."""
+        """The whole test. When the server gets stuck or ends in quarantine, what there is is answered and exported all
+        the same, with the reason as `Report.failure`."""
         first = self._log.size
         began = datetime.now(UTC)
         public = {name: signer.public_key for name, signer in self._operators.items()}
         await self._store.approvals.found(public, time.time())
         control = await self._phase("isolation", self._cut)
         before = await self._rack.count()
-        await self._phase("to active", lambda: self._until(ServerState.ACTIVE))
-        await self._phase("BMC isolation", self._probe)
-        drift = await self._phase("drift", self._drift)
-        await self._phase("rotation", self._rotate)
-        await self._phase("decommission", self._decommission)
+        drift: list[str] = []
+        failure = None
+        try:
+            await self._phase("to active", lambda: self._until(ServerState.ACTIVE))
+            await self._phase("BMC isolation", self._probe)
+            drift = await self._phase("drift", self._drift)
+            await self._phase("rotation", self._rotate)
+            await self._phase("decommission", self._decommission)
+        except NotCompleted as error:
+            failure = error
         left = (await self._rack.count()).since(before)
         egress = {
             "packets": left.packets,
@@ -147,7 +155,7 @@ class Prover:
         await self._record("sovereignty-test", self._server, card)
         path = await asyncio.to_thread(self._export, bundle, card)
         verification = await asyncio.to_thread(verify_bundle, path, self._site.keys.evidence.public_key_pem)
-        return Report(self._server, answers, stage, egress, self._seconds, path, verification, drift)
+        return Report(self._server, answers, stage, egress, self._seconds, path, verification, drift, failure)
 
     def claims(self, first: int) -> list[Claim]:
         """The statements of this run, each verified as it is read."""
@@ -241,7 +249,7 @@ class Prover:
         async for view in self._views():
             status = view.status
             waits = f"waits for {status.waiting_for}" if status.waiting_for else ""
-            doing = waits or status.step or status.reason
+            doing = ", ".join(part for part in (status.step, waits) if part) or status.reason
             if status.retry_at is not None:
                 doing = f"{status.step}: attempt {status.attempts} failed: {status.reason}"
             line = f"{status.state}: {doing}"

@@ -16,6 +16,7 @@ from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.securing import without_ipmi
 from freehold.out_of_band import server as oob
+from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.secure_boot import enroll_secure_boot
 from freehold.out_of_band.takeover import foreign_accounts
@@ -113,10 +114,12 @@ def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumSt
 
 
 async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
-    """TPM2_Clear: every key under the storage hierarchy is gone with its seed."""
+    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too."""
     order = await site.ordered(ctx, "tpm_clear", {})
     if order is None:
         return StepResult(done=False)
+    if ctx.facts.ek_sha256 is not None:
+        await ctx.agents.saw_tpm(ctx.facts.ek_sha256, None)
     return StepResult(facts={"tpm_cleared": True}, events=("the TPM's storage hierarchy is cleared",))
 
 
@@ -140,6 +143,7 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
         for account in foreign_accounts(await read_accounts(client), own):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
+        await harden(client)
         state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from freehold.model.findings import Finding
 from freehold.model.status import AgentSession, FirmwareFact
 from freehold.operations.inventory import compare
 from freehold.orchestration.site import Site
@@ -65,7 +66,13 @@ async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
         "firmware_reference": reference,
         "attestation": agent.details["attestation"],
     }
-    return StepResult(facts={"ek_sha256": identity, "learned_reference": reference}, statements=(("inventory", claim),))
+    findings = msgspec.convert(agent.details.get("findings", []), tuple[Finding, ...])
+    return StepResult(
+        facts={"ek_sha256": identity, "learned_reference": reference},
+        statements=(("inventory", claim),),
+        findings=findings,
+        resolved=("pcr-banks",),
+    )
 
 
 def measured_reference(agent: AgentSession) -> dict[str, tuple[str, ...]]:

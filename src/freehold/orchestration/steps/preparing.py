@@ -4,7 +4,6 @@ from freehold.model.findings import Finding, Severity
 from freehold.orchestration.references import KnownReference
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
-from freehold.orchestration.steps.discovering import measured_reference
 from freehold.out_of_band.secure_boot import enroll_secure_boot
 from freehold.out_of_band.server import set_bios_attributes
 from freehold.root_of_trust.attestation import reference
@@ -33,13 +32,6 @@ async def enroll(site: Site, ctx: StepContext) -> StepResult:
     databases = {name: list(prints) for name, prints in state.databases.items()}
     claim = {"enabled": state.enabled, "databases": databases, "confirmed_by": "PCR 7 of the next attested boot"}
     return StepResult(facts={"secure_boot_enrolled": True}, statements=(("secure-boot", claim),))
-
-
-async def learn_reference(_site: Site, ctx: StepContext) -> StepResult:
-    """Take down what the firmware measures now. Only here: in discovery, and inside a firmware job."""
-    agent = ctx.server.agent
-    assert agent is not None
-    return StepResult(facts={"learned_reference": measured_reference(agent)})
 
 
 async def approve_reference(site: Site, ctx: StepContext) -> StepResult:

@@ -7,7 +7,7 @@ staged with.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -77,15 +77,15 @@ def become(state: ReferenceState, wanted: ReferenceState) -> ReferenceState:
     )
 
 
+def leading(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many events from the start the two share."""
+    shorter = min(len(one), len(other))
+    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
+
+
 def in_common(one: ReferenceValues, other: ReferenceValues) -> int:
     """How many events from the start of each PCR the two share."""
-    total = 0
-    for pcr in map(str, PCRS):
-        for left, right in zip(one.digests.get(pcr, ()), other.digests.get(pcr, ()), strict=False):
-            if left != right:
-                break
-            total += 1
-    return total
+    return sum(leading(one.digests.get(pcr, ()), other.digests.get(pcr, ())) for pcr in map(str, PCRS))
 
 
 def closest(observed: ReferenceValues, known: Iterable[ReferenceValues]) -> ReferenceValues | None:
