@@ -49,9 +49,8 @@ class ReferenceLedger:
 
         async def work(connection: AsyncConnection) -> KnownReference:
             known = await _one(connection, values.id)
-            if known is not None and not (
-                known.state is ReferenceState.PENDING and await expired(connection, known.approval, now)
-            ):
+            pending = known is not None and known.state is ReferenceState.PENDING
+            if known is not None and not (pending and await expired(connection, known.approval, now)):
                 return known
             await ask_for(connection, request, now)
             if known is not None:  # nobody signed in time: the same values, asked for anew
