@@ -27,7 +27,7 @@ from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity, fetch_identity
 from freehold.root_of_trust.kek import FileKek
-from freehold.root_of_trust.vault import Vault
+from freehold.root_of_trust.vault import EmbeddedVault
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware, example_info
 from freehold_lab.bmc.service import serve
@@ -62,7 +62,7 @@ class View(msgspec.Struct, frozen=True):
     name: str
 
 
-async def rotate(vault: Vault, ports: Sequence[int], at_once: int) -> float:
+async def rotate(vault: EmbeddedVault, ports: Sequence[int], at_once: int) -> float:
     identity = BmcIdentity(spki_sha256=(await fetch_identity(f"127.0.0.1:{ports[0]}")).spki_sha256)
     turns = asyncio.Semaphore(at_once)
 
@@ -83,7 +83,7 @@ async def rotate(vault: Vault, ports: Sequence[int], at_once: int) -> float:
 def measure(servers: int, at_once: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        vault = Vault.create(directory / "vault", FileKek.create(directory / "vault.key"))
+        vault = EmbeddedVault.create(directory / "vault", FileKek.create(directory / "vault.key"))
         known = msgspec.json.encode(Credential(OWN_ACCOUNT, PASSWORD, generated=True))
         for number in range(servers):
             vault.put(f"bmc/s{number}/current", known)

@@ -10,6 +10,8 @@ import pytest
 from custody_support import PEOPLE, identities
 from swtpm_support import Vendor, running
 
+from freehold.root_of_trust import custody, site_vault
+from freehold.root_of_trust.custody import Choice, TpmPlace
 from freehold.root_of_trust.kek import CustodyUnavailable
 from freehold.root_of_trust.kek.tpm import SealedKeyRefused, TpmSealedKek
 from freehold.root_of_trust.vault import EmbeddedVault, WrongKeyEncryptionKey
@@ -72,6 +74,22 @@ def test_it_opens_after_a_reboot_and_not_when_pcr_7_differs(
             EmbeddedVault.open(vault.directory, kek)
     with powered(state, monkeypatch), pytest.raises(SealedKeyRefused, match="PCR 7"):
         TpmSealedKek.open(fresh.public, fresh.private)  # the old state is another state now
+
+
+def test_a_site_moves_into_its_tpm_and_no_key_stays_on_its_disk(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    site_vault.open_vault(site).put("bmc/r1/current", SECRET)
+    with powered(state, monkeypatch):
+        site_vault.rekey(site, site_vault.open_embedded(site), Choice(TpmPlace, custody.new_tpm), PEOPLE)
+    assert not list(site.glob("vault*.key"))
+    with powered(state, monkeypatch):
+        assert site_vault.open_vault(site).get("bmc/r1/current") == SECRET
+        extend_pcr_7()
+        with pytest.raises(SealedKeyRefused, match="PCR 7"):
+            site_vault.open_vault(site)
 
 
 def test_another_tpm_and_a_cleared_one_do_not_open_it(

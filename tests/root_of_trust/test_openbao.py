@@ -1,6 +1,9 @@
 """The vault in a real OpenBao server, a key in its transit engine: sealed, killed and restarted in mid-operation."""
 
+import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -11,10 +14,20 @@ import pytest
 from custody_support import PEOPLE, identities
 from openbao_support import POLICY, Authority, OpenBaoServer
 
+from freehold.root_of_trust import site_vault
+from freehold.root_of_trust.custody import KvPlace, Server
 from freehold.root_of_trust.kek import CustodyUnavailable, MemoryKek
 from freehold.root_of_trust.kek.transit import TransitKek
+from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.openbao import OpenBao, OpenBaoDenied, OpenBaoSealed, OpenBaoUnreachable
-from freehold.root_of_trust.vault import Credential, CredentialSlots, DestroyedKey, EmbeddedVault, TamperedRecord
+from freehold.root_of_trust.vault import (
+    Credential,
+    CredentialSlots,
+    DestroyedKey,
+    EmbeddedVault,
+    TamperedRecord,
+    VaultError,
+)
 from freehold.root_of_trust.vault.openbao import OpenBaoVault
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
@@ -253,6 +266,64 @@ def test_the_policy_allows_no_more_than_the_documentation_says(bao: OpenBao) -> 
     ):
         with pytest.raises(OpenBaoDenied):
             bao.call("do more", work)
+
+
+# ---- as a site has it
+
+
+@pytest.mark.parametrize("kind", ["openbao", "openbao-kv"])
+def test_a_site_keeps_its_keys_there_and_says_when_it_is_sealed(
+    kind: str, vault: OpenBaoVault, server: OpenBaoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`freehold vault init`, the site's own keys, `status` while OpenBao is sealed, and all of it after a restart."""
+    state, secret_id = tmp_path / "state", tmp_path / "secret-id"
+    secret_id.write_text(value := server.new_secret_id())
+    secret_id.chmod(0o600)
+    monkeypatch.setenv("FREEHOLD_OPENBAO_SECRET_ID_FILE", str(secret_id))
+    monkeypatch.setenv("FREEHOLD_STATE", str(state))
+    said = ""
+
+    def freehold(*words: str) -> subprocess.CompletedProcess[str]:
+        nonlocal said
+        command = [sys.executable, "-m", "freehold.interfaces.cli.main", "vault", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        said += " ".join(command) + done.stdout + done.stderr
+        return done
+
+    where = ["--address", server.address, "--ca", str(server.authority.file), "--role-id", server.role_id]
+    people = [word for name, recipient in PEOPLE.items() for word in ("--recovery", f"{name}={recipient}")]
+    more = people if kind == "openbao" else ["--mount", "freehold"]
+    made = freehold("init", "--kek", kind, *where, *more)
+    assert made.returncode == 0, made
+    keys = SiteKeys.create(state, site_vault.open_vault(state), "lab", ["172.30.2.2"])
+    status = json.loads(freehold("status", "-o", "json").stdout)
+    assert (status["kind"], status["opens"], status["secrets"]) == (kind, True, 8)
+    audit = freehold("audit", "-o", "json")
+    assert (audit.returncode, len(json.loads(audit.stdout)["records"])) == (0, 8)
+    again = freehold("init", "--kek", kind, *where, *more)
+    assert "has a vault already" in again.stderr
+    server.seal()
+    sealed = freehold("status")
+    assert sealed.returncode == 3
+    assert f"OpenBao at {server.address} is sealed" in sealed.stderr
+    assert "unseal it" in sealed.stderr
+    server.kill()
+    server.start()
+    reopened = SiteKeys.load(state, site_vault.open_vault(state))
+    assert reopened.public_files() == keys.public_files()
+    assert value not in said
+    for file in state.rglob("*"):
+        assert not file.is_file() or b"PRIVATE KEY" not in file.read_bytes()
+
+
+def test_a_mount_that_holds_secrets_already_is_not_taken_for_a_new_site(
+    vault: OpenBaoVault, running: OpenBaoServer, tmp_path: Path
+) -> None:
+    vault.put("bmc/r1/current", SECRET)
+    place = KvPlace(Server(running.address, str(running.authority.file), running.role_id), "freehold")
+    with pytest.raises(VaultError, match="holds 1 secrets already"):
+        site_vault.found_kv(tmp_path, place, running.new_secret_id)
+    assert not (tmp_path / "custody.json").exists()
 
 
 # ---- transit

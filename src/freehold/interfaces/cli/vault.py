@@ -217,23 +217,17 @@ def _show(facts: dict[str, Any], output: str) -> None:
     if output == "json":
         show_json(facts)
         return
-    shared = facts["recovery"]
-    lines = {
-        "kept by": ", ".join(
-            f"{name} {value}" for name, value in facts.items() if name in ("kind", "module", "token", "file", "mount")
-        ),
-        "key": facts["key_id"] or "OpenBao's own",
-        "recovery": f"any two of {', '.join(shared['people'])}"
-        if shared
-        else "nobody"
-        if facts["key_id"]
-        else "OpenBao's",
-        "recovery key": f"{shared['key']} (write it down: it is compared at a recovery)" if shared else None,
-        "opens": {True: f"yes, {facts.get('secrets')} secrets", False: "NO"}.get(facts.get("opens")),  # type: ignore[arg-type]
-    }
-    for name, value in lines.items():
-        if value:
-            click.echo(f"{name + ':':<14}{value}")
+    shown = [f"{name} {facts[name]}" for name in ("kind", "module", "token", "file", "mount") if name in facts]
+    lines = [("kept by", ", ".join(shown)), ("key", facts["key_id"] or "OpenBao's own")]
+    if shared := facts["recovery"]:
+        lines += [("recovery", f"any two of {', '.join(shared['people'])}")]
+        lines += [("recovery key", f"{shared['key']} (write it down: it is compared at a recovery)")]
+    else:
+        lines += [("recovery", "nobody" if facts["key_id"] else "OpenBao's")]
+    if "opens" in facts:
+        lines += [("opens", f"yes, {facts['secrets']} secrets" if facts["opens"] else "NO")]
+    for name, value in lines:
+        click.echo(f"{name + ':':<14}{value}")
 
 
 def _show_findings(found: list[Finding]) -> None:
