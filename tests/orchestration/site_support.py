@@ -54,7 +54,8 @@ def founded() -> tuple[Path, Path]:
     """(state directory of a site with keys, PEM of a BMC's factory key): RSA keys cost more than all else in a test."""
     root = Path(tempfile.mkdtemp(prefix="freehold-test-"))
     (root / "state").mkdir()
-    SiteKeys.create(root / "state", open_vault(root / "state"), "lab", ["127.0.0.1"])
+    vault = open_vault(root / "state")
+    SiteKeys.create(root / "state", vault, "lab", ["127.0.0.1"], bmc_networks=["127.0.0.0/8"])
     return root / "state", root / "https.pem"
 
 

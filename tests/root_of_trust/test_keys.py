@@ -22,6 +22,7 @@ from crash_points import run_until_crash
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 ADDRESSES = ["172.30.1.2", "127.0.0.1"]
+OOB = ["172.30.1.0/24"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def vault(tmp_path: Path) -> Vault:
 
 
 def create(vault: Vault, now: datetime = NOW) -> SiteKeys:
-    return SiteKeys.create(vault.directory.parent, vault, "lab", ADDRESSES, lambda: now)
+    return SiteKeys.create(vault.directory.parent, vault, "lab", ADDRESSES, lambda: now, bmc_networks=OOB)
 
 
 def test_creating_twice_and_loading_give_the_same_keys(vault: Vault) -> None:
@@ -52,7 +53,7 @@ def test_creating_twice_and_loading_give_the_same_keys(vault: Vault) -> None:
     files = {path.name: path.read_bytes() for path in (vault.directory.parent / "keys").iterdir()}
     assert files == made.public_files()
     assert sorted(files) == [
-        "agent-ca.pem", "db.pem", "evidence.pub", "image.pub", "kek.pem", "owner-guid", "pk.pem",
+        "agent-ca.pem", "bmc-ca.pem", "db.pem", "evidence.pub", "image.pub", "kek.pem", "owner-guid", "pk.pem",
     ]  # fmt: skip
     assert b"PRIVATE" not in b"".join(files.values())
     assert "PRIVATE" not in repr(made) + repr(made.agent_ca) + repr(vars(made))
@@ -79,7 +80,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
         died = run_until_crash(monkeypatch, dies_at, lambda vault=vault: create(vault))
         there = {path: vault.get(path) for path in vault.paths()}
         keys = create(vault)
-        assert len(vault.paths()) == 8
+        assert len(vault.paths()) == 9
         assert all(vault.get(path) == secret for path, secret in there.items())
         assert keys.public_files() == SiteKeys.load(state, vault, lambda: NOW).public_files()
         if not died:
@@ -94,6 +95,18 @@ def test_loading_an_incomplete_set_says_what_is_missing(vault: Vault) -> None:
     vault.destroy("site/keys/db")
     with pytest.raises(SiteKeysError, match="lacks the site's db key"):
         SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
+
+
+def test_a_vault_that_is_older_than_the_bmc_ca_still_loads_and_is_completed(vault: Vault) -> None:
+    made = create(vault)
+    vault.destroy("site/keys/bmc-ca")
+    (vault.directory.parent / "keys/bmc-ca.pem").unlink()
+    old = SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
+    assert old.bmc_ca is None
+    assert old.agent_ca.certificate_pem == made.agent_ca.certificate_pem
+    completed = create(vault)
+    assert completed.bmc_ca is not None
+    assert completed.evidence.key_id == made.evidence.key_id
 
 
 def test_a_public_file_that_was_changed_is_an_error_and_a_missing_one_is_written_again(vault: Vault) -> None:
@@ -113,13 +126,13 @@ def test_a_public_file_that_was_changed_is_an_error_and_a_missing_one_is_written
 def test_keys_of_another_site_or_address_are_not_replaced(vault: Vault, site: str, addresses: list[str]) -> None:
     create(vault)
     with pytest.raises(SiteKeysError, match=r"holds the keys of site 'lab' at 172\.30\.1\.2"):
-        SiteKeys.create(vault.directory.parent, vault, site, addresses)
+        SiteKeys.create(vault.directory.parent, vault, site, addresses, bmc_networks=OOB)
 
 
 @pytest.mark.parametrize("addresses", [[], ["controller.example"], ["172.30.1.300"], ["10.0.0.0/8"]])
 def test_a_malformed_address_is_refused_before_anything_is_made(vault: Vault, addresses: list[str]) -> None:
     with pytest.raises(pki.CertificateError, match="address"):
-        SiteKeys.create(vault.directory.parent, vault, "lab", addresses)
+        SiteKeys.create(vault.directory.parent, vault, "lab", addresses, bmc_networks=OOB)
     assert vault.paths() == []
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.evidence import EvidenceLog, PublicKey, dsse
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import SiteSpec
+from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, OsImage
 from freehold.provisioning.images import build, manifest
@@ -60,6 +60,15 @@ def open_vault(state: Path) -> Vault:
         return Vault.create(directory, kek)
     kek = FileKek.open(key_file)
     return Vault.open(directory, kek) if (directory / "vault.json").exists() else Vault.create(directory, kek)
+
+
+def open_keys(state: Path, vault: Vault, site: str, spec: SiteSpec, networks: dict[str, NetworkSpec]) -> SiteKeys:
+    """The site's keys; what is missing is made. An issuing CA that no ceremony certified is said to be so."""
+    addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
+    keys = SiteKeys.create(state, vault, site, addresses, bmc_networks=[networks[spec.networks.oob].prefix])
+    if keys.root is None:
+        logger.warning("no root ceremony was held: the issuing CAs are self-signed in the vault (docs/key-ceremony.md)")
+    return keys
 
 
 def origin_of(site: str) -> str:

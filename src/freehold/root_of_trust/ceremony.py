@@ -1,0 +1,79 @@
+"""The root of a site, on a machine that is not the site's: made once, opened by any two of its custodians to issue.
+
+    DIR/root.pem            the certificate, public
+    DIR/root.key.sealed     the private key (PKCS #8), encrypted under a random key that is nowhere
+    DIR/NAME.share          that random key, as one custodian's share (`freehold.root_of_trust.custody`)
+
+The private key is in the clear only in the memory of this process, while it signs.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from freehold.evidence import durable
+from freehold.root_of_trust import custody, pki
+
+CERTIFICATE, SEALED_KEY, SHARE = "root.pem", "root.key.sealed", ".share"
+_CONTEXT = b"freehold-root-key/1"
+
+
+def make_root(
+    directory: Path, site: str, passphrases: Mapping[str, str], now: datetime, *, cost: int = custody.COST
+) -> x509.Certificate:
+    """A new root in an empty directory, and a share for each custodian. Raises `CustodyRefused`, `CertificateError`."""
+    if directory.exists() and any(directory.iterdir()):
+        raise custody.CustodyRefused(f"{directory} is not empty", remedy="give a new directory: a root is made once")
+    key, sealing = ec.generate_private_key(ec.SECP384R1()), secrets.token_bytes(32)
+    certificate = pki.root_ca(key, site, now)
+    shares = custody.split(sealing, passphrases, cost=cost)
+    private = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    nonce = os.urandom(12)
+    durable.make_directory(directory, 0o700)
+    durable.replace(directory / SEALED_KEY, nonce + AESGCM(sealing).encrypt(nonce, private, _CONTEXT), 0o600)
+    for name, share in shares.items():
+        durable.replace(directory / f"{name}{SHARE}", share, 0o600)
+    durable.replace(directory / CERTIFICATE, pki.pem(certificate))
+    return certificate
+
+
+def root_certificate(directory: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes())
+    except FileNotFoundError:
+        raise custody.CustodyRefused(
+            f"{directory} holds no root", remedy="make one with `freehold pki ceremony init`, or give its directory"
+        ) from None
+
+
+def issue(
+    directory: Path, request: x509.CertificateSigningRequest, shares: Sequence[tuple[bytes, str]], now: datetime
+) -> x509.Certificate:
+    """An issuing CA for the request, under two custodians' shares. Raises `CustodyRefused`, `CertificateError`."""
+    root = root_certificate(directory)
+    pki.requested_zone(request)  # before anybody's share is opened
+    return pki.issue_authority(request, root, _open(directory, root, custody.join(shares)), now)
+
+
+def _open(directory: Path, root: x509.Certificate, sealing: bytes) -> ec.EllipticCurvePrivateKey:
+    sealed = (directory / SEALED_KEY).read_bytes()
+    try:
+        private = AESGCM(sealing).decrypt(sealed[:12], sealed[12:], _CONTEXT)
+    except InvalidTag:
+        raise custody.CustodyRefused(
+            f"the shares do not open {directory / SEALED_KEY}", expected="the shares that were made with this root"
+        ) from None
+    key = serialization.load_der_private_key(private, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != root.public_key():
+        raise custody.CustodyRefused(f"the key in {directory} is not that of {CERTIFICATE}")
+    return key
