@@ -20,6 +20,7 @@ from freehold.model.resources import (
 )
 from freehold.model.status import (
     AgentSession,
+    BmcCertificate,
     Drift,
     Facts,
     Intent,
@@ -27,11 +28,19 @@ from freehold.model.status import (
     Medium,
     Order,
     OrderState,
+    PendingCertificate,
     ServerState,
     ServerStatus,
     Tenancy,
 )
-from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, rotation_due
+from freehold.orchestration.conditions import (
+    AGENT_LOST,
+    BOOT_PATIENCE,
+    certificate_due,
+    certificate_fresh,
+    fact,
+    rotation_due,
+)
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
 from freehold.orchestration.lifecycle import forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
@@ -46,6 +55,8 @@ PREPARED: dict[str, Any] = {
     "secure_boot_enrolled": True,
     "reference_values": {"pcr0": "", "pcr2": ""},
 }
+CERTIFICATE = BmcCertificate(serial="1", sha256="c" * 64, not_before=NOW - 86400, not_after=NOW + 397 * 86400)
+KNOWN: dict[str, Any] = {"bmc_identity": "x", "bmc_certificate": CERTIFICATE}
 ASSIGNED = Assigned("web", AssignmentSpec(server="a", image="i", hostname="h"), "r1")
 
 
@@ -63,6 +74,7 @@ def test_securing_goes_goal_by_goal() -> None:
     for name in (
         "bmc_identity",
         "bmc_credential_committed",
+        "bmc_certificate",
         "factory_accounts_disabled",
         "ipmi_off",
         "posture_recorded",
@@ -70,10 +82,11 @@ def test_securing_goes_goal_by_goal() -> None:
         decision = next_step(view(S.SECURING, facts), NOW)
         assert isinstance(decision, Do)
         steps.append(decision.step)
-        facts = msgspec.structs.replace(facts, **{name: "x" if name == "bmc_identity" else True})
+        facts = msgspec.structs.replace(facts, **{name: KNOWN.get(name, True)})
     assert steps == [
         "pin_identity",
         "take_over_credential",
+        "install_certificate",
         "disable_factory_accounts",
         "disable_ipmi",
         "record_posture",
@@ -119,7 +132,7 @@ def test_an_agent_that_did_its_work_may_go() -> None:
     assert next_step(view(S.PROVISIONING, facts), NOW) == Do("boot_os", "boot_os")
 
 
-ROTATED = Facts(bmc_credential_since=NOW - 10)
+ROTATED = Facts(bmc_credential_since=NOW - 10, bmc_certificate=CERTIFICATE)
 
 
 def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
@@ -133,7 +146,7 @@ def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
 
 @pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
 def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
-    facts = Facts(bmc_credential_since=NOW - 10, last_drift_check=NOW, last_attestation=NOW)
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
     rotate = Do("rotate_credential", "rotate_credential")
     assert isinstance(next_step(view(state, facts), NOW), Idle)
     month = 30 * 86400.0
@@ -158,6 +171,57 @@ def test_a_fleet_does_not_rotate_in_one_night() -> None:
     assert max(nights.values()) < 100
 
 
+@pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
+def test_a_certificate_is_renewed_in_the_last_third_of_its_life(state: S) -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    renew = Do("renew_certificate", "renew_certificate")
+    idle = next_step(view(state, facts), NOW)
+    assert isinstance(idle, Idle)
+    assert next_step(view(state, msgspec.structs.replace(facts, bmc_certificate=None)), NOW) == renew
+    old = msgspec.structs.replace(CERTIFICATE, not_before=NOW - 300 * 86400, not_after=NOW + 98 * 86400)
+    assert next_step(view(state, msgspec.structs.replace(facts, bmc_certificate=old)), NOW) == renew
+
+
+@given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
+def test_a_renewal_falls_due_at_the_beginning_of_the_last_third(name: str, life: float) -> None:
+    installed = msgspec.structs.replace(CERTIFICATE, not_before=NOW, not_after=NOW + life)
+    server = msgspec.structs.replace(view(S.ACTIVE, Facts(bmc_certificate=installed)), name=name)
+    due = certificate_due(server)
+    assert NOW + life * 2 / 3 - 1 <= due <= NOW + life * (2 / 3 + 1 / 15) + 1
+    assert not certificate_fresh(server, due)
+    assert certificate_fresh(server, due - 1)
+
+
+def test_a_confirmation_is_settled_when_the_key_is_pinned() -> None:
+    confirm = Intent(id=4, kind=IntentKind.CONFIRM, by="ann", args={"fingerprint": "ab" * 32})
+    assert next_step(view(S.SECURING, intents=(confirm,)), NOW) == Do("pin_identity", "pin_identity")
+    pinned = Facts(bmc_identity="ab" * 32)
+    assert next_step(view(S.SECURING, pinned, intents=(confirm,)), NOW) == Settle(4, "the BMC's key is pinned")
+    late = next_step(view(S.ACTIVE, pinned, intents=(confirm,)), NOW)
+    assert isinstance(late, Refuse)
+    assert "first contact with the BMC of a server that is active is over" in late.reason
+
+
+def test_a_release_may_accept_a_new_bmc_key_which_is_then_the_only_one() -> None:
+    key = "AB" * 32
+    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", reason="new board", args={"accept_bmc_key": key})
+    known = Facts(
+        bmc_identity="cd" * 32, bmc_certificate=CERTIFICATE, bmc_certificate_pending=PendingCertificate(pem="")
+    )
+    server = view(S.QUARANTINED, known, status={"quarantined_from": S.ACTIVE}, intents=(accept,))
+    move = next_step(server, NOW)
+    assert isinstance(move, Move)
+    assert (move.state, move.released, move.intent) == (S.ACTIVE, True, 5)
+    assert move.reason == f"release by ann: new board (accepts BMC key {key.lower()})"
+    assert move.facts == {"bmc_identity": key.lower(), "bmc_certificate": None, "bmc_certificate_pending": None}
+    ((name, claim),) = move.statements
+    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by ann")
+    declared = msgspec.structs.replace(SPEC.bmc, expected_fingerprint="ef" * 32)
+    refused = next_step(msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, bmc=declared)), NOW)
+    assert isinstance(refused, Refuse)
+    assert f"declares BMC key {'ef' * 32}" in refused.reason
+
+
 def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
     facts = Facts(os_booted_at=NOW - 40)
     for session in (None, agent("os", attested_at=NOW), agent("ramdisk", started=NOW - 30, attested_at=NOW)):
@@ -175,7 +239,7 @@ def drift(*kinds: DriftKind) -> tuple[Drift, ...]:
 
 
 def test_drift_by_policy() -> None:
-    checked = {"last_drift_check": NOW - 1, "last_attestation": NOW - 1}
+    checked = {"last_drift_check": NOW - 1, "last_attestation": NOW - 1, "bmc_certificate": CERTIFICATE}
     told = PolicySpec(remediation={DriftKind.FIRMWARE_VERSION: Reaction.REPORT})
     reported = view(S.ACTIVE, Facts(drift=drift(DriftKind.FIRMWARE_VERSION), **checked), policy=told)
     assert next_step(reported, NOW) == Idle(NOW - 1 + 300)
@@ -299,6 +363,7 @@ facts = st.builds(
     Facts,
     **{name: st.booleans() for name in Facts.__struct_fields__ if isinstance(getattr(Facts(), name), bool)},
     bmc_identity=st.none() | st.just("id"),
+    bmc_certificate=st.none() | st.just(CERTIFICATE),
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
@@ -14,12 +14,15 @@ from freehold.orchestration.conditions import (
     agent_attested,
     agent_expected,
     blocking,
+    certificate_due,
+    certificate_fresh,
     credential_fresh,
     drift_checked,
     every_medium,
     fact,
     first_medium,
     fresh_or_drifted,
+    or_drifted,
     os_attested,
     os_ready,
     rechecked,
@@ -83,6 +86,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.SECURING: (
         established("pin_identity", "bmc_identity"),
         established("take_over_credential", "bmc_credential_committed"),
+        established("install_certificate", "bmc_certificate"),
         established("disable_factory_accounts", "factory_accounts_disabled"),
         established("disable_ipmi", "ipmi_off"),
         established("record_posture", "posture_recorded"),
@@ -100,7 +104,10 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("enroll_secure_boot", "secure_boot_enrolled"),
         established("approve_reference", "reference_values"),
     ),
-    S.AVAILABLE: (Goal("credential fresh", credential_fresh, "rotate_credential"),),
+    S.AVAILABLE: (
+        Goal("credential fresh", credential_fresh, "rotate_credential"),
+        Goal("certificate fresh", certificate_fresh, "renew_certificate"),
+    ),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
         established("write_image", "image_written"),
@@ -117,6 +124,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("drift checked", drift_checked, "check_drift"),
         Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
+        Goal("certificate fresh", or_drifted(certificate_fresh), "renew_certificate"),
     ),
     S.DRIFTED: (),
     S.REMEDIATING: (
@@ -200,7 +208,7 @@ def _onward(server: ServerView) -> Decision:
         case S.AVAILABLE:
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(rotation_due(server))
+                return Idle(min(rotation_due(server), certificate_due(server)))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
@@ -237,7 +245,12 @@ def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
-    return min(checked, last + parse_duration(server.policy.attestation_interval), rotation_due(server))
+    return min(
+        checked,
+        last + parse_duration(server.policy.attestation_interval),
+        rotation_due(server),
+        certificate_due(server),
+    )
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -256,11 +269,33 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             if to_erase and (missing := unprepared(server.facts)):
                 return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
             target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
+            if (key := intent.args.get("accept_bmc_key")) is not None:
+                return _repinned(server, intent, Move(target, why, intent.id, released=True), str(key).lower())
             return Move(target, why, intent.id, released=True)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
         case IntentKind.ROTATE:
             # The goals do it, now or in the next state that has the goal; then the intent is settled.
             return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
+        case IntentKind.CONFIRM:
+            # `pin_identity` looks for it; what it confirms is compared with what the BMC shows then.
+            return Settle(intent.id, "the BMC's key is pinned") if server.facts.bmc_identity else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
+
+
+def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
+    """A release by somebody who vouches for the key that the BMC has now: that key is pinned, and nothing else counts,
+    until a new certificate is installed."""
+    declared = server.spec.bmc.expected_fingerprint
+    if declared is not None and declared.lower() != key:
+        return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
+    facts: dict[str, object] = {"bmc_identity": key, "bmc_certificate": None, "bmc_certificate_pending": None}
+    claim: dict[str, object] = {
+        "address": server.spec.bmc.address,
+        "spki_sha256": key,
+        "method": f"accepted by {intent.by}",
+        "reason": intent.reason,
+    }
+    reason = f"{move.reason} (accepts BMC key {key})"
+    return replace(move, reason=reason, facts=facts, statements=(("bmc-identity", claim),))

@@ -5,10 +5,12 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from cryptography import x509
 
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
@@ -17,15 +19,17 @@ from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
+from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
-from freehold.root_of_trust.keys import SiteKeys
+from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT = 8080, 8443
@@ -155,7 +159,7 @@ class Site:
 
     @asynccontextmanager
     async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
-        """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
+        """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
         credential = await self.slots(view).current()
         if credential is None:
             raise FreeholdError(
@@ -167,12 +171,28 @@ class Site:
             yield client
 
     def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
-        pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
-        if pinned is None:
+        return RedfishClient.connect(view.spec.bmc.address, self.bmc_identity(view), credential, server=view.name)
+
+    def bmc_identity(self, view: ServerView) -> BmcIdentity:
+        """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
+        ca_pem = crl_pem = None
+        if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
+            ca_pem = self.bmc_ca.certificate_pem.decode()
+            crl_pem = authorities.bmc_revocation_list(self.vault, pki.utc_now()).decode()
+        identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
+        if identity is None:
             raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
-        identity = BmcIdentity(spki_sha256=pinned.lower())
-        return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
+        return identity
+
+    @property
+    def bmc_ca(self) -> CertifiedKey:
+        if self.keys.bmc_ca is None:
+            raise FreeholdError("the vault holds no BMC CA", remedy="restart `freehold serve`, which makes one")
+        return self.keys.bmc_ca
+
+    def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
+        """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
+        return authorities.issue_bmc_certificate(self.bmc_ca, key, address, now)
 
 
 class VaultSlots:
