@@ -154,14 +154,17 @@ def unrecognised(certificate_der: bytes, identity: BmcIdentity, host: str, now: 
     """Why this is not the certificate of the BMC at `host`; None: it is. What cannot be verified is not."""
     try:
         seen = spki_sha256(certificate_der)
-        if identity.spki_sha256 is not None and hmac.compare_digest(seen, identity.spki_sha256):
-            return None
-        if identity.ca_pem is None:
-            return f"it shows another key ({seen}) than the pinned one"
+    except Exception:
+        return "it shows no certificate that can be read"
+    if identity.spki_sha256 is not None and hmac.compare_digest(seen, identity.spki_sha256):
+        return None
+    if identity.ca_pem is None:
+        return f"it shows another key ({seen}) than the pinned one"
+    try:
         why = _not_issued(certificate_der, identity.ca_pem, identity.crl_pem, host, now)
-        return why and f"its certificate (key {seen}) does not verify: {why}"
     except Exception as error:
-        return f"its certificate does not verify: {str(error) or type(error).__name__}"
+        why = str(error) or type(error).__name__
+    return why and f"its certificate (key {seen}) does not verify: {why}"
 
 
 def _not_issued(certificate_der: bytes, ca_pem: str, crl_pem: str | None, host: str, now: datetime) -> str | None:
