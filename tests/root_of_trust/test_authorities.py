@@ -128,17 +128,17 @@ def test_the_list_is_signed_anew_in_time_and_keeps_what_was_revoked(vault: Vault
 
 def test_what_the_log_lacks_is_said_once(vault: Vault) -> None:
     def said() -> list[tuple[str, str]]:
-        found = authorities.unrecorded(vault, keys(vault))
+        found = authorities.unrecorded(vault)
         for claim in found:
             authorities.mark_recorded(vault, claim)
         return [(claim["event"], claim.get("purpose", claim["serial"])) for claim in found]
 
-    assert authorities.unrecorded(vault, keys(vault))[1]["root"] == "none"
+    assert authorities.unrecorded(vault)[1]["root"] == "none"
     assert said() == [("issued", "agent CA"), ("issued", "BMC CA"), ("issued", "controller")]
     assert said() == []
     authorities.revoke(vault, [255], NOW)
     certify(vault, "bmc", list(OOB))
-    found = authorities.unrecorded(vault, keys(vault))
+    found = authorities.unrecorded(vault)
     assert found[1]["root"] == pki.sha256(root_of(vault))
     assert found[1]["zone"] == ["172.30.1.0/24"]
     assert said() == [("issued", "root"), ("issued", "BMC CA"), ("revoked", "ff")]

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from freehold.root_of_trust import pki
+from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys, SiteKeysError
 from freehold.root_of_trust.vault import Vault
@@ -166,7 +166,7 @@ def handshake(server_key: bytes, server_certificate: bytes, ca: bytes, name: str
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "server.pem")
     client = ssl.create_default_context(cadata=ca.decode())
-    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
@@ -194,6 +194,22 @@ def test_an_agent_accepts_the_controller_at_its_addresses_only(tmp_path: Path) -
     other = pki.agent_ca(ec.generate_private_key(ec.SECP256R1()), "lab", pki.addresses(ADDRESSES), pki.utc_now())
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(server.private_pem, server.certificate_pem, pki.pem(other), "172.30.1.2", tmp_path)
+
+
+def test_an_agent_accepts_a_controller_whose_ca_a_root_certified(tmp_path: Path) -> None:
+    vault = Vault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
+    now, root_key = pki.utc_now(), ec.generate_private_key(ec.SECP384R1())
+    before, root = create(vault, now), pki.root_ca(root_key, "lab", now)
+    zone = pki.networks(ADDRESSES)
+    request = x509.load_pem_x509_csr(authorities.request(vault, "agent", zone))
+    issued = pki.issue_authority(request, root, root_key, now)
+    authorities.install(tmp_path, vault, "agent", pki.pem(issued), pki.pem(root), now)
+    after = SiteKeys.load(tmp_path, vault, lambda: now)
+    server = after.controller_tls
+    for ca in (before.agent_ca, after.agent_ca):  # an agent that was built before the ceremony, and one built after it
+        handshake(server.private_pem, server.certificate_pem, ca.certificate_pem, "172.30.1.2", tmp_path)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(server.private_pem, server.certificate_pem, ca.certificate_pem, "172.30.1.3", tmp_path)
 
 
 @pytest.mark.parametrize("name", [x509.IPAddress(ipaddress.ip_address("10.9.9.9")), x509.DNSName("bmc.example")])

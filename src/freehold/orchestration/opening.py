@@ -63,12 +63,9 @@ def open_vault(state: Path) -> Vault:
 
 
 def open_keys(state: Path, vault: Vault, site: str, spec: SiteSpec, networks: dict[str, NetworkSpec]) -> SiteKeys:
-    """The site's keys; what is missing is made. An issuing CA that no ceremony certified is said to be so."""
+    """The site's keys; what is missing is made, for the controller and the networks that are declared."""
     addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
-    keys = SiteKeys.create(state, vault, site, addresses, bmc_networks=[networks[spec.networks.oob].prefix])
-    if keys.root is None:
-        logger.warning("no root ceremony was held: the issuing CAs are self-signed in the vault (docs/key-ceremony.md)")
-    return keys
+    return SiteKeys.create(state, vault, site, addresses, bmc_networks=[networks[spec.networks.oob].prefix])
 
 
 def origin_of(site: str) -> str:

@@ -43,7 +43,10 @@ def install(state_dir: Path, vault: Vault, role: str, certificate_pem: bytes, ro
     """Take in what the root issued. The key stays, so what the CA has issued stays valid. Raises `CertificateError` if
     the certificate is not of this CA's key and name, or not of this root."""
     ca = certified(vault, NAMES[role])
-    issued, root = (x509.load_pem_x509_certificate(pem) for pem in (certificate_pem, root_pem))
+    try:
+        issued, root = (x509.load_pem_x509_certificate(pem) for pem in (certificate_pem, root_pem))
+    except ValueError as error:
+        raise pki.CertificateError(f"this is not a certificate: {error}", expected="two in PEM") from error
     if (pki.spki_sha256(issued), issued.subject) != (pki.spki_sha256(ca.certificate), ca.certificate.subject):
         raise pki.CertificateError(
             f"the certificate is of {issued.subject.rfc4514_string()}, or of another key",
@@ -101,26 +104,26 @@ def revoked(vault: Vault) -> dict[int, datetime]:
     return pki.revoked_serials(x509.load_pem_x509_crl(stored), certified(vault, NAMES["bmc"]).certificate)
 
 
-def own_claims(keys: SiteKeys) -> list[dict[str, Any]]:
+def own_claims(vault: Vault) -> list[dict[str, Any]]:
     """What there is to say of the site's own certificates: the root, the issuing CAs, the controller's."""
-    root = x509.load_pem_x509_certificate(keys.root) if keys.root else None
+    stored = vault.get(ROOT_CERTIFICATE)
+    root = x509.load_pem_x509_certificate(stored) if stored is not None else None
     claims = [pki.claim(root, "root")] if root is not None else []
-    for role, ca in (("agent CA", keys.agent_ca), ("BMC CA", keys.bmc_ca)):
-        if ca is not None:
-            trusted = NO_ROOT if root is None or pki.is_self_signed(ca.certificate) else pki.sha256(root)
-            zone = [str(network) for network in pki.zone(ca.certificate)]
-            claims.append(pki.claim(ca.certificate, role, root=trusted, zone=zone))
-    return [*claims, pki.claim(keys.controller_tls.certificate, "controller")]
+    for role, name in (("agent CA", "agent-ca"), ("BMC CA", "bmc-ca")):
+        ca = certified(vault, name).certificate
+        trusted = NO_ROOT if root is None or pki.is_self_signed(ca) else pki.sha256(root)
+        claims.append(pki.claim(ca, role, root=trusted, zone=[str(network) for network in pki.zone(ca)]))
+    return [*claims, pki.claim(certified(vault, "controller-tls").certificate, "controller")]
 
 
-def unrecorded(vault: Vault, keys: SiteKeys) -> list[dict[str, Any]]:
+def unrecorded(vault: Vault) -> list[dict[str, Any]]:
     """The claims of own certificates and of revocations that are not marked as recorded."""
     done = _recorded(vault)
     revocations = [
         {"event": "revoked", "issuer": "BMC CA", "serial": f"{serial:x}", "at": at.isoformat()}
         for serial, at in revoked(vault).items()
     ]
-    return [claim for claim in (*own_claims(keys), *revocations) if _digest(claim) not in done]
+    return [claim for claim in (*own_claims(vault), *revocations) if _digest(claim) not in done]
 
 
 def mark_recorded(vault: Vault, claim: dict[str, Any]) -> None:

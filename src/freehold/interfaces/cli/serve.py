@@ -106,6 +106,8 @@ async def run(state: Path, base: BaseArtifacts) -> None:
         name, spec, networks = await site_documents(store)
         vault = open_vault(state)
         keys = await asyncio.to_thread(open_keys, state, vault, name, spec, networks)
+        if keys.root is None:
+            logger.warning("no root ceremony was held: the issuing CAs vouch for themselves (docs/key-ceremony.md)")
         (state / "tpm-roots").mkdir(exist_ok=True)
         with await asyncio.to_thread(open_log, state, name, keys) as log:
             boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
