@@ -45,6 +45,7 @@ ACTIONS = {
     "bmc-reboot": "seconds without an answer",
     "factory-certificate": "",
     "power-loss": "",
+    "tampered-firmware": "",
     "rogue-dhcp": "on or off, for the whole lab",
 }
 

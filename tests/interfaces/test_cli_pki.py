@@ -97,9 +97,8 @@ async def issued(site: Shell) -> str:
     """A site with a log, in which server-1's BMC has a certificate; its serial number."""
     vault = open_vault(site.state)
     keys = SiteKeys.create(site.state, vault, "lab", ["172.30.2.2"], bmc_networks=["172.30.1.0/24"])
-    assert keys.bmc_ca is not None
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    leaf = authorities.issue_bmc_certificate(keys.bmc_ca, key, "172.30.1.11", pki.utc_now())
+    leaf = authorities.issue_bmc_certificate(vault, key, "172.30.1.11", pki.utc_now())
     with open_log(site.state, "lab", keys) as log:
         await record_certificates(vault, log)
         size = log.size

@@ -252,7 +252,7 @@ async def place_at(tmp_path: Path, hardware: MemoryHardware, address: str) -> As
     store = await Store.open(tmp_path / "freehold.db")
     lease = Lease(store.ledger, ttl=600.0)
     await lease.take()
-    site.agents = store.agents
+    site.store, site.agents = store, store.agents
     place = Place(site, store, Evidence(), hardware, lease)
     try:
         with pytest.MonkeyPatch.context() as patch:

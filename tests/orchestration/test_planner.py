@@ -13,16 +13,20 @@ from freehold.model.resources import (
     Bmc,
     Credential,
     DriftKind,
+    Firmware,
+    FirmwareBaselineSpec,
     Nic,
     PolicySpec,
     Reaction,
     ServerSpec,
+    Waivable,
 )
 from freehold.model.status import (
     AgentSession,
     BmcCertificate,
     Drift,
     Facts,
+    FirmwareFact,
     Intent,
     IntentKind,
     Medium,
@@ -42,9 +46,10 @@ from freehold.orchestration.conditions import (
     rotation_due,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import forget, transition
+from freehold.orchestration.lifecycle import UNMEASURED, forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
+from freehold.orchestration.waivers import ActiveWaiver
 
 S = ServerState
 NOW = 1_000_000.0
@@ -53,7 +58,7 @@ PREPARED: dict[str, Any] = {
     "ek_sha256": "e" * 64,
     "inventory_agrees": True,
     "secure_boot_enrolled": True,
-    "reference_values": {"pcr0": "", "pcr2": ""},
+    "reference_values": {"0": (), "2": ()},
 }
 CERTIFICATE = BmcCertificate(serial="1", sha256="c" * 64, not_before=NOW - 86400, not_after=NOW + 397 * 86400)
 KNOWN: dict[str, Any] = {"bmc_identity": "x", "bmc_certificate": CERTIFICATE}
@@ -77,6 +82,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "bmc_certificate",
         "factory_accounts_disabled",
         "ipmi_off",
+        "services_closed",
         "posture_recorded",
     ):
         decision = next_step(view(S.SECURING, facts), NOW)
@@ -89,6 +95,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "install_certificate",
         "disable_factory_accounts",
         "disable_ipmi",
+        "close_services",
         "record_posture",
     ]
     assert next_step(view(S.SECURING, facts), NOW) == Move(S.DISCOVERING, "its BMC is ours alone")
@@ -180,6 +187,22 @@ def test_a_certificate_is_renewed_in_the_last_third_of_its_life(state: S) -> Non
     assert next_step(view(state, msgspec.structs.replace(facts, bmc_certificate=None)), NOW) == renew
     old = msgspec.structs.replace(CERTIFICATE, not_before=NOW - 300 * 86400, not_after=NOW + 98 * 86400)
     assert next_step(view(state, msgspec.structs.replace(facts, bmc_certificate=old)), NOW) == renew
+
+
+def test_a_waiver_holds_in_place_of_a_certificate_until_it_ends() -> None:
+    waiver = ActiveWaiver(
+        name="w", finding=Waivable.BMC_CERTIFICATE, reason="old", expires=NOW + 60, approved_by=("a", "b")
+    )
+    facts = Facts(bmc_identity="x", bmc_credential_committed=True, bmc_certificate_waived=True)
+    install = Do("install_certificate", "install_certificate")
+    after = next_step(view(S.SECURING, facts, waivers=(waiver,)), NOW)
+    assert after == Do("disable_factory_accounts", "disable_factory_accounts")
+    assert next_step(view(S.SECURING, facts, waivers=(waiver,)), NOW + 60) == install
+    assert next_step(view(S.SECURING, facts), NOW) == install  # withdrawn
+    other = msgspec.structs.replace(waiver, finding=Waivable.MISSING_MEDIUM)
+    assert next_step(view(S.SECURING, facts, waivers=(other,)), NOW) == install
+    untried = msgspec.structs.replace(facts, bmc_certificate_waived=False)
+    assert next_step(view(S.SECURING, untried, waivers=(waiver,)), NOW) == install
 
 
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
@@ -301,7 +324,7 @@ def test_decommissioning_ends_the_assignment_or_retires() -> None:
     assert retired.state is S.RETIRED
 
 
-@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values"])
+@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled"])
 def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
     done = Facts(
         workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
@@ -313,6 +336,47 @@ def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
     intent = Intent(id=1, kind=IntentKind.RELEASE, args={"to": "decommissioning"})
     early = view(S.QUARANTINED, Facts(), intents=(intent,), status={"quarantined_from": S.DISCOVERING})
     assert isinstance(next_step(early, NOW), Refuse)
+
+
+def test_other_firmware_is_measured_anew_and_a_tenant_s_data_is_erased_first() -> None:
+    facts = Facts(**PREPARED, tenancy=Tenancy(name="web", revision="r1", spec=ASSIGNED.spec), learned_reference={})
+    release = Intent(id=1, kind=IntentKind.RELEASE, args={"remeasure": True})
+    held = view(S.QUARANTINED, facts, intents=(release,), status={"quarantined_from": S.ACTIVE})
+    refused = next_step(held, NOW)
+    assert isinstance(refused, Refuse)
+    assert "tenant's data" in refused.reason
+    release = msgspec.structs.replace(release, args={"remeasure": True, "to": "decommissioning"})
+    move = next_step(msgspec.structs.replace(held, intents=(release,)), NOW)
+    assert isinstance(move, Move)
+    assert (move.state, move.facts["reference_values"]) == (S.DECOMMISSIONING, None)
+    erased = Facts(
+        workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
+        certificate_index=1, media=(), **(PREPARED | {"reference_values": None}),
+    )  # fmt: skip
+    onward = next_step(view(S.DECOMMISSIONING, erased), NOW)
+    assert isinstance(onward, Move)
+    assert onward.state is S.PREPARING
+
+
+@pytest.mark.parametrize("declared", ["server", "board"])
+def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(declared: str) -> None:
+    board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+    facts = Facts(
+        **PREPARED, bmc_credential_since=NOW, bmc_certificate=CERTIFICATE, firmware=board,
+        learned_reference={"0": ()}, agent_released=True, bios_applied=True,
+    )  # fmt: skip
+    baseline = FirmwareBaselineSpec(vendor="Halden", model="HX2", component="BIOS", version="1.1")
+    server = view(S.AVAILABLE, facts, baselines=(baseline,) if declared == "board" else ())
+    if declared == "server":
+        server = msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, firmware=Firmware(bios="1.1")))
+    assert next_step(server, NOW) == Move(S.PREPARING, "its BIOS is to be 1.1")
+    preparing = msgspec.structs.replace(server, status=msgspec.structs.replace(server.status, state=S.PREPARING))
+    assert next_step(preparing, NOW) == Do("apply_firmware", "apply_firmware")
+    new = msgspec.structs.replace(facts, firmware=msgspec.structs.replace(board, version="1.1"), **UNMEASURED)
+    applied = msgspec.structs.replace(preparing, status=msgspec.structs.replace(preparing.status, facts=new))
+    assert next_step(applied, NOW) == Do("boot_agent", "boot_agent")
+    other = msgspec.structs.replace(baseline, model="HX3")
+    assert isinstance(next_step(view(S.AVAILABLE, facts, baselines=(other,)), NOW), Idle)
 
 
 def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
@@ -367,7 +431,9 @@ facts = st.builds(
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),
-    reference_values=st.none() | st.just({"pcr0": "0"}),
+    firmware=st.none() | st.just(FirmwareFact(vendor="v", model="m", version="1")),
+    learned_reference=st.none() | st.just({"0": ("00",)}),
+    reference_values=st.none() | st.just({"0": ("00",)}),
     agent_booted_at=moments,
     os_booted_at=moments,
     last_attestation=moments,
@@ -460,3 +526,11 @@ def test_leaf_0_of_the_log_is_a_certificate_too() -> None:
     view = ServerView(name="s1", spec=spec, status=ServerStatus(facts=Facts(certificate_index=0)))
     assert fact("certificate_index")(view, 0.0)
     assert not fact("bmc_identity")(view, 0.0)
+
+
+def test_after_a_release_the_os_must_prove_itself_anew() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, os_booted_at=NOW - 500, released_at=NOW - 10)
+    stale = agent("os", started=NOW - 400, attested_at=NOW - 300)
+    assert next_step(view(S.ACTIVE, facts, agent=stale), NOW) == Do("renew_attestation", "renew_attestation")
+    fresh = msgspec.structs.replace(stale, attested_at=NOW - 5)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=fresh), NOW), Idle)

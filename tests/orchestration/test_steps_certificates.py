@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +13,18 @@ from aiohttp import web
 from cryptography import x509
 from site_support import SERVER, Place, a_place, bmc, https_with, place_at
 
+from freehold.model.resources import Waivable
 from freehold.model.status import IntentKind, PendingCertificate, ServerState
+from freehold.orchestration.site import bmc_identity
 from freehold.orchestration.step import StepResult
+from freehold.orchestration.waivers import ActiveWaiver
 from freehold.out_of_band import certificates as oob_certificates
 from freehold.out_of_band.certificates import CertificateStep, next_certificate_step
 from freehold.out_of_band.errors import BmcUnreachable, NotSupported
 from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.transport import ServerIdentity, fetch_identity, unrecognised
 from freehold.root_of_trust import authorities, pki
+from freehold.root_of_trust.keys import recertify
 from freehold_lab.bmc.memory import MemoryHardware, example_info
 from freehold_lab.bmc.tls import restore_factory_certificate
 
@@ -68,7 +73,7 @@ async def test_a_bmc_gets_a_certificate_and_only_the_sites_ca_counts_then(pinned
     assert result.done
     now, facts = await served(pinned), (await pinned.view()).facts
     certificate = x509.load_pem_x509_certificate(now.certificate_pem.encode())
-    ca = pinned.site.bmc_ca.certificate
+    ca = authorities.bmc_ca(pinned.site.vault).certificate
     certificate.verify_directly_issued_by(ca)
     assert now.spki_sha256 != factory.spki_sha256
     assert [str(address) for address in pki.served_addresses(certificate)] == ["127.0.0.1"]
@@ -76,7 +81,7 @@ async def test_a_bmc_gets_a_certificate_and_only_the_sites_ca_counts_then(pinned
     assert facts.bmc_certificate.sha256 == pki.sha256(certificate)
     assert facts.bmc_certificate.not_after == certificate.not_valid_after_utc.timestamp()
     assert facts.bmc_certificate_pending is None
-    identity = pinned.site.bmc_identity(await pinned.view())
+    identity = bmc_identity(pinned.site.vault, await pinned.view())
     assert identity.spki_sha256 is None
     old = x509.load_pem_x509_certificate(factory.certificate_pem.encode())
     assert unrecognised(pki.der(old), identity, "127.0.0.1", datetime.now(UTC))
@@ -240,10 +245,10 @@ async def test_a_revoked_certificate_makes_its_bmc_a_stranger(pinned: Place) -> 
     assert f"certificate {installed.serial} is revoked" in result.quarantine
 
 
-async def test_a_bmc_outside_the_cas_zone_gets_no_certificate(pinned: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    ca_key = pinned.site.bmc_ca.private_key
-    elsewhere = pki.bmc_ca(ca_key, "lab", pki.networks(["10.0.0.0/8"]), pki.utc_now())
-    monkeypatch.setattr(pinned.site.bmc_ca, "certificate", elsewhere)
+async def test_a_bmc_outside_the_cas_zone_gets_no_certificate(pinned: Place) -> None:
+    vault = pinned.site.vault
+    elsewhere = pki.bmc_ca(authorities.bmc_ca(vault).private_key, "lab", pki.networks(["10.0.0.0/8"]), pki.utc_now())
+    recertify(pinned.site.directory, vault, "bmc-ca", elsewhere)
     with pytest.raises(pki.CertificateError, match=r"the BMC CA may not speak for 127\.0\.0\.1"):
         await pinned.step("install_certificate")
 
@@ -257,9 +262,24 @@ async def test_a_bmc_without_a_certificate_service_needs_a_waiver(tmp_path: Path
     app.router.add_get("/{path:.*}", root)
     async with https_with(tmp_path / "bmc", app) as address, place_at(tmp_path, MemoryHardware(), address) as place:
         await place.step("pin_identity")
+        key = (await place.view()).facts.bmc_identity
         with pytest.raises(NotSupported, match="no CertificateService") as caught:
             await place.step("install_certificate")
-    assert "apply a Waiver of bmc-certificate" in (caught.value.remedy or "")
+        assert "declare a Waiver of bmc-certificate for server-1" in (caught.value.remedy or "")
+        waiver = ActiveWaiver(
+            name="w",
+            finding=Waivable.BMC_CERTIFICATE,
+            reason="its firmware is old",
+            expires=time.time() + 3600,
+            approved_by=("alice", "bob"),
+        )
+        result = await place.step("install_certificate", waivers=(waiver,))
+        assert (result.done, result.facts) == (True, {"bmc_certificate_waived": True})
+        ((name, claim),) = result.statements
+        assert (name, claim["approved_by"], claim["spki_sha256"]) == ("waiver", ("alice", "bob"), key)
+        late = msgspec.structs.replace(waiver, expires=time.time() - 1)
+        with pytest.raises(NotSupported):
+            await place.step("install_certificate", waivers=(late,))
 
 
 async def test_the_engine_brings_a_factory_bmc_under_the_ca(place: Place) -> None:

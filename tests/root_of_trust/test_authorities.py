@@ -56,7 +56,7 @@ def controller_zone() -> list[pki.Network]:
 def test_a_root_takes_over_both_issuing_cas_and_nothing_that_they_issued_is_lost(vault: Vault) -> None:
     before = keys(vault)
     assert before.bmc_ca is not None
-    bmc = authorities.issue_bmc_certificate(before.bmc_ca, KEY.public_key(), "172.30.1.11", NOW)
+    bmc = authorities.issue_bmc_certificate(vault, KEY.public_key(), "172.30.1.11", NOW)
     root = pki.pem(a_root())
     for role, zone in (("bmc", list(OOB)), ("agent", controller_zone())):
         request = x509.load_pem_x509_csr(authorities.request(vault, role, zone))

@@ -40,6 +40,13 @@ def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def move(source: Path, descriptor: int, path: Path) -> None:
+    """The file at `source`, open as `descriptor` and written to its end, becomes `path`; durable on return."""
+    os.fsync(descriptor)
+    os.replace(source, path)  # noqa: PTH105
+    sync_directory(path.parent)
+
+
 def write_at(path: Path, offset: int, data: bytes, mode: int = 0o644) -> None:
     """`path` becomes its first `offset` bytes and `data`; durable on return. What lay behind `offset` is gone first."""
     new = not path.exists()

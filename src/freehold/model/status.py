@@ -33,6 +33,14 @@ class ImageFact(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
 
 
+class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
+    """The board, and the version of its BIOS as its BMC last told it."""
+
+    vendor: str
+    model: str
+    version: str
+
+
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
     """One storage medium on its way out. `verified` is None until it was read back, False if data was found."""
 
@@ -90,8 +98,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
     bmc_certificate: BmcCertificate | None = None  # once it is there, only the site's BMC CA is accepted
     bmc_certificate_pending: PendingCertificate | None = None
+    bmc_certificate_waived: bool = False  # it cannot take one, and a waiver says that it need not
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
+    services_closed: bool = False
     posture_recorded: bool = False
     # discovering
     oob_inventory: dict[str, Any] | None = None
@@ -99,11 +109,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inventory_agrees: bool = False
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
     agent_released: bool = False
-    learned_reference: dict[str, str] | None = None  # PCR 0 and 2 of the boot that bound the EK: digests in hex
+    firmware: FirmwareFact | None = None
+    learned_reference: dict[str, tuple[str, ...]] | None = None  # PCR ("0", "2") -> hex digests of its events, in order
     # preparing
     bios_applied: bool = False
     secure_boot_enrolled: bool = False
-    reference_values: dict[str, str] | None = None  # {"pcr0": "hex hex …", "pcr2": …}: the digests of the events
+    reference_values: dict[str, tuple[str, ...]] | None = None  # as `learned_reference`: what boots are held against
+    reference_id: str | None = None  # the approved `ReferenceValues` that they are; None: learned only
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
     agent_uki: str | None = None  # SHA-256 of the agent's UKI that was booted then
@@ -115,6 +127,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     boot_entry_set: bool = False
     os_booted_at: float | None = None
     last_attestation: float | None = None
+    released_at: float | None = None  # when a person last let it out of quarantine: what was proved before is stale
     # drift
     baseline: dict[str, Any] | None = None  # `operations.drift.Observation`, as accepted when the server became active
     drift: tuple[Drift, ...] = ()
@@ -124,6 +137,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # decommissioning
     workload_stopped: bool = False
     media: tuple[Medium, ...] | None = None
+    missing_media: tuple[str, ...] = ()  # serial numbers of disks that a waiver lets go unaccounted for
     tpm_cleared: bool = False
     keys_destroyed: bool = False
     state_reasserted: bool = False

@@ -1,7 +1,7 @@
 """Keeper of the people who may approve, of what they are asked, and of what they signed. What counts as approved is
 decided by `root_of_trust.operators`, each time anew from the signatures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from sqlalchemy import delete, insert, select, update
@@ -9,8 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.evidence import PublicKey
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import WaiverSpec
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import approvals, operators, servers, signatures
+from freehold.orchestration.waivers import ActiveWaiver, request_of, signed
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     Act,
@@ -71,12 +73,12 @@ class ApprovalLedger:
             asked = await _asked(connection, request_id)
             if asked.request.act is not Act.OPERATORS:
                 raise NotApproved(f"the request {request_id} is about {asked.request.act}")
-            names = await _require(connection, asked, now)
+            names = await require_signatures(connection, request_id, now)
             pems = asked.request.details["people"]
             wanted = Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in pems.items()})
             await connection.execute(delete(operators))
             await _enrol(connection, wanted, now)
-            await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
+            await spend(connection, request_id, now)
             return names
 
         return await self._database.write(work)
@@ -84,13 +86,7 @@ class ApprovalLedger:
     async def ask(self, request: Request) -> str:
         """Ask two people; the request's id. Asking the same again changes nothing."""
 
-        async def work(connection: AsyncConnection) -> None:
-            known = select(approvals.c.id).where(approvals.c.id == request.id)
-            if await connection.scalar(known) is None:
-                row = {"id": request.id, "request": request.to_bytes().decode(), "at": request.at}
-                await connection.execute(insert(approvals).values(**row))
-
-        await self._database.write(work)
+        await self._database.write(lambda connection: ask_for(connection, request, request.at))
         return request.id
 
     async def sign(self, request_id: str, envelope: bytes) -> str:
@@ -132,15 +128,33 @@ class ApprovalLedger:
     async def require(self, request_id: str, now: float) -> tuple[str, ...]:
         """Who approved it; at least two people. Raises `UnknownRequest`, `NotApproved`."""
         async with self._database.read() as connection:
-            return await _require(connection, await _asked(connection, request_id), now)
+            return await require_signatures(connection, request_id, now)
 
     async def spend(self, request_id: str, now: float) -> None:
         """What was approved is done, so the request is closed; or nobody wants it any more."""
+        await self._database.write(lambda connection: spend(connection, request_id, now))
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
 
-        await self._database.write(work)
+async def signed_waivers(
+    connection: AsyncConnection, declared: Iterable[tuple[str, WaiverSpec]]
+) -> dict[str, list[ActiveWaiver]]:
+    """By server: the waivers among `declared` (name, spec) that two operators have signed."""
+    found: dict[str, list[ActiveWaiver]] = {}
+    people = None
+    for name, spec in declared:
+        people = people or await _people(connection)
+        waiver = signed(name, spec, await _envelopes(connection, request_of(name, spec).id), people)
+        if waiver is not None:
+            found.setdefault(spec.server, []).append(waiver)
+    return found
+
+
+async def ask_for(connection: AsyncConnection, request: Request, now: float) -> None:
+    """Put a request before the operators; one that is there stays as it is."""
+    if await connection.scalar(select(approvals.c.id).where(approvals.c.id == request.id)) is None:
+        await connection.execute(
+            insert(approvals).values(id=request.id, request=request.to_bytes().decode(), at=request.at or now)
+        )
 
 
 async def _people(connection: AsyncConnection) -> Operators:
@@ -175,7 +189,14 @@ async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes
     return [envelope.encode() for envelope in (await connection.execute(found)).scalars()]
 
 
-async def _require(connection: AsyncConnection, asked: Asked, now: float) -> tuple[str, ...]:
+async def spend(connection: AsyncConnection, request_id: str, now: float) -> None:
+    """Close a request."""
+    await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
+
+
+async def require_signatures(connection: AsyncConnection, request_id: str, now: float) -> tuple[str, ...]:
+    """Who approved the request; at least two people. Raises `UnknownRequest`, `NotApproved`."""
+    asked = await _asked(connection, request_id)
     request = asked.request
     if asked.spent is not None:
         raise NotApproved(f"the request {request.id} is closed", remedy="ask for it anew")

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Callable
 
-from freehold.model.resources import DriftKind, Reaction, parse_duration
-from freehold.model.status import Facts, IntentKind, Medium
+from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
+from freehold.model.status import Facts, IntentKind, Medium, ServerState
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -47,6 +47,11 @@ def agent_expected(server: ServerView, now: float) -> bool:
     return not spoke and now - booted < BOOT_PATIENCE
 
 
+def may_be_cleared(server: ServerView) -> bool:
+    """Between the order and its result nobody knows whether TPM2_Clear has set the TPM's counters back."""
+    return server.status.state is ServerState.DECOMMISSIONING and not server.facts.tpm_cleared
+
+
 def os_attested(server: ServerView, _now: float) -> bool:
     agent, booted = server.agent, server.facts.os_booted_at
     if agent is None or booted is None or agent.mode != "os":
@@ -56,6 +61,20 @@ def os_attested(server: ServerView, _now: float) -> bool:
 
 def os_ready(server: ServerView, now: float) -> bool:
     return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
+
+
+def firmware_wanted(server: ServerView) -> str | None:
+    """The BIOS version that is declared for this server, or for its board; None: any will do."""
+    found = server.facts.firmware
+    if server.spec.firmware.bios is not None or found is None:
+        return server.spec.firmware.bios
+    mine = [each for each in server.baselines if (each.vendor, each.model) == (found.vendor, found.model)]
+    return next((each.version for each in mine if each.component.lower() == "bios"), None)
+
+
+def firmware_current(server: ServerView, _now: float) -> bool:
+    wanted, found = firmware_wanted(server), server.facts.firmware
+    return wanted is None or (found is not None and found.version == wanted)
 
 
 def rotation_due(server: ServerView) -> float:
@@ -83,10 +102,12 @@ def credential_fresh(server: ServerView, now: float) -> bool:
 
 def certificate_due(server: ServerView) -> float:
     """When the BMC's certificate is to be renewed, UNIX seconds: when less than a third of its life is left. The next
-    fifth of that third is spread over the fleet by name. A server that has none is due at once."""
+    fifth of that third is spread over the fleet by name. A server without one is due when its waiver ends: at once,
+    if it has none."""
     installed = server.facts.bmc_certificate
     if installed is None:
-        return 0.0
+        waived = server.waivers if server.facts.bmc_certificate_waived else ()
+        return max((each.expires for each in waived if each.finding is Waivable.BMC_CERTIFICATE), default=0.0)
     third = (installed.not_after - installed.not_before) / 3.0
     return installed.not_after - third * (1.0 - _spread(server.name) / 5.0)
 
@@ -95,11 +116,16 @@ def certificate_fresh(server: ServerView, now: float) -> bool:
     return now < certificate_due(server)
 
 
-def attestation_fresh(server: ServerView, now: float) -> bool:
+def attested_last(server: ServerView) -> float:
+    """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
-    return now - last < parse_duration(server.policy.attestation_interval)
+    return last if last > (server.facts.released_at or 0.0) else 0.0
+
+
+def attestation_fresh(server: ServerView, now: float) -> bool:
+    return now - attested_last(server) < parse_duration(server.policy.attestation_interval)
 
 
 def fresh_or_drifted(server: ServerView, now: float) -> bool:

@@ -13,6 +13,7 @@ from freehold.orchestration.conditions import (
     Condition,
     agent_attested,
     agent_expected,
+    attested_last,
     blocking,
     certificate_due,
     certificate_fresh,
@@ -20,6 +21,8 @@ from freehold.orchestration.conditions import (
     drift_checked,
     every_medium,
     fact,
+    firmware_current,
+    firmware_wanted,
     first_medium,
     fresh_or_drifted,
     or_drifted,
@@ -33,7 +36,7 @@ from freehold.orchestration.conditions import (
     until,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
+from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, check_intent, released_to
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -86,9 +89,10 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.SECURING: (
         established("pin_identity", "bmc_identity"),
         established("take_over_credential", "bmc_credential_committed"),
-        established("install_certificate", "bmc_certificate"),
+        Goal("BMC certificate", certificate_fresh, "install_certificate"),
         established("disable_factory_accounts", "factory_accounts_disabled"),
         established("disable_ipmi", "ipmi_off"),
+        established("close_services", "services_closed"),
         established("record_posture", "posture_recorded"),
     ),
     S.DISCOVERING: (
@@ -100,9 +104,14 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
+        # After new firmware these do not hold, and the row begins anew: boot, measure, approve.
+        *agent_until("learned_reference"),
+        established("learn_reference", "learned_reference"),
+        established("release_agent", "agent_released"),
+        established("approve_reference", "reference_values"),
+        Goal("firmware at its baseline", firmware_current, "apply_firmware"),
         established("apply_bios", "bios_applied"),
         established("enroll_secure_boot", "secure_boot_enrolled"),
-        established("approve_reference", "reference_values"),
     ),
     S.AVAILABLE: (
         Goal("credential fresh", credential_fresh, "rotate_credential"),
@@ -206,6 +215,8 @@ def _onward(server: ServerView) -> Decision:
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
+            if not firmware_current(server, 0.0):
+                return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
                 return Idle(min(rotation_due(server), certificate_due(server)))
@@ -234,7 +245,10 @@ def _onward(server: ServerView) -> Decision:
             tenancy_ = server.facts.tenancy
             ended = tenancy_.revision if tenancy_ else server.facts.ended_assignment
             target = S.RETIRED if server.status.retiring else S.AVAILABLE
-            if target is S.AVAILABLE and (missing := unprepared(server.facts)):
+            missing = unprepared(server.facts) if target is S.AVAILABLE else []
+            if missing == ["reference_values"]:
+                target = S.PREPARING  # its firmware is to be measured anew
+            elif missing:
                 return Quarantine(f"it was never prepared, so it cannot join the pool: {', '.join(missing)}")
             return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
         case S.QUARANTINED | S.RETIRED:
@@ -243,14 +257,8 @@ def _onward(server: ServerView) -> Decision:
 
 def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
-    proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
-    return min(
-        checked,
-        last + parse_duration(server.policy.attestation_interval),
-        rotation_due(server),
-        certificate_due(server),
-    )
+    attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
+    return min(checked, attested, rotation_due(server), certificate_due(server))
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -265,13 +273,7 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.QUARANTINE:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
-            to_erase = intent.args.get("to") == S.DECOMMISSIONING
-            if to_erase and (missing := unprepared(server.facts)):
-                return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
-            target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
-            if (key := intent.args.get("accept_bmc_key")) is not None:
-                return _repinned(server, intent, Move(target, why, intent.id, released=True), str(key).lower())
-            return Move(target, why, intent.id, released=True)
+            return _release(server, intent, why)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
         case IntentKind.ROTATE:
@@ -284,13 +286,29 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return None
 
 
+def _release(server: ServerView, intent: Intent, why: str) -> Decision:
+    """Out of quarantine. With `remeasure` the firmware's reference values go, and what rested on them: the server is
+    erased first if anybody may have left data on it, and joins the pool only by way of `preparing`."""
+    to_erase = intent.args.get("to") == S.DECOMMISSIONING
+    remeasure = intent.args.get("remeasure") is True
+    missing = [name for name in unprepared(server.facts) if not (remeasure and name == "reference_values")]
+    if to_erase and missing:
+        return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
+    target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
+    if remeasure and not to_erase and server.facts.tenancy is not None:
+        return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
+    move = Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})
+    key = intent.args.get("accept_bmc_key")
+    return move if key is None else _repinned(server, intent, move, str(key).lower())
+
+
 def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
     """A release by somebody who vouches for the key that the BMC has now: that key is pinned, and nothing else counts,
     until a new certificate is installed."""
     declared = server.spec.bmc.expected_fingerprint
     if declared is not None and declared.lower() != key:
         return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
-    facts: dict[str, object] = {"bmc_identity": key, "bmc_certificate": None, "bmc_certificate_pending": None}
+    facts = {**move.facts, "bmc_identity": key, "bmc_certificate": None, "bmc_certificate_pending": None}
     claim: dict[str, object] = {
         "address": server.spec.bmc.address,
         "spki_sha256": key,

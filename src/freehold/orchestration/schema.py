@@ -93,6 +93,13 @@ agent_sessions = Table(
     Column("session", Text, nullable=False),
 )
 
+tpm_states = Table(
+    "tpm_states",
+    metadata,
+    Column("ek", String, primary_key=True),  # SHA-256 of the EK's TPMT_PUBLIC, hex
+    Column("state", Text, nullable=False),  # of its last quote
+)
+
 orders = Table(
     "orders",
     metadata,
@@ -127,3 +134,18 @@ signatures = Table(
     Column("operator", String, primary_key=True),
     Column("envelope", Text, nullable=False),  # DSSE
 )
+
+reference_values = Table(
+    "reference_values",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("vendor", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("version", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("approval", String, nullable=False),  # the request that two people sign
+    Column("changed", Float, nullable=False),
+)
+Index("reference_values_board", reference_values.c.vendor, reference_values.c.model, reference_values.c.version)

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +12,16 @@ from typing import Any
 import msgspec
 from cryptography import x509
 
+from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.model.status import Order, OrderState
 from freehold.orchestration.agents import AgentLedger
+from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
+from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.redfish import Credential, RedfishClient
@@ -29,7 +33,8 @@ from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
-from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
+from freehold.root_of_trust.depot import Depot, Seen
+from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT = 8080, 8443
@@ -78,11 +83,22 @@ class Site:
     """By SHA-256 of the image's manifest, likewise."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
+    store: Store | None = None
+    depot_seen: Seen | None = None
+    """What the evidence log last said of the depot, so that nobody leads us back behind it."""
     bell: Callable[[str], None] = lambda _server: None
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
     rotations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.directory / "artifacts")
+
+    @property
+    def depot(self) -> Depot:
+        return Depot(self.directory / "depot")
 
     @property
     def boot_url(self) -> str:
@@ -92,6 +108,16 @@ class Site:
     def media_url(self) -> str:
         """Where a BMC fetches virtual media: it has no leg in the provisioning network."""
         return f"http://{self.spec.controller.oob}:{BOOT_PORT}/boot/{self.agent_iso}"
+
+    @property
+    def references(self) -> ReferenceLedger:
+        assert self.store is not None
+        return self.store.references
+
+    @property
+    def approvals(self) -> ApprovalLedger:
+        assert self.store is not None
+        return self.store.approvals
 
     def image(self, name: str) -> OsImage:
         if name not in self.images:
@@ -157,42 +183,45 @@ class Site:
     def slots(self, view: ServerView) -> "VaultSlots":
         return VaultSlots(self.vault, view)
 
-    @asynccontextmanager
-    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
-        """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
-        credential = await self.slots(view).current()
-        if credential is None:
-            raise FreeholdError(
-                "the vault holds no credential for the BMC",
-                server=view.name,
-                remedy="declare one in the Server document",
-            )
-        async with self.connect(view, credential) as client:
-            yield client
+    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
+        return open_bmc(self.vault, view)
 
     def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        return RedfishClient.connect(view.spec.bmc.address, self.bmc_identity(view), credential, server=view.name)
-
-    def bmc_identity(self, view: ServerView) -> BmcIdentity:
-        """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
-        ca_pem = crl_pem = None
-        if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
-            ca_pem = self.bmc_ca.certificate_pem.decode()
-            crl_pem = authorities.bmc_revocation_list(self.vault, pki.utc_now()).decode()
-        identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
-        if identity is None:
-            raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
-        return identity
-
-    @property
-    def bmc_ca(self) -> CertifiedKey:
-        if self.keys.bmc_ca is None:
-            raise FreeholdError("the vault holds no BMC CA", remedy="restart `freehold serve`, which makes one")
-        return self.keys.bmc_ca
+        return connect(self.vault, view, credential)
 
     def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
-        return authorities.issue_bmc_certificate(self.bmc_ca, key, address, now)
+        return authorities.issue_bmc_certificate(self.vault, key, address, now)
+
+
+@asynccontextmanager
+async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
+    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
+    credential = await VaultSlots(vault, view).current()
+    if credential is None:
+        raise FreeholdError(
+            "the vault holds no credential for the BMC",
+            server=view.name,
+            remedy="declare one in the Server document",
+        )
+    async with connect(vault, view, credential) as client:
+        yield client
+
+
+def connect(vault: Vault, view: ServerView, credential: Credential) -> RedfishClient:
+    return RedfishClient.connect(view.spec.bmc.address, bmc_identity(vault, view), credential, server=view.name)
+
+
+def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
+    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
+    ca_pem = crl_pem = None
+    if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
+        ca_pem = authorities.bmc_ca(vault).certificate_pem.decode()
+        crl_pem = authorities.bmc_revocation_list(vault, pki.utc_now()).decode()
+    identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
+    if identity is None:
+        raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
+    return identity
 
 
 class VaultSlots:

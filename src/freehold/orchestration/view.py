@@ -2,8 +2,9 @@
 
 import msgspec
 
-from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec
+from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec
 from freehold.model.status import AgentSession, Facts, Intent, Order, ServerStatus
+from freehold.orchestration.waivers import ActiveWaiver
 
 
 class Assigned(msgspec.Struct, frozen=True):
@@ -21,9 +22,11 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     spec: ServerSpec
     status: ServerStatus = ServerStatus()
     policy: PolicySpec = PolicySpec()
+    baselines: tuple[FirmwareBaselineSpec, ...] = ()
     assignment: Assigned | None = None
     generation: int = 1
     paused: bool = False
+    waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()
     agent: AgentSession | None = None
     orders: dict[str, Order] = {}

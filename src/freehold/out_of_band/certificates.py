@@ -22,9 +22,6 @@ from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.redfish import Json, RedfishClient, link
 from freehold.out_of_band.transport import BmcIdentity, spki_sha256_of
 
-WAIVER = "bmc-certificate"
-"""The finding that a `Waiver` names to let a server be secured on its pinned factory key."""
-
 APPLY_PATIENCE = 60.0
 """Seconds that a BMC may take to serve what it has accepted; after that it is restarted."""
 
@@ -181,5 +178,4 @@ def _algorithm(service: Json) -> dict[str, Any]:
 
 
 def _unsupported(client: RedfishClient, what: str) -> NotSupported:
-    remedy = f"update its firmware, or apply a Waiver of {WAIVER} for the server: its factory key stays pinned then"
-    return NotSupported(what, server=client.server, remedy=remedy)
+    return NotSupported(what, server=client.server, remedy="update its firmware")

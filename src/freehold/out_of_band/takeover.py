@@ -155,7 +155,7 @@ def next_takeover_step(state: TakeoverState) -> Step:
         return Step(
             StepKind.STOP,
             "the BMC refuses the recorded credential",
-            "put the right credential into the vault; each further attempt counts against the BMC's lockout",
+            "`freehold credential set` the right one; each further attempt counts against the BMC's lockout",
         )
     if state.must_change is not None:
         return _forced(state, state.current)
@@ -195,7 +195,7 @@ def _with_pending(state: TakeoverState, pending: StagedCredential) -> Step:
             return Step(
                 StepKind.STOP,
                 "the BMC refuses the current and the pending credential: somebody changed its accounts",
-                "find out who did; then put the right credential into the vault",
+                "find out who did; then `freehold credential set` the right one",
             )
         return Step(StepKind.LOGIN_CURRENT)
     if state.applied:
@@ -233,7 +233,7 @@ def _forced(state: TakeoverState, current: Credential) -> Step:
         return Step(
             StepKind.STOP,
             f"the BMC wants the password of {current.username!r} changed and does not say which account that is",
-            "change it by hand, put the new one into the vault, and resume",
+            "change it by hand, `freehold credential set` the new one, and resume",
         )
     if state.forced_changes > 1:
         return Step(StepKind.STOP, "the BMC wants the password changed again and again", "update its firmware")

@@ -69,8 +69,14 @@ def install(state_dir: Path, vault: Vault, role: str, certificate_pem: bytes, ro
     SiteKeys.load(state_dir, vault, lambda: now)  # writes the files
 
 
-def issue_bmc_certificate(ca: CertifiedKey, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
+def bmc_ca(vault: Vault) -> CertifiedKey:
+    """Raises `SiteKeysError` in a vault that was made before there was one, until `SiteKeys.create` completes it."""
+    return certified(vault, NAMES["bmc"])
+
+
+def issue_bmc_certificate(vault: Vault, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
     """For the BMC at `address`. Raises `CertificateError`."""
+    ca = bmc_ca(vault)
     return pki.bmc_certificate(key, ca.certificate, ca.private_key, address, now)
 
 
@@ -84,7 +90,7 @@ def bmc_revocation_list(vault: Vault, now: datetime) -> bytes:
 
 def revoke(vault: Vault, serials: Sequence[int], now: datetime) -> bytes:
     """The next list of the BMC CA (PEM), with these serial numbers on it."""
-    ca = certified(vault, NAMES["bmc"])
+    ca = bmc_ca(vault)
 
     def change(stored: bytes | None) -> bytes:
         last = x509.load_pem_x509_crl(stored) if stored is not None else None
@@ -101,7 +107,7 @@ def revoked(vault: Vault) -> dict[int, datetime]:
     stored = vault.get(_CRL)
     if stored is None:
         return {}
-    return pki.revoked_serials(x509.load_pem_x509_crl(stored), certified(vault, NAMES["bmc"]).certificate)
+    return pki.revoked_serials(x509.load_pem_x509_crl(stored), bmc_ca(vault).certificate)
 
 
 def own_claims(vault: Vault) -> list[dict[str, Any]]:

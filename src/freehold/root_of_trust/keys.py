@@ -169,6 +169,17 @@ class SiteKeys:
         }
 
 
+def make_depot_key(vault: Vault) -> Ed25519Signer:
+    """The depot's online key (snapshot and timestamp), made now if it is missing. Its root has to name it."""
+    _once(vault, "depot", lambda: _store(ed25519.Ed25519PrivateKey.generate(), None))
+    return depot_key(vault)
+
+
+def depot_key(vault: Vault) -> Ed25519Signer:
+    """Raises `SiteKeysError` if the vault has none: a new one would not be the one that the operators signed."""
+    return _signer(vault, "depot")
+
+
 def _once(vault: Vault, name: str, make: Callable[[], bytes]) -> bytes:
     """The record, made now if it is missing."""
     found = vault.get(f"{_ROOT}/{name}")

@@ -99,10 +99,12 @@ def resume(server: str, reason: str, wait: bool, timeout: float | None, state: P
 @click.command()
 @intent_options
 @click.option("--to", type=click.Choice([S.DECOMMISSIONING.value]), help="Erase it instead of going on with it.")
+@click.option("--remeasure", is_flag=True, help="Its firmware is another, and rightly so: measure and approve it anew.")
 @click.option("--accept-bmc-key", type=Fingerprint(), help="Pin this key of its BMC, and no other, from now on.")
 def release(
     server: str,
     to: str | None,
+    remeasure: bool,
     accept_bmc_key: str | None,
     reason: str,
     wait: bool,
@@ -112,13 +114,17 @@ def release(
 ) -> None:
     """Let a server out of quarantine, back to what was interrupted. Read first why it is there: `freehold describe`.
 
+    With --remeasure its reference values are forgotten: the next boot of the agent is measured, and two operators
+    approve what it measured before the server joins the pool. A server with a tenant's data goes by way of the erase.
+
     \b
     Example:
       freehold release server-1 --reason "firmware update of 3 May, approved"
       freehold release server-1 --to decommissioning --reason "not trusted any more"
-      freehold release server-1 --accept-bmc-key 5e0c…f1 --reason "board replaced on 4 May"
+      freehold release server-1 --to decommissioning --remeasure --reason "the mainboard was replaced under ticket 7"
+      freehold release server-1 --accept-bmc-key 5e0c…f1 --reason "its BMC was set back to factory defaults"
     """
-    given = {"to": to, "accept_bmc_key": accept_bmc_key}
+    given = {"to": to, "remeasure": remeasure, "accept_bmc_key": accept_bmc_key}
     args = {name: value for name, value in given.items() if value}
     run(ask(state, server, K.RELEASE, reason, output, wait=wait, timeout=timeout, args=args))
 

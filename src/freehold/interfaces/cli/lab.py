@@ -10,8 +10,10 @@ import click
 import yaml
 
 from freehold.model.errors import FreeholdError
+from freehold.root_of_trust import operator_keys
 
 INVENTORY, SSH_KEY = "inventory.yaml", "ssh-key"
+OPERATORS = ("alice", "bob", "carol")
 DRIFT_INTERVAL = "10s"
 
 
@@ -52,6 +54,18 @@ def write_inventory(directory: Path, facts: dict[str, Any]) -> Path:
     path = directory / INVENTORY
     path.write_text(yaml.safe_dump_all(documents(facts, public), sort_keys=False))
     return path
+
+
+def operator_keys_of(directory: Path) -> dict[str, Path]:
+    """The private keys of the lab's three operators, made once. On a real site they are three people, each with a key
+    on a medium of their own; in a lab all of them are whoever runs it."""
+    folder = directory / "operators"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    paths = {name: folder / f"{name}.key" for name in OPERATORS}
+    for path in paths.values():
+        if not path.exists():
+            operator_keys.create(path, None)
+    return paths
 
 
 def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
@@ -109,9 +123,10 @@ def lab(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "freehold_lab", *arguments], check=False).returncode
     if done == 0 and arguments[:1] == ("up",) and "--help" not in arguments and "-h" not in arguments:
         directory = _directory(arguments)
-        path = write_inventory(directory, facts_of(directory))
+        path, keys = write_inventory(directory, facts_of(directory)), operator_keys_of(directory)
         if not any("json" in argument for argument in arguments):
             click.echo(f"inventory: {path}")
+            click.echo(f"operators: {', '.join(str(each) for each in keys.values())}")
             click.echo(f"next:      freehold serve --lab {directory} &  freehold apply -f {path}")
     raise click.exceptions.Exit(done)
 

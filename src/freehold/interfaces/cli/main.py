@@ -11,17 +11,22 @@ Exit codes:
   0  done
   1  failed; the message says what is wrong and what to do
   2  wrong usage, or a document that is not valid
-  3  the answer is no: `diff` found differences, `verify` refused, `prove` did not complete offline
+  3  the answer is no: `diff` found differences, `audit` findings, `verify` refused, `prove` did not complete offline
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "approval": ("operators", "approval", "What two people are asked to approve, and their signatures."),
     "apply": ("documents", "apply", "Declare what is in YAML documents."),
+    "audit": ("audit", "audit", "How open the BMCs stand, and what their ports really answer."),
+    "baseline": ("baseline", "baseline", "Firmware reference values, and who approved them."),
     "completion": ("shell", "completion", "Print the shell completion script."),
     "confirm": ("intents", "confirm", "Confirm the key that a BMC showed at first contact."),
     "console": ("shell", "console", "Attach to a server's serial console."),
+    "credential": ("credentials", "credential", "BMC credentials into the vault; out of it with two people's word."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
+    "delete": ("documents", "delete", "Take a resource out that nothing needs."),
+    "depot": ("depot", "depot", "Firmware and images: imported, signed by two operators, verified."),
     "describe": ("resources", "describe", "Everything that is known about one server."),
     "diff": ("documents", "diff", "What `apply` would change."),
     "events": ("resources", "events", "What happened, oldest first."),

@@ -10,13 +10,15 @@ import msgspec
 from cryptography import x509
 
 from freehold.model.findings import Finding, Severity
+from freehold.model.resources import Waivable
 from freehold.model.status import BmcCertificate, PendingCertificate
+from freehold.orchestration import waivers
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.out_of_band import certificates as oob
 from freehold.out_of_band import transport
 from freehold.out_of_band.certificates import CertificateStep
-from freehold.out_of_band.errors import BmcError
+from freehold.out_of_band.errors import BmcError, NotSupported
 from freehold.root_of_trust import pki
 
 AT_ONCE = 0.1
@@ -24,14 +26,17 @@ LOOK_AGAIN = 5.0
 ANEW = 60.0
 """Seconds until the step runs again: it goes on, it waits for the BMC, it begins from the start."""
 
-FINDING = oob.WAIVER
+FINDING = Waivable.BMC_CERTIFICATE.value
 
 
 async def install(site: Site, ctx: StepContext) -> StepResult:
     served = await transport.fetch_identity(ctx.server.spec.bmc.address, server=ctx.name)
     match oob.next_certificate_step(ctx.facts.bmc_certificate_pending, served.certificate_pem, ctx.now):
         case CertificateStep.REQUEST:
-            return await _request(site, ctx)
+            try:
+                return await _request(site, ctx)
+            except NotSupported as error:
+                return _without(ctx, error)
         case CertificateStep.REPLACE:
             return await _replace(site, ctx)
         case CertificateStep.WAIT:
@@ -53,6 +58,19 @@ async def _request(site: Site, ctx: StepContext) -> StepResult:
     issued = site.issue_bmc_certificate(key, host, datetime.fromtimestamp(ctx.now, UTC))
     pending = PendingCertificate(pem=pki.pem(issued).decode())
     return _not_yet({"bmc_certificate_pending": pending}, AT_ONCE, ("certificate", pki.claim(issued, "BMC")))
+
+
+def _without(ctx: StepContext, error: NotSupported) -> StepResult:
+    """A BMC that cannot take a certificate keeps its pinned key, if two people signed for that. One that had a
+    certificate has no key to fall back to."""
+    waiver = waivers.waiver_for(ctx.server.waivers, Waivable.BMC_CERTIFICATE, ctx.now)
+    if waiver is None or ctx.facts.bmc_certificate is not None:
+        hint = waivers.remedy(ctx.name, Waivable.BMC_CERTIFICATE)
+        raise NotSupported(
+            error.what, server=ctx.name, remedy=f"{error.remedy or 'look at the BMC'}, {hint}"
+        ) from error
+    claim = waivers.claim(waiver, why=error.what, spki_sha256=ctx.facts.bmc_identity)
+    return StepResult(facts={"bmc_certificate_waived": True}, statements=(("waiver", claim),), resolved=(FINDING,))
 
 
 async def _replace(site: Site, ctx: StepContext) -> StepResult:
@@ -85,7 +103,7 @@ async def _confirm(site: Site, ctx: StepContext) -> StepResult:
         not_before=served.not_valid_before_utc.timestamp(),
         not_after=served.not_valid_after_utc.timestamp(),
     )
-    facts = {"bmc_certificate": installed, "bmc_certificate_pending": None}
+    facts = {"bmc_certificate": installed, "bmc_certificate_pending": None, "bmc_certificate_waived": False}
     changed = msgspec.structs.replace(ctx.facts, **facts)
     status = msgspec.structs.replace(ctx.server.status, facts=changed)
     async with site.bmc(msgspec.structs.replace(ctx.server, status=status)) as client:
@@ -124,7 +142,7 @@ def _give_up(ctx: StepContext, why: str) -> StepResult:
         kind=FINDING,
         subject=ctx.name,
         detail=f"the BMC does not take a certificate: {why}",
-        remedy=f"look at the BMC and its firmware; if it cannot, apply a Waiver of {oob.WAIVER}",
+        remedy=f"look at the BMC and its firmware, {waivers.remedy(ctx.name, Waivable.BMC_CERTIFICATE)}",
     )
     return StepResult(
         done=False,

@@ -1,5 +1,6 @@
 """Steps of `securing`: from a factory BMC to one that only this site can open."""
 
+import asyncio
 import hashlib
 import hmac
 
@@ -11,8 +12,12 @@ from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
+from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.errors import NotSupported
+from freehold.out_of_band.hardening import harden
+from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
+from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import foreign_accounts, take_over
@@ -25,6 +30,8 @@ CONFIRM_TURN = 60.0
 
 ROTATION_TURN = 3.0
 """Seconds until a server whose turn it was not is looked at again."""
+IPMI_OFF = "off"
+_STOPPING_ROUNDS, _STOPPING_SECONDS = 2, 3.0
 
 
 async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
@@ -126,11 +133,31 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
-    """IPMI over LAN off."""
+    """IPMI over LAN off, and what its port answers then. A BMC that answers still is a finding, not a stop."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
         state = await without_ipmi(client)
-    return StepResult(facts={"ipmi_off": True}, statements=(("posture", {"kind": "ipmi", "ipmi": state}),))
+        port = await oob.ipmi_port(client)
+    answered = await _ipmi_after(transport.split_address(ctx.server.spec.bmc.address)[0], port)
+    findings = ipmi_findings(answered, subject=ctx.name, declared=False if state == IPMI_OFF else None)
+    claim = {"kind": "ipmi", "ipmi": state, "probe": msgspec.to_builtins(answered)}
+    return StepResult(
+        facts={"ipmi_off": True},
+        statements=(("posture", claim),),
+        findings=tuple(findings),
+        resolved=tuple(IPMI_KINDS - {finding.kind for finding in findings}),
+    )
+
+
+async def _ipmi_after(address: str, port: int) -> IpmiPosture:
+    """A BMC takes a moment to stop the service: one that answers is asked again."""
+    answered = await probe_ipmi(address, port=port, users=())
+    for _ in range(_STOPPING_ROUNDS):
+        if not answered.present:
+            break
+        await asyncio.sleep(_STOPPING_SECONDS)
+        answered = await probe_ipmi(address, port=port, users=())
+    return answered
 
 
 async def without_ipmi(client: RedfishClient) -> str:
@@ -139,7 +166,16 @@ async def without_ipmi(client: RedfishClient) -> str:
         await oob.set_ipmi(client, False)
     except NotSupported:
         return "the BMC has no IPMI switch"
-    return "off"
+    return IPMI_OFF
+
+
+async def close_services(site: Site, ctx: StepContext) -> StepResult:
+    """What nobody needs is closed. What the BMC does not let us close stays as a finding of `record_posture`."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        hardened = await harden(client)
+    claim = {"kind": "services", **msgspec.to_builtins(hardened)}
+    return StepResult(facts={"services_closed": True}, statements=(("posture", claim),))
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:

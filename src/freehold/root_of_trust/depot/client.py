@@ -1,0 +1,156 @@
+"""The reader: what it hands out was verified just now, by TUF, on the very bytes that it hands out.
+
+    depot = Depot(state / "depot").client(recorded=newest_in_the_evidence_log)
+    target, file = depot.fetch(Wanted(Kind.FIRMWARE, "ACME", "bios", "1.1.0", model="M1"))
+    with file: …send it…
+
+Rules of opening, in order: the trusted state is there and not older than the caller's own record of it; python-tuf's
+client workflow from the pinned root on; each person has one key in that root; nothing is older than what was seen
+before; then what was seen is written down. A client stands for that moment: open one for each use. Blocking.
+"""
+
+import hmac
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from freehold.root_of_trust import pki
+from freehold.root_of_trust.depot.errors import (
+    BelowSecurityFloor,
+    DepotMissing,
+    PackageForAnotherModel,
+    TargetChanged,
+    TargetNotFound,
+)
+from freehold.root_of_trust.depot.files import Progress, copy_digest, open_beneath, silent
+from freehold.root_of_trust.depot.floors import Downgrade, downgrade_allowed, floor_of, is_below
+from freehold.root_of_trust.depot.package import Kind, Target
+from freehold.root_of_trust.depot.seen import Seen
+from freehold.root_of_trust.depot.trusted import View, advance, locked, read_seen, scratch_copy
+
+
+class Wanted(NamedTuple):
+    """What is asked for, in the words of the BMC. `model` is empty for what is no firmware."""
+
+    kind: Kind
+    vendor: str
+    component: str
+    version: str
+    model: str = ""
+
+
+class DepotClient:
+    """The packages of one verified state. `seen` is for the evidence log: hand it back at the next opening."""
+
+    def __init__(self, source: Path, scratch: Path, view: View, seen: Seen) -> None:
+        self._source, self._scratch = source, scratch
+        self.view, self.seen = view, seen
+
+    @classmethod
+    def open(cls, directory: Path, recorded: Seen | None = None) -> "DepotClient":
+        """Verifies the depot in `directory` and remembers what was seen.
+
+        Raises `DepotMissing`, `TrustedStateLost`, or what the metadata is refused for (`MetadataRefused`).
+        """
+        _required(directory, recorded)
+        source = directory / "repository"
+        with locked(directory):
+            view, seen = advance(source, directory / "trusted", recorded)
+        return cls(source, directory, view, seen)
+
+    @classmethod
+    def look(cls, directory: Path, source: Path | None = None) -> "DepotClient":
+        """Verifies `source` (default: the depot itself) without remembering anything."""
+        _required(directory, None)
+        source = source or directory / "repository"
+        with scratch_copy(directory) as copy:
+            view, seen = advance(source, copy)
+        return cls(source, directory, view, seen)
+
+    def find(self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None) -> Target:
+        """The package for exactly this model.
+
+        Raises `TargetNotFound`, `PackageForAnotherModel`, or `BelowSecurityFloor`.
+        """
+        name = f"{wanted.vendor} {wanted.component} {wanted.version}"
+        alike = [
+            each
+            for each in self.view.packages
+            if (each.about.kind, each.about.vendor, each.about.component, each.about.version) == wanted[:4]
+        ]
+        if not alike:
+            raise TargetNotFound(
+                f"the depot has no {wanted.kind} {name}",
+                expected="a package that the operators signed, and did not withdraw",
+                remedy="import it with `freehold depot import`, or declare a version that `freehold depot list` shows",
+            )
+        found = [each for each in alike if wanted.model in each.about.models or not each.about.models]
+        if len(found) != 1:
+            models = sorted({each for package in alike for each in package.about.models})
+            raise PackageForAnotherModel(
+                f"{name} is {'ambiguous' if found else 'not'} for model {wanted.model!r}",
+                expected=f"one of: {', '.join(models)}",
+                remedy="import the package for this model; firmware for another one can destroy the machine",
+            )
+        scope = (wanted.vendor, wanted.component, wanted.model if found[0].about.models else "")
+        floor = floor_of(self.seen.floors, *scope)
+        if is_below(wanted.version, floor):
+            decision = downgrade_allowed(
+                downgrade, wanted.component, wanted.model, wanted.version, now or pki.utc_now()
+            )
+            if not decision.allowed:
+                raise BelowSecurityFloor(
+                    f"{name} is below the security floor {floor}: {decision.reason}",
+                    expected=f"version {floor} or newer, or a downgrade ticket signed by two operators",
+                    remedy="install a newer version; whoever must fall back needs a second person to agree",
+                )
+        return found[0]
+
+    def open_verified(self, target: Target, progress: Progress = silent) -> BinaryIO:
+        """The package's bytes: a private copy without a name, so that nobody can change it after the check.
+
+        Raises `TargetNotFound` for a target that is not of this client, `TargetChanged`, or `DataEndless`.
+        """
+        if target not in self.view.packages:
+            raise TargetNotFound(f"{target.path} is not in the metadata that was verified")
+        copy: BinaryIO = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - the caller closes it
+        try:
+            with open_beneath(self._source / "targets", target.stored_name) as stored:
+                length, digest = copy_digest(stored, copy, target.length, target.length, progress)
+            if length != target.length or not hmac.compare_digest(digest, target.sha256):
+                raise _changed(target, f"it has {length} bytes with SHA-256 {digest}")
+            copy.seek(0)
+        except BaseException as error:
+            copy.close()
+            if isinstance(error, FileNotFoundError):
+                raise _changed(target, "its file is missing") from error
+            raise
+        return copy
+
+    def fetch(
+        self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None
+    ) -> tuple[Target, BinaryIO]:
+        """`find` and `open_verified` in one; the caller closes the file."""
+        target = self.find(wanted, downgrade, now)
+        return target, self.open_verified(target)
+
+
+def _required(directory: Path, recorded: Seen | None) -> None:
+    """Tells a depot that is not there yet from one that was lost: only of the first there is no trace."""
+    untouched = recorded is None and not (directory / "repository/metadata/timestamp.json").exists()
+    if (directory / "trusted").exists() or not untouched:
+        untouched = read_seen(directory / "trusted").timestamp == 0 and untouched
+    if untouched:
+        raise DepotMissing(
+            f"there is no published depot in {directory}",
+            remedy="begin one with `freehold depot init`; if it was begun, sign and publish it, or mirror it",
+        )
+
+
+def _changed(target: Target, what: str) -> TargetChanged:
+    return TargetChanged(
+        f"{target.path} is not what the operators signed: {what}",
+        expected=f"{target.length} bytes with SHA-256 {target.sha256}",
+        remedy="import it again from the vendor's file, or mirror the depot again; find out who changed it",
+    )

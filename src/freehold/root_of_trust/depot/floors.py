@@ -1,0 +1,112 @@
+"""Security floors: below which version a component must not fall back, and who may allow it. Pure.
+
+TUF keeps an attacker from replaying old *metadata*. It does not keep anybody from installing an old firmware that is
+still listed. A floor does: it is raised by signed metadata only, never lowered, and remembered when its package is
+gone.
+"""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from freehold.evidence import canonical
+from freehold.root_of_trust.depot import versions
+from freehold.root_of_trust.depot.errors import VersionsNotComparable
+from freehold.root_of_trust.depot.package import Target
+
+APPROVERS = 2
+PAYLOAD_TYPE = "application/vnd.freehold.downgrade-ticket+json"
+
+
+class Floor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The oldest `version` of a component that may be installed on a model (empty for what is no firmware)."""
+
+    vendor: str
+    component: str
+    model: str
+    version: str
+
+    @property
+    def scope(self) -> tuple[str, str, str]:
+        return self.vendor, self.component, self.model
+
+
+class DowngradeTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What two operators sign to let one model's component fall below its floor, once, until `expires` (RFC 3339)."""
+
+    component: str
+    model: str
+    from_version: str = msgspec.field(name="from")
+    to_version: str = msgspec.field(name="to")
+    expires: Annotated[datetime, msgspec.Meta(tz=True)]
+
+    def payload(self) -> bytes:
+        """Canonical JSON: the payload of each operator's DSSE envelope, of type `PAYLOAD_TYPE`."""
+        return canonical.dumps(msgspec.to_builtins(self))
+
+
+class Downgrade(NamedTuple):
+    """A ticket, the people whose signatures over its payload were verified, and the version that is installed now."""
+
+    ticket: DowngradeTicket
+    approvers: Collection[str]
+    installed: str
+
+
+class Decision(NamedTuple):
+    """`reason` says why not; it is empty if `allowed`."""
+
+    allowed: bool
+    reason: str = ""
+
+
+def raised(floors: Iterable[Floor], targets: Iterable[Target]) -> tuple[Floor, ...]:
+    """`floors` and those that the targets ask for: the higher of each. Raises `VersionsNotComparable`."""
+    found = {floor.scope: floor for floor in floors}
+    for target in targets:
+        about = target.about
+        if about.security_floor is None:
+            continue
+        for model in about.models or ("",):
+            new = Floor(vendor=about.vendor, component=about.component, model=model, version=about.security_floor)
+            old = found.get(new.scope)
+            if old is None or versions.compare(new.version, old.version) > 0:
+                found[new.scope] = new
+    return tuple(found[scope] for scope in sorted(found))
+
+
+def floor_of(floors: Iterable[Floor], vendor: str, component: str, model: str) -> str | None:
+    """The version below which this component of this model must not fall."""
+    scope = (vendor, component, model)
+    return next((floor.version for floor in floors if floor.scope == scope), None)
+
+
+def is_below(version: str, floor: str | None) -> bool:
+    """Whether `version` needs a downgrade ticket. What cannot be compared is below: nobody has shown that it is not."""
+    if floor is None:
+        return False
+    try:
+        return versions.compare(version, floor) < 0
+    except VersionsNotComparable:
+        return True
+
+
+def downgrade_allowed(downgrade: Downgrade | None, component: str, model: str, wanted: str, now: datetime) -> Decision:
+    """Whether there is a ticket for exactly this, which still holds, and which two different people approved."""
+    if downgrade is None:
+        return Decision(False, "there is no downgrade ticket")
+    ticket = downgrade.ticket
+    asked = (component, model, downgrade.installed, wanted)
+    given = (ticket.component, ticket.model, ticket.from_version, ticket.to_version)
+    names = ("component", "model", "installed version", "wanted version")
+    for name, one, other in zip(names, asked, given, strict=True):
+        if one != other:
+            return Decision(False, f"the ticket is for {name} {other!r}, not {one!r}")
+    if now >= ticket.expires:
+        return Decision(False, f"the ticket expired at {ticket.expires:%Y-%m-%d %H:%M:%SZ}")
+    people = sorted({name.strip().casefold() for name in downgrade.approvers})
+    if len(people) < APPROVERS:
+        return Decision(False, f"{len(people)} of {APPROVERS} people approved it ({', '.join(people) or 'nobody'})")
+    return Decision(True)
