@@ -19,7 +19,8 @@ PEOPLE = ("alice", "bob", "carol")
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ceremony that takes no half a second for each passphrase."""
-    monkeypatch.setitem(ceremony.make_root.__kwdefaults__, "cost", 2)
+    for rite in (ceremony.make_root, ceremony.reshare):
+        monkeypatch.setitem(rite.__kwdefaults__, "cost", 2)
 
 
 @pytest.fixture
@@ -79,6 +80,19 @@ def test_one_custodian_alone_issues_nothing(site: Shell, root: Path, tmp_path: P
     refused = issue(site, root, tmp_path / "bmc.csr", tmp_path / "bmc.pem", words, "alice", "bob")
     assert "the passphrase of bob is wrong" in refused.err
     assert not (tmp_path / "bmc.pem").exists()
+
+
+def test_a_custodian_leaves(site: Shell, root: Path, tmp_path: Path, words: list[str]) -> None:
+    shares = ["--share", root / "alice.share", "--share", root / "bob.share"]
+    (tmp_path / "dave.txt").write_text("the passphrase of dave")
+    people = ["--custodian", "alice", "--custodian", "bob", "--custodian", "dave"]
+    words += ["--passphrase-file", f"dave={tmp_path / 'dave.txt'}"]
+    done = site("pki", "ceremony", "reshare", root, tmp_path / "root-2", *shares, *people, *words)
+    assert done.code == 0, done
+    assert "dave takes" in done.out
+    site("pki", "request", "bmc", "--out", tmp_path / "bmc.csr")
+    again = issue(site, tmp_path / "root-2", tmp_path / "bmc.csr", tmp_path / "bmc.pem", words, "bob", "dave")
+    assert again.code == 0, again
 
 
 def test_what_is_no_request_is_not_signed(site: Shell, root: Path, tmp_path: Path, words: list[str]) -> None:

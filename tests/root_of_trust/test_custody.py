@@ -129,6 +129,24 @@ def test_a_root_is_made_once_and_its_parts_belong_together(tmp_path: Path) -> No
         ceremony.issue(tmp_path, request, shares_in(tmp_path / "one", "alice", "bob"), NOW)
 
 
+def test_a_root_is_given_to_other_custodians_and_stays_the_same_root(tmp_path: Path) -> None:
+    root = ceremony.make_root(tmp_path / "root", "lab", PEOPLE, NOW, cost=CHEAP)
+    after = {"alice": "another passphrase", "bob": "and another one", "dave": "the passphrase of dave"}
+    with pytest.raises(CustodyRefused, match="the shares are of alice"):
+        ceremony.reshare(tmp_path / "root", tmp_path / "new", shares_in(tmp_path / "root", "alice"), after, cost=CHEAP)
+    ceremony.reshare(
+        tmp_path / "root", tmp_path / "new", shares_in(tmp_path / "root", "alice", "bob"), after, cost=CHEAP
+    )
+    assert ceremony.root_certificate(tmp_path / "new") == root
+    request = pki.authority_request(CA_KEY, bmc_ca().subject, OOB)
+    new = [((tmp_path / f"new/{name}.share").read_bytes(), after[name]) for name in ("bob", "dave")]
+    pki.require_authority(ceremony.issue(tmp_path / "new", request, new, NOW), root, NOW)
+    with pytest.raises(CustodyRefused, match="do not open"):  # what carol took away opens the old copy only
+        ceremony.issue(tmp_path / "new", request, shares_in(tmp_path / "root", "alice", "carol"), NOW)
+    with pytest.raises(CustodyRefused, match="is not empty"):
+        ceremony.reshare(tmp_path / "root", tmp_path / "new", shares_in(tmp_path / "root", "alice", "bob"), after)
+
+
 def test_a_bad_request_opens_no_share(tmp_path: Path) -> None:
     ceremony.make_root(tmp_path / "root", "lab", PEOPLE, NOW, cost=CHEAP)
     empty = x509.CertificateSigningRequestBuilder().subject_name(bmc_ca().subject)

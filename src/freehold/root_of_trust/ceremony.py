@@ -30,21 +30,28 @@ def make_root(
     directory: Path, site: str, passphrases: Mapping[str, str], now: datetime, *, cost: int = custody.COST
 ) -> x509.Certificate:
     """A new root in an empty directory, and a share for each custodian. Raises `CustodyRefused`, `CertificateError`."""
-    if directory.exists() and any(directory.iterdir()):
-        raise custody.CustodyRefused(f"{directory} is not empty", remedy="give a new directory: a root is made once")
-    key, sealing = ec.generate_private_key(ec.SECP384R1()), secrets.token_bytes(32)
+    _require_empty(directory)
+    key = ec.generate_private_key(ec.SECP384R1())
     certificate = pki.root_ca(key, site, now)
-    shares = custody.split(sealing, passphrases, cost=cost)
-    private = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    nonce = os.urandom(12)
-    durable.make_directory(directory, 0o700)
-    durable.replace(directory / SEALED_KEY, nonce + AESGCM(sealing).encrypt(nonce, private, _CONTEXT), 0o600)
-    for name, share in shares.items():
-        durable.replace(directory / f"{name}{SHARE}", share, 0o600)
+    _seal(directory, key, passphrases, cost)
     durable.replace(directory / CERTIFICATE, pki.pem(certificate))
     return certificate
+
+
+def reshare(
+    directory: Path,
+    into: Path,
+    shares: Sequence[tuple[bytes, str]],
+    passphrases: Mapping[str, str],
+    *,
+    cost: int = custody.COST,
+) -> None:
+    """The same root for other custodians, in an empty directory: two of today's open it. What was sealed before still
+    opens with the shares of before, so both are to be destroyed. Raises `CustodyRefused`."""
+    root = root_certificate(directory)
+    _require_empty(into)
+    _seal(into, _open(directory, root, custody.join(shares)), passphrases, cost)
+    durable.replace(into / CERTIFICATE, pki.pem(root))
 
 
 def root_certificate(directory: Path) -> x509.Certificate:
@@ -63,6 +70,24 @@ def issue(
     root = root_certificate(directory)
     pki.requested_zone(request)  # before anybody's share is opened
     return pki.issue_authority(request, root, _open(directory, root, custody.join(shares)), now)
+
+
+def _require_empty(directory: Path) -> None:
+    if directory.exists() and any(directory.iterdir()):
+        raise custody.CustodyRefused(f"{directory} is not empty", remedy="give a new directory")
+
+
+def _seal(directory: Path, key: ec.EllipticCurvePrivateKey, passphrases: Mapping[str, str], cost: int) -> None:
+    """The key under a random one, and that one in shares."""
+    sealing, nonce = secrets.token_bytes(32), os.urandom(12)
+    shares = custody.split(sealing, passphrases, cost=cost)
+    private = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    durable.make_directory(directory, 0o700)
+    durable.replace(directory / SEALED_KEY, nonce + AESGCM(sealing).encrypt(nonce, private, _CONTEXT), 0o600)
+    for name, share in shares.items():
+        durable.replace(directory / f"{name}{SHARE}", share, 0o600)
 
 
 def _open(directory: Path, root: x509.Certificate, sealing: bytes) -> ec.EllipticCurvePrivateKey:
