@@ -239,6 +239,8 @@ def test_a_release_may_accept_a_new_bmc_key_which_is_then_the_only_one() -> None
     assert move.facts == {"bmc_identity": key.lower(), "bmc_certificate": None, "bmc_certificate_pending": None}
     ((name, claim),) = move.statements
     assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by ann")
+    junk = msgspec.structs.replace(accept, args={"accept_bmc_key": "ab:cd"})
+    assert isinstance(next_step(msgspec.structs.replace(server, intents=(junk,)), NOW), Refuse)
     declared = msgspec.structs.replace(SPEC.bmc, expected_fingerprint="ef" * 32)
     refused = next_step(msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, bmc=declared)), NOW)
     assert isinstance(refused, Refuse)

@@ -4,6 +4,7 @@
 `_onward` says where the server goes. Nothing here reads a clock, a network or a database.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -305,6 +306,8 @@ def _release(server: ServerView, intent: Intent, why: str) -> Decision:
 def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
     """A release by somebody who vouches for the key that the BMC has now: that key is pinned, and nothing else counts,
     until a new certificate is installed."""
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        return Refuse(intent.id, f"{key!r} is not the SHA-256 of a key: 64 hexadecimal digits")
     declared = server.spec.bmc.expected_fingerprint
     if declared is not None and declared.lower() != key:
         return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")

@@ -73,7 +73,7 @@ def request(role: str, out: Path, state: Path, output: str) -> None:
     if output == "json":
         show_json({"request": str(out), "zone": [str(network) for network in zone]})
     else:
-        click.echo(f"wrote {out}: the {role} CA asks to speak for {', '.join(map(str, zone))}")
+        click.echo(f"wrote {out}: the {_title(role)} CA asks to speak for {', '.join(map(str, zone))}")
         click.echo("carry it to the root: `freehold pki ceremony issue`")
 
 

@@ -106,8 +106,8 @@ async def _confirm(site: Site, ctx: StepContext) -> StepResult:
     facts = {"bmc_certificate": installed, "bmc_certificate_pending": None, "bmc_certificate_waived": False}
     changed = msgspec.structs.replace(ctx.facts, **facts)
     status = msgspec.structs.replace(ctx.server.status, facts=changed)
-    async with site.bmc(msgspec.structs.replace(ctx.server, status=status)) as client:
-        await client.get(client.root["@odata.id"])
+    async with site.bmc(msgspec.structs.replace(ctx.server, status=status)):
+        pass
     claim = {
         "address": ctx.server.spec.bmc.address,
         "method": "certificate of the site's BMC CA",
