@@ -123,9 +123,8 @@ async def serve_until_active(state: Path, base: Any, inventory: Path, processor:
     from freehold.model.status import ServerState
     from freehold.orchestration.controller import make_site
     from freehold.orchestration.controller import serve as run_site
-    from freehold.orchestration.opening import boot_artifacts, open_log, open_vault
+    from freehold.orchestration.opening import boot_artifacts, open_keys, open_log, open_vault
     from freehold.orchestration.store import Store
-    from freehold.root_of_trust.keys import SiteKeys
 
     store = await Store.open(state / "freehold.db")
     try:
@@ -133,7 +132,7 @@ async def serve_until_active(state: Path, base: Any, inventory: Path, processor:
         await store.apply(load_documents(text, inventory.name))
         name, spec, networks = await site_documents(store)
         vault = open_vault(state)
-        keys = SiteKeys.create(state, vault, name, [spec.controller.provisioning, spec.controller.oob])
+        keys = open_keys(state, vault, name, spec, networks)
         with open_log(state, name, keys) as log:
             boot = boot_artifacts(state, name, spec, keys, base)
             controller = asyncio.create_task(run_site(make_site(state, spec, networks, vault, keys, boot), store, log))

@@ -19,6 +19,7 @@ from aiohttp import web
 from freehold_lab import control, faults, layout, network
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.service import serve
+from freehold_lab.bmc.tls import restore_factory_certificate
 from freehold_lab.errors import LabError
 from freehold_lab.machine import Cabling, Machine
 from freehold_lab.tpm import TpmVendor
@@ -54,6 +55,7 @@ class Chassis:
             "power-loss": self._power_loss,
             "tampered-firmware": self._tampered_firmware,
             "bmc-reboot": self._bmc_reboot,
+            "factory-certificate": self._factory_certificate,
             "power": self._power,
         }
 
@@ -107,6 +109,13 @@ class Chassis:
         await self.stop_bmc()
         self._reboot = asyncio.create_task(self._come_back(seconds))
         return {"seconds": seconds}
+
+    async def _factory_certificate(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Somebody sets the BMC's certificate back: it serves the key that it left the factory with."""
+        await self.stop_bmc()
+        restore_factory_certificate(self._config.state_dir)
+        await self.start_bmc()
+        return {}
 
     async def _come_back(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -224,7 +224,7 @@ def _fault(options: argparse.Namespace) -> int:
     if not arguments:
         raise LabError(f"fault {name} needs a server", remedy=f"For example: `fault {name} server-1 …`.")
     server, value = layout.server(facts, arguments[0]), arguments[1] if len(arguments) > 1 else None
-    if name in ("power-loss", "tampered-firmware"):
+    if name in ("power-loss", "factory-certificate", "tampered-firmware"):
         result = _ask(server, name)
     elif name == "bmc-reboot":
         result = _ask(server, "bmc-reboot", seconds=value or "20")

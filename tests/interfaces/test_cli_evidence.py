@@ -18,7 +18,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site with five statements, exported."""
     directory = tmp_path_factory.mktemp("site") / "state"
     directory.mkdir()
-    keys = SiteKeys.create(directory, open_vault(directory), "lab", ["172.30.2.2"])
+    keys = SiteKeys.create(directory, open_vault(directory), "lab", ["172.30.2.2"], bmc_networks=["172.30.1.0/24"])
     kinds = [Predicate.TRANSITION, Predicate.ATTESTATION, Predicate.SANITIZATION, Predicate.DECOMMISSION_CERTIFICATE]
     with open_log(directory, "lab", keys) as log:
         for kind in kinds:

@@ -132,3 +132,46 @@ def test_waiting_ends_when_the_server_is_quarantined(site: Shell) -> None:
     assert answer.code == 1
     assert "cannot come to available: server-1 is quarantined" in answer.err
     assert "a disk kept its data" in answer.err
+
+
+KEY = "5e0c" * 16
+
+
+@pytest.mark.parametrize("given", [KEY, KEY.upper(), ":".join(KEY[at : at + 2] for at in range(0, 64, 2))])
+def test_a_release_may_accept_a_new_key_of_the_bmc(site: Shell, given: str) -> None:
+    site.set_status("server-1", ServerStatus(state=ServerState.QUARANTINED, quarantined_from=ServerState.ACTIVE))
+    assert site("release", "server-1", "--accept-bmc-key", given, "--reason", "new board").code == 0
+    (found,) = intents(site)
+    assert (found.args, found.reason) == ({"accept_bmc_key": KEY}, "new board")
+    assert site("release", "server-1", "--accept-bmc-key", "5e0c").code == 2
+
+
+WAITING = ServerStatus(state=ServerState.SECURING, state_since=time.time(), facts=Facts(bmc_key_seen=KEY))
+
+
+def test_a_key_that_was_seen_is_shown_and_confirmed(site: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.set_status("server-1", WAITING)
+    answer_with(monkeypatch, "n\n")
+    refused = site("confirm", "server-1")
+    assert refused.code == 1
+    assert KEY in refused.err
+    assert "nobody confirmed the key of its BMC; nothing was done" in refused.err
+    assert intents(site) == ()
+    answer_with(monkeypatch, "y\n")
+    assert site("confirm", "server-1").code == 0
+    (found,) = intents(site)
+    assert (found.kind, found.args, found.by) == ("confirm", {"fingerprint": KEY}, login_name())
+
+
+def test_a_key_that_is_known_beforehand_needs_no_question(site: Shell) -> None:
+    assert site("confirm", "server-1", "--fingerprint", KEY).code == 0
+    (found,) = intents(site)
+    assert found.args == {"fingerprint": KEY}
+
+
+def test_there_must_be_something_to_confirm(site: Shell) -> None:
+    answer = site("confirm", "server-1")
+    assert (answer.code, "no key of its BMC waits for a confirmation" in answer.err) == (1, True)
+    site.set_status("server-1", ACTIVE)
+    late = site("confirm", "server-1", "--fingerprint", KEY)
+    assert (late.code, "first contact with the BMC of a server that is active is over" in late.err) == (1, True)

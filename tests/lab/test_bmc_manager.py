@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware
 from freehold_lab.bmc.service import serve
+from freehold_lab.bmc.tls import restore_factory_certificate
 
 MANAGER = f"{ROOT}/Managers/1"
 CERTIFICATES = f"{MANAGER}/NetworkProtocol/HTTPS/Certificates"
@@ -98,6 +99,60 @@ async def test_certificate_of_a_foreign_key_is_refused(rig: Rig) -> None:
         status, answer = await rig.post(REPLACE, body)
         assert (status, error_key(answer)) == (400, "ActionParameterValueError")
     assert (await rig.get(f"{CERTIFICATES}/1"))[1] == before
+
+
+async def replaced(port: int, trusted: x509.Certificate, authority: Authority) -> str:
+    """A certificate of `authority`, given to the BMC by its own request."""
+    wanted = {"CertificateCollection": {"@odata.id": CERTIFICATES}, "CommonName": "127.0.0.1"}
+    _, answer = await request(port, trusted, "POST", GENERATE, wanted)
+    signed = authority.sign(answer["CSRString"])
+    uri = {"@odata.id": f"{CERTIFICATES}/1"}
+    body = {"CertificateString": signed, "CertificateType": "PEM", "CertificateUri": uri}
+    assert (await request(port, trusted, "POST", REPLACE, body))[0] == 204
+    return signed
+
+
+async def test_a_certificate_that_waits_is_served_after_a_restart(tmp_path: Path) -> None:
+    hardware = MemoryHardware()
+    hardware.faults.certificate_waits = True
+    runner = await serve(hardware, config(tmp_path))
+    port, authority = port_of(runner), Authority()
+    factory = await asyncio.to_thread(served, port)
+    signed = await replaced(port, factory, authority)
+    assert await asyncio.to_thread(served, port) == factory
+    reset = f"{MANAGER}/Actions/Manager.Reset"
+    assert (await request(port, factory, "POST", reset, {"ResetType": "GracefulRestart"}))[0] == 204
+    for _ in range(40):
+        await asyncio.sleep(0.1)
+        try:
+            now = await asyncio.to_thread(served, port)
+        except OSError:
+            continue
+        if now != factory:
+            break
+    assert pem(now) == signed
+    await runner.cleanup()
+
+
+async def test_the_factory_certificate_can_come_back(tmp_path: Path) -> None:
+    runner = await serve(MemoryHardware(), config(tmp_path))
+    factory = await asyncio.to_thread(served, port_of(runner))
+    await replaced(port_of(runner), factory, Authority())
+    await runner.cleanup()
+    restore_factory_certificate(tmp_path)
+    again = await serve(MemoryHardware(), config(tmp_path))
+    assert await asyncio.to_thread(served, port_of(again)) == factory
+    await again.cleanup()
+
+
+async def test_a_request_may_name_somebody_else(tmp_path: Path) -> None:
+    hardware = MemoryHardware()
+    async with running(tmp_path, hardware) as rig:
+        wanted = {"CertificateCollection": {"@odata.id": CERTIFICATES}, "CommonName": "127.0.0.1"}
+        hardware.faults.csr_subject = "controller.example"
+        _, answer = await rig.post(GENERATE, wanted)
+    subject = x509.load_pem_x509_csr(answer["CSRString"].encode()).subject
+    assert subject.rfc4514_string() == "CN=controller.example"
 
 
 async def test_manager_reset_makes_it_unreachable_for_a_while_and_ends_sessions(tmp_path: Path) -> None:

@@ -150,3 +150,28 @@ def tamper(rig: SiteRig, image: Path) -> int:
     """Change one byte of the image that is served, or change it back; its offset."""
     answer = rig.in_lab("fault", "-o", "json", "tampered-image", str(image)).stdout
     return int(json.loads(answer)["offset"])
+
+
+def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp_path: Path) -> None:
+    with site_rig(tmp_path, "stranger") as rig:
+        declare(rig, assigned=False)
+        rig.serve()
+        status = rig.wait("certificate", lambda status: status.get("facts", {}).get("bmc_certificate"), seconds=600)
+        rows = json.loads(rig.freehold("pki", "list", "-o", "json").stdout)["items"]
+        assert [row["purpose"] for row in rows] == ["agent CA", "BMC CA", "controller", "BMC"]
+        assert rows[-1]["serial"] == status["facts"]["bmc_certificate"]["serial"]
+
+        rig.in_lab("fault", "factory-certificate", "server-1")
+        status = rig.wait_state("quarantined")
+        assert "is not recognised: its certificate (key " in status["reason"], status["reason"]
+        assert "nothing was sent to it" in status["reason"]
+        key = status["reason"].partition("(key ")[2][:64]
+        why = ("--reason", "set back on purpose", "--wait", "--timeout", "60")
+        rig.freehold("release", "server-1", "--accept-bmc-key", key, *why)
+        status = rig.wait_state("preparing")
+        assert status["facts"]["bmc_identity"] == key
+        assert "bmc_certificate" not in status["facts"]
+        rig.found_operators()
+        rig.approve_firmware()
+        rig.wait_state("available")
+        rig.wait("new certificate", lambda status: status["facts"].get("bmc_certificate"))

@@ -54,7 +54,8 @@ def founded() -> tuple[Path, Path]:
     """(state directory of a site with keys, PEM of a BMC's factory key): RSA keys cost more than all else in a test."""
     root = Path(tempfile.mkdtemp(prefix="freehold-test-"))
     (root / "state").mkdir()
-    SiteKeys.create(root / "state", open_vault(root / "state"), "lab", ["127.0.0.1"])
+    vault = open_vault(root / "state")
+    SiteKeys.create(root / "state", vault, "lab", ["127.0.0.1"], bmc_networks=["127.0.0.0/8"])
     return root / "state", root / "https.pem"
 
 
@@ -130,6 +131,14 @@ class Place:
         await self.set_status(msgspec.structs.replace(status, facts=replaced(status.facts, result)))
         return result
 
+    async def finish(self, step: str, **view: Any) -> StepResult:
+        """The step, again and again until its goal holds, as the engine does it."""
+        for _ in range(20):
+            result = await self.step(step, **view)
+            if result.done or result.quarantine is not None:
+                return result
+        raise AssertionError(result)
+
     @asynccontextmanager
     async def own_bmc(self) -> AsyncIterator[RedfishClient]:
         async with self.site.bmc(await self.view()) as client:
@@ -203,14 +212,16 @@ def make(state: Path) -> Site:
 
 
 @asynccontextmanager
-async def bmc(directory: Path, hardware: MemoryHardware, user: str = "root") -> AsyncIterator[int]:
+async def bmc(directory: Path, hardware: MemoryHardware, user: str = "root", port: int = 0) -> AsyncIterator[int]:
     """The lab's Redfish service over TLS on loopback; its port."""
     directory.mkdir(exist_ok=True)
     factory = founded()[1]
     if factory.exists() and not (directory / "https.pem").exists():
         (directory / "https.pem").write_bytes(factory.read_bytes())
-    runner = await serve(hardware, BmcConfig(FACTORY_PASSWORD, directory, port=0, factory_user=user))
-    factory.write_bytes((directory / "https.pem").read_bytes())
+    runner = await serve(
+        hardware, BmcConfig(FACTORY_PASSWORD, directory, port=port, factory_user=user, reset_seconds=0.1)
+    )
+    factory.write_bytes((directory / "https-factory.pem").read_bytes())
     try:
         yield runner.addresses[0][1]
     finally:

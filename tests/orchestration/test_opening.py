@@ -38,8 +38,8 @@ def test_two_controllers_on_one_state_directory_and_the_message_names_the_first(
 
 
 def test_vault_and_keys_are_made_once_and_opened_again(tmp_path: Path) -> None:
-    keys = SiteKeys.create(tmp_path, open_vault(tmp_path), "lab", ADDRESSES)
-    again = SiteKeys.create(tmp_path, open_vault(tmp_path), "lab", ADDRESSES)
+    keys = SiteKeys.create(tmp_path, open_vault(tmp_path), "lab", ADDRESSES, bmc_networks=["172.30.1.0/24"])
+    again = SiteKeys.create(tmp_path, open_vault(tmp_path), "lab", ADDRESSES, bmc_networks=["172.30.1.0/24"])
     assert again.public_files() == keys.public_files()
     assert (tmp_path / "vault.key").stat().st_mode & 0o777 == 0o600
     with open_log(tmp_path, "lab", keys) as log:
@@ -86,4 +86,4 @@ def test_a_full_disk_leaves_neither_half_a_vault_nor_half_a_key(
         with pytest.raises(OSError, match="No space left on device"):
             open_vault(tmp_path)
     assert not (tmp_path / "vault.key").exists()
-    SiteKeys.create(tmp_path, open_vault(tmp_path), "lab", ADDRESSES)
+    SiteKeys.create(tmp_path, open_vault(tmp_path), "lab", ADDRESSES, bmc_networks=["172.30.1.0/24"])

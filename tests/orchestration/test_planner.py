@@ -19,9 +19,11 @@ from freehold.model.resources import (
     PolicySpec,
     Reaction,
     ServerSpec,
+    Waivable,
 )
 from freehold.model.status import (
     AgentSession,
+    BmcCertificate,
     Drift,
     Facts,
     FirmwareFact,
@@ -30,15 +32,24 @@ from freehold.model.status import (
     Medium,
     Order,
     OrderState,
+    PendingCertificate,
     ServerState,
     ServerStatus,
     Tenancy,
 )
-from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, rotation_due
+from freehold.orchestration.conditions import (
+    AGENT_LOST,
+    BOOT_PATIENCE,
+    certificate_due,
+    certificate_fresh,
+    fact,
+    rotation_due,
+)
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
 from freehold.orchestration.lifecycle import UNMEASURED, forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
+from freehold.orchestration.waivers import ActiveWaiver
 
 S = ServerState
 NOW = 1_000_000.0
@@ -49,6 +60,8 @@ PREPARED: dict[str, Any] = {
     "secure_boot_enrolled": True,
     "reference_values": {"0": (), "2": ()},
 }
+CERTIFICATE = BmcCertificate(serial="1", sha256="c" * 64, not_before=NOW - 86400, not_after=NOW + 397 * 86400)
+KNOWN: dict[str, Any] = {"bmc_identity": "x", "bmc_certificate": CERTIFICATE}
 ASSIGNED = Assigned("web", AssignmentSpec(server="a", image="i", hostname="h"), "r1")
 
 
@@ -66,6 +79,7 @@ def test_securing_goes_goal_by_goal() -> None:
     for name in (
         "bmc_identity",
         "bmc_credential_committed",
+        "bmc_certificate",
         "factory_accounts_disabled",
         "ipmi_off",
         "services_closed",
@@ -74,10 +88,11 @@ def test_securing_goes_goal_by_goal() -> None:
         decision = next_step(view(S.SECURING, facts), NOW)
         assert isinstance(decision, Do)
         steps.append(decision.step)
-        facts = msgspec.structs.replace(facts, **{name: "x" if name == "bmc_identity" else True})
+        facts = msgspec.structs.replace(facts, **{name: KNOWN.get(name, True)})
     assert steps == [
         "pin_identity",
         "take_over_credential",
+        "install_certificate",
         "disable_factory_accounts",
         "disable_ipmi",
         "close_services",
@@ -124,7 +139,7 @@ def test_an_agent_that_did_its_work_may_go() -> None:
     assert next_step(view(S.PROVISIONING, facts), NOW) == Do("boot_os", "boot_os")
 
 
-ROTATED = Facts(bmc_credential_since=NOW - 10)
+ROTATED = Facts(bmc_credential_since=NOW - 10, bmc_certificate=CERTIFICATE)
 
 
 def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
@@ -138,7 +153,7 @@ def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
 
 @pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
 def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
-    facts = Facts(bmc_credential_since=NOW - 10, last_drift_check=NOW, last_attestation=NOW)
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
     rotate = Do("rotate_credential", "rotate_credential")
     assert isinstance(next_step(view(state, facts), NOW), Idle)
     month = 30 * 86400.0
@@ -163,6 +178,75 @@ def test_a_fleet_does_not_rotate_in_one_night() -> None:
     assert max(nights.values()) < 100
 
 
+@pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
+def test_a_certificate_is_renewed_in_the_last_third_of_its_life(state: S) -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    renew = Do("renew_certificate", "renew_certificate")
+    idle = next_step(view(state, facts), NOW)
+    assert isinstance(idle, Idle)
+    assert next_step(view(state, msgspec.structs.replace(facts, bmc_certificate=None)), NOW) == renew
+    old = msgspec.structs.replace(CERTIFICATE, not_before=NOW - 300 * 86400, not_after=NOW + 98 * 86400)
+    assert next_step(view(state, msgspec.structs.replace(facts, bmc_certificate=old)), NOW) == renew
+
+
+def test_a_waiver_holds_in_place_of_a_certificate_until_it_ends() -> None:
+    waiver = ActiveWaiver(
+        name="w", finding=Waivable.BMC_CERTIFICATE, reason="old", expires=NOW + 60, approved_by=("a", "b")
+    )
+    facts = Facts(bmc_identity="x", bmc_credential_committed=True, bmc_certificate_waived=True)
+    install = Do("install_certificate", "install_certificate")
+    after = next_step(view(S.SECURING, facts, waivers=(waiver,)), NOW)
+    assert after == Do("disable_factory_accounts", "disable_factory_accounts")
+    assert next_step(view(S.SECURING, facts, waivers=(waiver,)), NOW + 60) == install
+    assert next_step(view(S.SECURING, facts), NOW) == install  # withdrawn
+    other = msgspec.structs.replace(waiver, finding=Waivable.MISSING_MEDIUM)
+    assert next_step(view(S.SECURING, facts, waivers=(other,)), NOW) == install
+    untried = msgspec.structs.replace(facts, bmc_certificate_waived=False)
+    assert next_step(view(S.SECURING, untried, waivers=(waiver,)), NOW) == install
+
+
+@given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
+def test_a_renewal_falls_due_at_the_beginning_of_the_last_third(name: str, life: float) -> None:
+    installed = msgspec.structs.replace(CERTIFICATE, not_before=NOW, not_after=NOW + life)
+    server = msgspec.structs.replace(view(S.ACTIVE, Facts(bmc_certificate=installed)), name=name)
+    due = certificate_due(server)
+    assert NOW + life * 2 / 3 - 1 <= due <= NOW + life * (2 / 3 + 1 / 15) + 1
+    assert not certificate_fresh(server, due)
+    assert certificate_fresh(server, due - 1)
+
+
+def test_a_confirmation_is_settled_when_the_key_is_pinned() -> None:
+    confirm = Intent(id=4, kind=IntentKind.CONFIRM, by="ann", args={"fingerprint": "ab" * 32})
+    assert next_step(view(S.SECURING, intents=(confirm,)), NOW) == Do("pin_identity", "pin_identity")
+    pinned = Facts(bmc_identity="ab" * 32)
+    assert next_step(view(S.SECURING, pinned, intents=(confirm,)), NOW) == Settle(4, "the BMC's key is pinned")
+    late = next_step(view(S.ACTIVE, pinned, intents=(confirm,)), NOW)
+    assert isinstance(late, Refuse)
+    assert "first contact with the BMC of a server that is active is over" in late.reason
+
+
+def test_a_release_may_accept_a_new_bmc_key_which_is_then_the_only_one() -> None:
+    key = "AB" * 32
+    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", reason="new board", args={"accept_bmc_key": key})
+    known = Facts(
+        bmc_identity="cd" * 32, bmc_certificate=CERTIFICATE, bmc_certificate_pending=PendingCertificate(pem="")
+    )
+    server = view(S.QUARANTINED, known, status={"quarantined_from": S.ACTIVE}, intents=(accept,))
+    move = next_step(server, NOW)
+    assert isinstance(move, Move)
+    assert (move.state, move.released, move.intent) == (S.ACTIVE, True, 5)
+    assert move.reason == f"release by ann: new board (accepts BMC key {key.lower()})"
+    assert move.facts == {"bmc_identity": key.lower(), "bmc_certificate": None, "bmc_certificate_pending": None}
+    ((name, claim),) = move.statements
+    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by ann")
+    junk = msgspec.structs.replace(accept, args={"accept_bmc_key": "ab:cd"})
+    assert isinstance(next_step(msgspec.structs.replace(server, intents=(junk,)), NOW), Refuse)
+    declared = msgspec.structs.replace(SPEC.bmc, expected_fingerprint="ef" * 32)
+    refused = next_step(msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, bmc=declared)), NOW)
+    assert isinstance(refused, Refuse)
+    assert f"declares BMC key {'ef' * 32}" in refused.reason
+
+
 def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
     facts = Facts(os_booted_at=NOW - 40)
     for session in (None, agent("os", attested_at=NOW), agent("ramdisk", started=NOW - 30, attested_at=NOW)):
@@ -180,7 +264,7 @@ def drift(*kinds: DriftKind) -> tuple[Drift, ...]:
 
 
 def test_drift_by_policy() -> None:
-    checked = {"last_drift_check": NOW - 1, "last_attestation": NOW - 1}
+    checked = {"last_drift_check": NOW - 1, "last_attestation": NOW - 1, "bmc_certificate": CERTIFICATE}
     told = PolicySpec(remediation={DriftKind.FIRMWARE_VERSION: Reaction.REPORT})
     reported = view(S.ACTIVE, Facts(drift=drift(DriftKind.FIRMWARE_VERSION), **checked), policy=told)
     assert next_step(reported, NOW) == Idle(NOW - 1 + 300)
@@ -280,8 +364,8 @@ def test_other_firmware_is_measured_anew_and_a_tenant_s_data_is_erased_first() -
 def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(declared: str) -> None:
     board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
     facts = Facts(
-        **PREPARED, bmc_credential_since=NOW, firmware=board, learned_reference={"0": ()}, agent_released=True,
-        bios_applied=True,
+        **PREPARED, bmc_credential_since=NOW, bmc_certificate=CERTIFICATE, firmware=board,
+        learned_reference={"0": ()}, agent_released=True, bios_applied=True,
     )  # fmt: skip
     baseline = FirmwareBaselineSpec(vendor="Halden", model="HX2", component="BIOS", version="1.1")
     server = view(S.AVAILABLE, facts, baselines=(baseline,) if declared == "board" else ())
@@ -345,6 +429,7 @@ facts = st.builds(
     Facts,
     **{name: st.booleans() for name in Facts.__struct_fields__ if isinstance(getattr(Facts(), name), bool)},
     bmc_identity=st.none() | st.just("id"),
+    bmc_certificate=st.none() | st.just(CERTIFICATE),
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),
@@ -446,7 +531,7 @@ def test_leaf_0_of_the_log_is_a_certificate_too() -> None:
 
 
 def test_after_a_release_the_os_must_prove_itself_anew() -> None:
-    facts = Facts(bmc_credential_since=NOW, last_drift_check=NOW, os_booted_at=NOW - 500, released_at=NOW - 10)
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, os_booted_at=NOW - 500, released_at=NOW - 10)
     stale = agent("os", started=NOW - 400, attested_at=NOW - 300)
     assert next_step(view(S.ACTIVE, facts, agent=stale), NOW) == Do("renew_attestation", "renew_attestation")
     fresh = msgspec.structs.replace(stale, attested_at=NOW - 5)

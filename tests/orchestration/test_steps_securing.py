@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiohttp import web
-from site_support import FACTORY_PASSWORD, SERVER, Place, bmc, https_with, place_at
+from site_support import FACTORY_PASSWORD, SERVER, Place, bmc, documents, https_with, place_at
 
 from freehold.model.findings import Severity
-from freehold.model.resources import PolicySpec, ServerSpec
-from freehold.model.status import ServerState, ServerStatus
+from freehold.model.resources import PolicySpec, Resource, ServerSpec
+from freehold.model.status import Intent, IntentKind, ServerState, ServerStatus
 from freehold.orchestration.planner import GOALS
 from freehold.orchestration.steps import securing
 from freehold.out_of_band.posture import read_accounts, read_posture
@@ -43,7 +43,7 @@ def failures(tmp_path: Path) -> int:
 
 async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
     for step in SECURING:
-        result = await place.step(step)
+        result = await place.finish(step)
         assert result.done, (step, result)
         for name, predicate in result.statements:
             await place.evidence(name, SERVER, predicate)
@@ -53,7 +53,7 @@ async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
     assert accounts == {"root": False, "freehold": True}
     assert not posture.enabled("IPMI")
     claims = {name: predicate for name, _, predicate in place.evidence.statements}
-    assert claims["bmc-identity"]["method"] == "trust on first use"
+    assert claims["bmc-identity"]["method"] == "certificate of the site's BMC CA"
     assert claims["credential"]["factory_accounts_disabled"] is True
     assert claims["credential"]["unique"] is True
     assert FACTORY_PASSWORD not in str(place.evidence.statements)
@@ -64,7 +64,7 @@ async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
 
 async def test_a_rotation_changes_the_password_and_says_so_without_showing_it(place: Place) -> None:
     for step in SECURING:
-        await place.step(step)
+        await place.finish(step)
     before = place.site.vault.get(f"bmc/{SERVER}/current")
     result = await place.step("rotate_credential")
     assert result.done
@@ -80,7 +80,7 @@ async def test_a_rotation_changes_the_password_and_says_so_without_showing_it(pl
 
 async def test_a_rotation_waits_for_its_turn(place: Place) -> None:
     for step in SECURING:
-        await place.step(step)
+        await place.finish(step)
     before = place.site.vault.get(f"bmc/{SERVER}/current")
     place.site.rotations = asyncio.Semaphore(0)
     result = await place.step("rotate_credential")
@@ -90,9 +90,9 @@ async def test_a_rotation_waits_for_its_turn(place: Place) -> None:
 
 async def test_every_step_may_be_repeated(place: Place) -> None:
     for step in (*SECURING, *SECURING):
-        assert (await place.step(step)).done
+        assert (await place.finish(step)).done
         before = place.site.vault.get(f"bmc/{SERVER}/current")
-        assert (await place.step(step)).done
+        assert (await place.finish(step)).done
         assert place.site.vault.get(f"bmc/{SERVER}/current") == before
 
 
@@ -120,7 +120,7 @@ async def test_the_declared_key_is_pinned_and_the_claim_says_so(place: Place) ->
     seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
     await declare_bmc(place, expected_fingerprint=seen.upper())
     result = await place.step("pin_identity")
-    assert result.facts == {"bmc_identity": seen}
+    assert result.facts == {"bmc_identity": seen, "bmc_key_seen": None}
     assert result.statements[0][1]["method"] == "declared fingerprint"
 
 
@@ -129,12 +129,53 @@ async def test_first_contact_confirm_waits_for_a_person_and_tells_the_key(place:
     policy = msgspec.structs.replace(view.policy, first_contact="confirm")
     result = await place.step("pin_identity", policy=policy)
     seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
-    assert result.quarantine is not None
-    assert f"the BMC shows key {seen}; policy wants a person to confirm it" in result.quarantine
-    assert "declare it as spec.bmc.expectedFingerprint" in result.quarantine
+    assert (result.done, result.quarantine) == (False, None)
+    assert result.waiting_for == "a person to confirm the BMC's key"
+    assert result.facts == {"bmc_key_seen": seen}
+    (finding,) = result.findings
+    assert f"shows key {seen}; policy wants a person to confirm it" in finding.detail
+    assert "then `freehold confirm server-1`" in finding.remedy
     await declare_bmc(place, expected_fingerprint=seen)
     assert (await place.step("pin_identity", policy=policy)).done
     assert PolicySpec().first_contact == "pin"
+
+
+async def test_what_a_person_confirmed_is_pinned_and_nothing_else(place: Place) -> None:
+    view = await place.view()
+    policy = msgspec.structs.replace(view.policy, first_contact="confirm")
+    seen = (await fetch_identity(view.spec.bmc.address)).spki_sha256
+    wrong = Intent(id=1, kind=IntentKind.CONFIRM, by="ann", args={"fingerprint": "ab" * 32})
+    for rule in (policy, view.policy):
+        result = await place.step("pin_identity", policy=rule, intents=(wrong,))
+        assert result.quarantine == f"the BMC shows key {seen}, confirmed by ann is {'ab' * 32}; nothing was sent to it"
+        assert result.facts == {}
+    right = Intent(id=2, kind=IntentKind.CONFIRM, by="bob", args={"fingerprint": seen.upper()})
+    result = await place.step("pin_identity", policy=policy, intents=(wrong, right))
+    assert result.facts == {"bmc_identity": seen, "bmc_key_seen": None}
+    assert result.statements[0][1]["method"] == "confirmed by bob"
+    assert result.resolved == ("bmc-key-unconfirmed",)
+
+
+async def test_a_confirmation_moves_a_server_that_waits_for_it(place: Place) -> None:
+    seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
+    confirm = Resource(kind="Policy", name="default", spec=PolicySpec(first_contact="confirm"))
+    await place.store.apply([*documents(policy="default"), confirm])
+    engine = place.engine()
+    for _ in range(4):
+        await place.store.ledger.wake([SERVER])
+        await engine.round()
+    status = (await place.view()).status
+    assert status.facts.bmc_key_seen == seen
+    assert [finding.kind for finding in status.findings] == ["bmc-key-unconfirmed"]
+    await place.store.record_intent(SERVER, IntentKind.CONFIRM, by="ann", args={"fingerprint": seen})
+    status = await drive(place, ServerState.DISCOVERING)
+    assert status.facts.bmc_identity == seen
+    assert status.facts.bmc_key_seen is None
+    assert "bmc-key-unconfirmed" not in {finding.kind for finding in status.findings}
+    assert (await place.view()).intents == ()
+    said = await place.said()
+    assert "confirm by ann" in said
+    assert "the BMC's key is pinned" in said
 
 
 @pytest.mark.parametrize("step", ["take_over_credential", "disable_ipmi", "check_drift", "power_off"])
@@ -148,7 +189,7 @@ async def test_a_bmc_whose_key_changed_later_is_quarantined_and_gets_no_credenti
         assert result.quarantine is not None
         assert "another key" in result.quarantine
         assert "nothing was sent to it" in result.quarantine
-        assert "pin the new key" in result.quarantine
+        assert "`freehold release server-1 --accept-bmc-key KEY`" in result.quarantine
     assert failures(tmp_path) == 0
 
 
@@ -159,6 +200,7 @@ async def drive(place: Place, until: ServerState, rounds: int = 60) -> ServerSta
         status = (await place.view()).status
         if status.state is until:
             return status
+        await place.store.ledger.wake([SERVER])
         await engine.round()
     raise AssertionError((await place.view()).status)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
 from freehold.out_of_band.transport import Answer, Call
+from freehold.root_of_trust import pki
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "redfish.tar.xz"
 TREES = ("hpe-dl365-gen10plus", "dmtf-public-rackmount1")
@@ -28,31 +29,60 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Keys:
-    """A key and a certificate for 127.0.0.1: self-signed, or signed by `issuer`."""
+class Ca:
+    """The operator's BMC CA, for `zone`."""
 
-    directory: Path
-    name: str
-    issuer: "Keys | None" = None
-    expired: bool = False
+    zone: str = "127.0.0.0/8"
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
     def __post_init__(self) -> None:
+        made = datetime.now(UTC) - timedelta(days=500)
+        self.certificate = pki.bmc_ca(self.key, "lab", [ip_network(self.zone)], made)
+        self.pem = pki.pem(self.certificate).decode()
+
+    def issue(self, key: ec.EllipticCurvePrivateKey, address: str, now: datetime) -> x509.Certificate:
+        return pki.bmc_certificate(key.public_key(), self.certificate, self.key, address, now)
+
+    def crl(self, *revoked: x509.Certificate, now: datetime | None = None) -> str:
+        serials = [each.serial_number for each in revoked]
+        made = pki.revocation_list(self.certificate, self.key, None, serials, now or datetime.now(UTC))
+        return pki.pem(made).decode()
+
+
+@dataclass
+class Keys:
+    """A key and a certificate for 127.0.0.1: self-signed, as a factory makes it, or what `ca` issued."""
+
+    directory: Path
+    name: str
+    expired: bool = False
+    ca: "Ca | None" = None
+    address: str = "127.0.0.1"
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+
+    def __post_init__(self) -> None:
+        if self.ca is not None:
+            now = datetime.now(UTC) - timedelta(days=400 if self.expired else 0)
+            self.certificate = self.ca.issue(self.key, self.address, now)
+        else:
+            self.certificate = self._self_signed()
+        self.pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def _self_signed(self) -> x509.Certificate:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
         now = datetime.now(UTC) - timedelta(days=400 if self.expired else 1)
-        self.certificate = (
+        return (
             x509.CertificateBuilder()
             .subject_name(subject)
-            .issuer_name(self.issuer.certificate.subject if self.issuer else subject)
+            .issuer_name(subject)
             .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now)
             .not_valid_after(now + timedelta(days=90))
             .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=self.issuer is None, path_length=None), critical=True)
-            .sign(self.issuer.key if self.issuer else self.key, hashes.SHA256())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self.key, hashes.SHA256())
         )
-        self.pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def context(self) -> ssl.SSLContext:
         file = self.directory / f"{self.name}.pem"
@@ -77,7 +107,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(keys: Keys, handler: Handler, port: int = 0) -> AsyncIterator[Running]:
+async def running(keys: Keys, handler: Handler, port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[Running]:
     log: list[tuple[str, str, dict[str, str]]] = []
 
     async def logged(request: web.Request) -> web.StreamResponse:
@@ -88,10 +118,10 @@ async def running(keys: Keys, handler: Handler, port: int = 0) -> AsyncIterator[
     app.router.add_route("*", "/{path:.*}", logged)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=keys.context())
+    site = web.TCPSite(runner, host, port, ssl_context=keys.context())
     await site.start()
     try:
-        yield Running(f"127.0.0.1:{site.port}", log)
+        yield Running(f"{host}:{site.port}", log)
     finally:
         await runner.cleanup()
 

@@ -1,11 +1,15 @@
 """TLS is verified before anything is sent; broken answers become clear errors; only reads are repeated."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from oob_support import Keys, no_sleep, running
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
+from oob_support import Ca, Keys, no_sleep, running
 
 from freehold.out_of_band import transport as transport_module
 from freehold.out_of_band.errors import BmcAnswerUnreadable, BmcIdentityChanged, BmcUnreachable
@@ -17,6 +21,7 @@ from freehold.out_of_band.transport import (
     fetch_identity,
     spki_sha256,
     split_address,
+    unrecognised,
 )
 
 
@@ -33,8 +38,6 @@ async def _once(address: str, identity: BmcIdentity, call: Call) -> Answer:
 
 
 def _pin(keys: Keys) -> BmcIdentity:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     return BmcIdentity(spki_sha256=spki_sha256(keys.certificate.public_bytes(Encoding.DER)))
 
 
@@ -82,23 +85,76 @@ async def test_the_pin_outlives_a_renewed_and_an_expired_certificate(tmp_path: P
 
 
 async def test_ca_mode_accepts_the_operators_ca_only(tmp_path: Path) -> None:
-    ca = Keys(tmp_path, "ca")
-    async with running(Keys(tmp_path, "bmc", issuer=ca), _fine) as bmc:
-        assert (await _once(bmc.address, BmcIdentity(ca_pem=ca.pem), GET)).status == 200
-        with pytest.raises(BmcIdentityChanged, match="does not verify"):
-            await _once(bmc.address, BmcIdentity(ca_pem=Keys(tmp_path, "other").pem), POST)
+    ca, other = Ca(), Ca()
+    async with running(Keys(tmp_path, "bmc", ca=ca), _fine) as bmc:
+        assert (await _once(bmc.address, BmcIdentity(ca_pem=ca.pem, crl_pem=ca.crl()), GET)).status == 200
+        with pytest.raises(BmcIdentityChanged, match=r"does not verify: .*; nothing was sent"):
+            await _once(bmc.address, BmcIdentity(ca_pem=other.pem), POST)
         assert [method for method, _, _ in bmc.log] == ["GET"]
-    async with running(Keys(tmp_path, "old", issuer=ca, expired=True), _fine) as bmc:
-        with pytest.raises(BmcIdentityChanged, match="expired"):
-            await _once(bmc.address, BmcIdentity(ca_pem=ca.pem), GET)
+
+
+@pytest.mark.parametrize(
+    "served",
+    ["factory", "expired", "another address", "outside the zone", "revoked", "another CA of the same name"],
+)
+async def test_under_the_ca_nothing_is_sent_to_anything_else(tmp_path: Path, served: str) -> None:
+    ca, wide = Ca(zone="127.0.0.0/24"), Ca()
+    # Whoever stole the key of a CA of 127.0.0.0/24 could sign for anybody; the constraint is in the CA's certificate.
+    stolen = Ca(zone="127.0.0.0/8", key=ca.key)
+    keys = {
+        "factory": lambda: Keys(tmp_path, "bmc"),
+        "expired": lambda: Keys(tmp_path, "bmc", ca=ca, expired=True),
+        "another address": lambda: Keys(tmp_path, "bmc", ca=ca, address="127.0.0.2"),
+        "outside the zone": lambda: Keys(tmp_path, "bmc", ca=stolen, address="127.9.9.9"),
+        "revoked": lambda: Keys(tmp_path, "bmc", ca=ca),
+        "another CA of the same name": lambda: Keys(tmp_path, "bmc", ca=wide),
+    }[served]()
+    crl = ca.crl(keys.certificate) if served == "revoked" else ca.crl()
+    host = "127.9.9.9" if served == "outside the zone" else "127.0.0.1"
+    async with running(keys, _fine, host=host) as bmc:
+        for call in (GET, POST):
+            with pytest.raises(BmcIdentityChanged, match="nothing was sent to it"):
+                await _once(bmc.address, BmcIdentity(ca_pem=ca.pem, crl_pem=crl), call)
         assert bmc.log == []
+        if served == "outside the zone":  # the zone alone is why
+            assert (await _once(bmc.address, BmcIdentity(ca_pem=stolen.pem), GET)).status == 200
 
 
-def test_an_identity_is_exactly_one_of_pin_and_ca() -> None:
-    with pytest.raises(ValueError, match="exactly one"):
+async def test_while_a_certificate_is_changed_the_old_key_and_the_new_certificate_both_count(tmp_path: Path) -> None:
+    ca, factory = Ca(), Keys(tmp_path, "factory")
+    both = BmcIdentity(spki_sha256=_pin(factory).spki_sha256, ca_pem=ca.pem, crl_pem=ca.crl())
+    for keys in (factory, Keys(tmp_path, "issued", ca=ca)):
+        async with running(keys, _fine) as bmc:
+            assert (await _once(bmc.address, both, GET)).status == 200
+    for keys in (Keys(tmp_path, "other"), Keys(tmp_path, "impostor", ca=Ca())):
+        async with running(keys, _fine) as bmc:
+            with pytest.raises(BmcIdentityChanged):
+                await _once(bmc.address, both, POST)
+            assert bmc.log == []
+
+
+def test_a_revocation_list_that_is_old_or_foreign_vouches_for_nobody(tmp_path: Path) -> None:
+    ca, now = Ca(), datetime.now(UTC)
+    der = Keys(tmp_path, "bmc", ca=ca).certificate.public_bytes(Encoding.DER)
+
+    def why(crl: str | None) -> str | None:
+        return unrecognised(der, BmcIdentity(ca_pem=ca.pem, crl_pem=crl), "127.0.0.1", now)
+
+    assert why(ca.crl()) is None
+    assert "out of date" in (why(ca.crl(now=now - timedelta(days=31))) or "")
+    assert "not of the CA" in (why(Ca().crl()) or "")
+    assert "does not verify" in (why("no list at all") or "")
+
+
+@given(junk=st.binary(max_size=200))
+def test_what_cannot_be_read_is_not_recognised(junk: bytes) -> None:
+    for identity in (BmcIdentity(spki_sha256="00" * 32), BmcIdentity(ca_pem="no PEM"), BmcIdentity(ca_pem="")):
+        assert unrecognised(junk, identity, "127.0.0.1", datetime.now(UTC)) is not None
+
+
+def test_an_identity_is_a_pin_or_a_ca() -> None:
+    with pytest.raises(ValueError, match="pinned key, by a CA, or by both"):
         BmcIdentity()
-    with pytest.raises(ValueError, match="exactly one"):
-        BmcIdentity(spki_sha256="00" * 32, ca_pem="x")
     with pytest.raises(ValueError, match="64 hex"):
         BmcIdentity(spki_sha256="00")
 

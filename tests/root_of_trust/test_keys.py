@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from freehold.root_of_trust import pki
+from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys, SiteKeysError
 from freehold.root_of_trust.vault import EmbeddedVault
@@ -22,6 +22,7 @@ from crash_points import run_until_crash
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 ADDRESSES = ["172.30.1.2", "127.0.0.1"]
+OOB = ["172.30.1.0/24"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def vault(tmp_path: Path) -> EmbeddedVault:
 
 
 def create(vault: EmbeddedVault, now: datetime = NOW) -> SiteKeys:
-    return SiteKeys.create(vault.directory.parent, vault, "lab", ADDRESSES, lambda: now)
+    return SiteKeys.create(vault.directory.parent, vault, "lab", ADDRESSES, lambda: now, bmc_networks=OOB)
 
 
 def test_creating_twice_and_loading_give_the_same_keys(vault: EmbeddedVault) -> None:
@@ -52,7 +53,7 @@ def test_creating_twice_and_loading_give_the_same_keys(vault: EmbeddedVault) -> 
     files = {path.name: path.read_bytes() for path in (vault.directory.parent / "keys").iterdir()}
     assert files == made.public_files()
     assert sorted(files) == [
-        "agent-ca.pem", "db.pem", "evidence.pub", "image.pub", "kek.pem", "owner-guid", "pk.pem",
+        "agent-ca.pem", "bmc-ca.pem", "db.pem", "evidence.pub", "image.pub", "kek.pem", "owner-guid", "pk.pem",
     ]  # fmt: skip
     assert b"PRIVATE" not in b"".join(files.values())
     assert "PRIVATE" not in repr(made) + repr(made.agent_ca) + repr(vars(made))
@@ -79,7 +80,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
         died = run_until_crash(monkeypatch, dies_at, lambda vault=vault: create(vault))
         there = {path: vault.get(path) for path in vault.paths()}
         keys = create(vault)
-        assert len(vault.paths()) == 8
+        assert len(vault.paths()) == 9
         assert all(vault.get(path) == secret for path, secret in there.items())
         assert keys.public_files() == SiteKeys.load(state, vault, lambda: NOW).public_files()
         if not died:
@@ -94,6 +95,18 @@ def test_loading_an_incomplete_set_says_what_is_missing(vault: EmbeddedVault) ->
     vault.destroy("site/keys/db")
     with pytest.raises(SiteKeysError, match="lacks the site's db key"):
         SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
+
+
+def test_a_vault_that_is_older_than_the_bmc_ca_still_loads_and_is_completed(vault: EmbeddedVault) -> None:
+    made = create(vault)
+    vault.destroy("site/keys/bmc-ca")
+    (vault.directory.parent / "keys/bmc-ca.pem").unlink()
+    old = SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
+    assert old.bmc_ca is None
+    assert old.agent_ca.certificate_pem == made.agent_ca.certificate_pem
+    completed = create(vault)
+    assert completed.bmc_ca is not None
+    assert completed.evidence.key_id == made.evidence.key_id
 
 
 def test_a_public_file_that_was_changed_is_an_error_and_a_missing_one_is_written_again(vault: EmbeddedVault) -> None:
@@ -115,13 +128,13 @@ def test_keys_of_another_site_or_address_are_not_replaced(
 ) -> None:
     create(vault)
     with pytest.raises(SiteKeysError, match=r"holds the keys of site 'lab' at 172\.30\.1\.2"):
-        SiteKeys.create(vault.directory.parent, vault, site, addresses)
+        SiteKeys.create(vault.directory.parent, vault, site, addresses, bmc_networks=OOB)
 
 
 @pytest.mark.parametrize("addresses", [[], ["controller.example"], ["172.30.1.300"], ["10.0.0.0/8"]])
 def test_a_malformed_address_is_refused_before_anything_is_made(vault: EmbeddedVault, addresses: list[str]) -> None:
     with pytest.raises(pki.CertificateError, match="address"):
-        SiteKeys.create(vault.directory.parent, vault, "lab", addresses)
+        SiteKeys.create(vault.directory.parent, vault, "lab", addresses, bmc_networks=OOB)
     assert vault.paths() == []
 
 
@@ -155,7 +168,7 @@ def handshake(server_key: bytes, server_certificate: bytes, ca: bytes, name: str
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "server.pem")
     client = ssl.create_default_context(cadata=ca.decode())
-    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
@@ -183,6 +196,22 @@ def test_an_agent_accepts_the_controller_at_its_addresses_only(tmp_path: Path) -
     other = pki.agent_ca(ec.generate_private_key(ec.SECP256R1()), "lab", pki.addresses(ADDRESSES), pki.utc_now())
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(server.private_pem, server.certificate_pem, pki.pem(other), "172.30.1.2", tmp_path)
+
+
+def test_an_agent_accepts_a_controller_whose_ca_a_root_certified(tmp_path: Path) -> None:
+    vault = EmbeddedVault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
+    now, root_key = pki.utc_now(), ec.generate_private_key(ec.SECP384R1())
+    before, root = create(vault, now), pki.root_ca(root_key, "lab", now)
+    zone = pki.networks(ADDRESSES)
+    request = x509.load_pem_x509_csr(authorities.request(vault, "agent", zone))
+    issued = pki.issue_authority(request, root, root_key, now)
+    authorities.install(tmp_path, vault, "agent", pki.pem(issued), pki.pem(root), now)
+    after = SiteKeys.load(tmp_path, vault, lambda: now)
+    server = after.controller_tls
+    for ca in (before.agent_ca, after.agent_ca):  # an agent that was built before the ceremony, and one built after it
+        handshake(server.private_pem, server.certificate_pem, ca.certificate_pem, "172.30.1.2", tmp_path)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(server.private_pem, server.certificate_pem, ca.certificate_pem, "172.30.1.3", tmp_path)
 
 
 @pytest.mark.parametrize("name", [x509.IPAddress(ipaddress.ip_address("10.9.9.9")), x509.DNSName("bmc.example")])

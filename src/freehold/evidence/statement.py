@@ -26,6 +26,7 @@ class Predicate(StrEnum):
 
     TRANSITION = "transition"
     BMC_IDENTITY = "bmc-identity"
+    CERTIFICATE = "certificate"
     CREDENTIAL = "credential"
     POSTURE = "posture"
     INVENTORY = "inventory"

@@ -146,7 +146,8 @@ class Sanitization(Spec, frozen=True, kw_only=True):
 class PolicySpec(Spec, frozen=True, kw_only=True):
     """`rotation_interval`: no BMC password gets older.
 
-    `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`.
+    `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`, or
+    a person's `freehold confirm`.
     `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
     pool; `learned` takes what it measured first, and every report says so."""
 

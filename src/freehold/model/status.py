@@ -66,14 +66,39 @@ class Tenancy(msgspec.Struct, frozen=True, kw_only=True):
     spec: AssignmentSpec
 
 
+class BmcCertificate(msgspec.Struct, frozen=True, kw_only=True):
+    """The certificate of the site's BMC CA that the BMC was seen to serve. `serial` and `sha256` (of the DER) are hex,
+    times UNIX seconds."""
+
+    serial: str
+    sha256: str
+    not_before: float
+    not_after: float
+
+
+class PendingCertificate(msgspec.Struct, frozen=True, kw_only=True):
+    """The write-ahead record of a certificate change: issued, and not yet seen to be served. `sent_at`: when the BMC
+    accepted it; `restarted_at`: when the BMC was restarted because it went on to serve the old one; `given_up`: another
+    one is to be made, and the BMC may still come to serve this one."""
+
+    pem: str
+    sent_at: float | None = None
+    restarted_at: float | None = None
+    given_up: bool = False
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What has been established. A field is None or False until a step established it; `lifecycle.FORGETS` says which
     facts a server loses on entering a state."""
 
     # securing
+    bmc_key_seen: str | None = None  # what first contact found, until a person confirms it: SHA-256 of the SPKI, hex
     bmc_identity: str | None = None  # SHA-256 of the BMC certificate's SubjectPublicKeyInfo, hex
     bmc_credential_committed: bool = False
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
+    bmc_certificate: BmcCertificate | None = None  # once it is there, only the site's BMC CA is accepted
+    bmc_certificate_pending: PendingCertificate | None = None
+    bmc_certificate_waived: bool = False  # it cannot take one, and a waiver says that it need not
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
     services_closed: bool = False
@@ -182,6 +207,7 @@ class IntentKind(StrEnum):
     RELEASE = "release"
     QUARANTINE = "quarantine"
     ROTATE = "rotate"
+    CONFIRM = "confirm"
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 
-from freehold.model.resources import DriftKind, Reaction, parse_duration
+from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
 from freehold.model.status import Facts, IntentKind, Medium, ServerState
 from freehold.orchestration.view import ServerView
 
@@ -92,8 +92,12 @@ def rotation_due(server: ServerView) -> float:
     """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
     the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
     interval = parse_duration(server.policy.rotation_interval)
-    spread = int.from_bytes(hashlib.sha256(server.name.encode()).digest()[:4]) / 2**32
-    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - spread / 5.0)
+    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - _spread(server.name) / 5.0)
+
+
+def _spread(name: str) -> float:
+    """0 to 1, the same for the same name: so that a fleet does not do everything in one night."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
 
 
 def rotation_asked(server: ServerView) -> float | None:
@@ -105,6 +109,22 @@ def rotation_asked(server: ServerView) -> float | None:
 
 def credential_fresh(server: ServerView, now: float) -> bool:
     return rotation_asked(server) is None and now < rotation_due(server)
+
+
+def certificate_due(server: ServerView) -> float:
+    """When the BMC's certificate is to be renewed, UNIX seconds: when less than a third of its life is left. The next
+    fifth of that third is spread over the fleet by name. A server without one is due when its waiver ends: at once,
+    if it has none."""
+    installed = server.facts.bmc_certificate
+    if installed is None:
+        waived = server.waivers if server.facts.bmc_certificate_waived else ()
+        return max((each.expires for each in waived if each.finding is Waivable.BMC_CERTIFICATE), default=0.0)
+    third = (installed.not_after - installed.not_before) / 3.0
+    return installed.not_after - third * (1.0 - _spread(server.name) / 5.0)
+
+
+def certificate_fresh(server: ServerView, now: float) -> bool:
+    return now < certificate_due(server)
 
 
 def attested_last(server: ServerView) -> float:
@@ -122,6 +142,11 @@ def attestation_fresh(server: ServerView, now: float) -> bool:
 def fresh_or_drifted(server: ServerView, now: float) -> bool:
     """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
     return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
+
+
+def or_drifted(condition: Condition) -> Condition:
+    """`condition` matters only while there is no drift to act upon."""
+    return lambda server, now: bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or condition(server, now)
 
 
 def drift_checked(server: ServerView, now: float) -> bool:

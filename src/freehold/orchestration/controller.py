@@ -22,6 +22,7 @@ from freehold.model.resources import NetworkSpec, ServerSpec, SiteSpec
 from freehold.model.status import ServerState
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.engine import Engine
+from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.opening import BootArtifacts, known_builds
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
 from freehold.orchestration.step import Record
@@ -135,9 +136,13 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         await site.dhcp.start()
         stack.push_async_callback(site.dhcp.stop)
         await answer_known(site, store)
-        watcher = asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp")
-        watcher.add_done_callback(_say_why_it_ended)
-        stack.callback(watcher.cancel)
+        await record_certificates(site.vault, log)
+        for watcher in (
+            asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
+            asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
+        ):
+            watcher.add_done_callback(_say_why_it_ended)
+            stack.callback(watcher.cancel)
         site.depot_seen = await asyncio.to_thread(depot_seen, log)
         engine = Engine(store, steps_of(site), record, alone=True)
         door.nudge = engine.nudge

@@ -34,6 +34,8 @@ class Move:
     released: bool = False
     retiring: bool | None = None
     facts: dict[str, object] = field(default_factory=dict)
+    statements: tuple[tuple[str, dict[str, object]], ...] = ()
+    """(name, predicate) to record as evidence beside the transition."""
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,8 @@ class Engine:
                 return await self._do(claim, server, decision, now)
             case Move():
                 status = outcomes.moved(server, decision, now)
+                for name, predicate in decision.statements:
+                    await self._record(name, server.name, predicate)
                 return await self._enter(claim, server, status, decision.intent, now)
             case Quarantine():
                 status = outcomes.quarantined(server, decision.reason, now)

@@ -113,6 +113,9 @@ def check_intent(state: ServerState, kind: IntentKind) -> None:
         raise IntentRefusedError(f"a server that is {state} is not in quarantine: there is nothing to release")
     if kind is IntentKind.ROTATE and state in (S.ENROLLED, S.SECURING, S.QUARANTINED, S.RETIRED):
         raise IntentRefusedError(f"the BMC credential of a server that is {state} is not rotated")
+    if kind is IntentKind.CONFIRM and state not in (S.ENROLLED, S.SECURING):
+        remedy = "See `freehold release --accept-bmc-key`." if state is S.QUARANTINED else None
+        raise IntentRefusedError(f"first contact with the BMC of a server that is {state} is over", remedy=remedy)
     if kind is IntentKind.QUARANTINE and state in (S.QUARANTINED, S.RETIRED):
         raise IntentRefusedError(f"the server is {state} already")
 

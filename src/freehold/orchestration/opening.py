@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.evidence import EvidenceLog, PublicKey, dsse
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import SiteSpec
+from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, OsImage
 from freehold.provisioning.images import build, manifest
@@ -54,6 +54,12 @@ def serving(state: Path) -> Iterator[None]:
 def open_vault(state: Path) -> Vault:
     """The site's vault under whatever key it was given; made at the first opening, and then for development."""
     return site_vault.open_vault(state)
+
+
+def open_keys(state: Path, vault: Vault, site: str, spec: SiteSpec, networks: dict[str, NetworkSpec]) -> SiteKeys:
+    """The site's keys; what is missing is made, for the controller and the networks that are declared."""
+    addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
+    return SiteKeys.create(state, vault, site, addresses, bmc_networks=[networks[spec.networks.oob].prefix])
 
 
 def origin_of(site: str) -> str:

@@ -4,8 +4,9 @@
 `_onward` says where the server goes. Nothing here reads a clock, a network or a database.
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
@@ -16,6 +17,8 @@ from freehold.orchestration.conditions import (
     agent_expected,
     attested_last,
     blocking,
+    certificate_due,
+    certificate_fresh,
     credential_fresh,
     drift_checked,
     every_medium,
@@ -24,6 +27,7 @@ from freehold.orchestration.conditions import (
     firmware_wanted,
     first_medium,
     fresh_or_drifted,
+    or_drifted,
     os_attested,
     os_ready,
     rechecked,
@@ -95,6 +99,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.SECURING: (
         established("pin_identity", "bmc_identity"),
         established("take_over_credential", "bmc_credential_committed"),
+        Goal("BMC certificate", certificate_fresh, "install_certificate"),
         established("disable_factory_accounts", "factory_accounts_disabled"),
         established("disable_ipmi", "ipmi_off"),
         established("close_services", "services_closed"),
@@ -118,7 +123,10 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("apply_bios", "bios_applied"),
         established("enroll_secure_boot", "secure_boot_enrolled"),
     ),
-    S.AVAILABLE: (Goal("credential fresh", credential_fresh, "rotate_credential"),),
+    S.AVAILABLE: (
+        Goal("credential fresh", credential_fresh, "rotate_credential"),
+        Goal("certificate fresh", certificate_fresh, "renew_certificate"),
+    ),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
         established("write_image", "image_written"),
@@ -135,6 +143,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("drift checked", drift_checked, "check_drift"),
         Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
+        Goal("certificate fresh", or_drifted(certificate_fresh), "renew_certificate"),
     ),
     S.DRIFTED: (),
     S.REMEDIATING: (
@@ -222,7 +231,7 @@ def _onward(server: ServerView) -> Decision:
                 return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(rotation_due(server))
+                return Idle(min(rotation_due(server), certificate_due(server)))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
@@ -261,7 +270,7 @@ def _onward(server: ServerView) -> Decision:
 def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
-    return min(checked, attested, rotation_due(server))
+    return min(checked, attested, rotation_due(server), certificate_due(server))
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -282,6 +291,9 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.ROTATE:
             # The goals do it, now or in the next state that has the goal; then the intent is settled.
             return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
+        case IntentKind.CONFIRM:
+            # `pin_identity` looks for it; what it confirms is compared with what the BMC shows then.
+            return Settle(intent.id, "the BMC's key is pinned") if server.facts.bmc_identity else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
 
@@ -297,4 +309,25 @@ def _release(server: ServerView, intent: Intent, why: str) -> Decision:
     target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
     if remeasure and not to_erase and server.facts.tenancy is not None:
         return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
-    return Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})
+    move = Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})
+    key = intent.args.get("accept_bmc_key")
+    return move if key is None else _repinned(server, intent, move, str(key).lower())
+
+
+def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
+    """A release by somebody who vouches for the key that the BMC has now: that key is pinned, and nothing else counts,
+    until a new certificate is installed."""
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        return Refuse(intent.id, f"{key!r} is not the SHA-256 of a key: 64 hexadecimal digits")
+    declared = server.spec.bmc.expected_fingerprint
+    if declared is not None and declared.lower() != key:
+        return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
+    facts = {**move.facts, "bmc_identity": key, "bmc_certificate": None, "bmc_certificate_pending": None}
+    claim: dict[str, object] = {
+        "address": server.spec.bmc.address,
+        "spki_sha256": key,
+        "method": f"accepted by {intent.by}",
+        "reason": intent.reason,
+    }
+    reason = f"{move.reason} (accepts BMC key {key})"
+    return replace(move, reason=reason, facts=facts, statements=(("bmc-identity", claim),))

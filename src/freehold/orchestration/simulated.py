@@ -12,13 +12,14 @@ import msgspec
 
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind
-from freehold.model.status import AgentSession, Drift, FirmwareFact, ImageFact, Medium
+from freehold.model.status import AgentSession, BmcCertificate, Drift, FirmwareFact, ImageFact, Medium
 from freehold.orchestration.conditions import firmware_wanted
 from freehold.orchestration.lifecycle import UNMEASURED
 from freehold.orchestration.planner import STEPS
 from freehold.orchestration.step import StepContext, StepFn, StepResult
 
 FACTORY, OURS = "factory", "ours"
+CERTIFICATE_LIFE = 397 * 86400.0
 
 
 @dataclass
@@ -28,6 +29,7 @@ class SimulatedServer:
     identity: str
     accounts: set[str] = field(default_factory=lambda: {FACTORY})
     rotations: int = 0
+    certificates: int = 0
     ipmi: bool = True
     bios: dict[str, Any] = field(default_factory=dict)
     secure_boot: bool = False
@@ -93,6 +95,14 @@ class World:
     async def _take_over_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.accounts.add(OURS)
         return _proved("credential", bmc_credential_committed=True, bmc_credential_since=context.now)
+
+    async def _install_certificate(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.certificates += 1
+        serial = f"{server.certificates:x}"
+        installed = BmcCertificate(
+            serial=serial, sha256=serial, not_before=context.now, not_after=context.now + CERTIFICATE_LIFE
+        )
+        return _proved("certificate", bmc_certificate=installed)
 
     async def _disable_factory_accounts(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.accounts.discard(FACTORY)
@@ -182,6 +192,9 @@ class World:
     async def _rotate_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.rotations += 1
         return _proved("credential", bmc_credential_since=context.now)
+
+    async def _renew_certificate(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return await self._install_certificate(context, server)
 
     async def _renew_attestation(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._hello(context, server)

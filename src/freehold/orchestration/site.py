@@ -5,10 +5,12 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from cryptography import x509
 
 from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
@@ -21,11 +23,13 @@ from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
+from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
@@ -183,12 +187,16 @@ class Site:
         return open_bmc(self.vault, view)
 
     def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        return connect(view, credential)
+        return connect(self.vault, view, credential)
+
+    def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
+        """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
+        return authorities.issue_bmc_certificate(self.vault, key, address, now)
 
 
 @asynccontextmanager
 async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
-    """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
+    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
     credential = await VaultSlots(vault, view).current()
     if credential is None:
         raise FreeholdError(
@@ -196,17 +204,24 @@ async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClien
             server=view.name,
             remedy="declare one in the Server document",
         )
-    async with connect(view, credential) as client:
+    async with connect(vault, view, credential) as client:
         yield client
 
 
-def connect(view: ServerView, credential: Credential) -> RedfishClient:
-    # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
-    pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
-    if pinned is None:
+def connect(vault: Vault, view: ServerView, credential: Credential) -> RedfishClient:
+    return RedfishClient.connect(view.spec.bmc.address, bmc_identity(vault, view), credential, server=view.name)
+
+
+def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
+    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
+    ca_pem = crl_pem = None
+    if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
+        ca_pem = authorities.bmc_ca(vault).certificate_pem.decode()
+        crl_pem = authorities.bmc_revocation_list(vault, pki.utc_now()).decode()
+    identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
+    if identity is None:
         raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
-    identity = BmcIdentity(spki_sha256=pinned.lower())
-    return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
+    return identity
 
 
 class VaultSlots:

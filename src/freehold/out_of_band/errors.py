@@ -12,7 +12,7 @@ class BmcUnreachable(OutOfBandError):
 
 
 class BmcIdentityChanged(OutOfBandError):
-    """The BMC shows another key than the one that was pinned. Nothing was sent to it."""
+    """The BMC shows neither the pinned key nor a certificate of the operator's CA. Nothing was sent to it."""
 
 
 class BmcAnswerUnreadable(OutOfBandError):
@@ -58,6 +58,10 @@ class BmcError(OutOfBandError):
 
 class TakeoverStopped(OutOfBandError):
     """The take-over cannot go on by itself without risking a lockout or an unknown password."""
+
+
+class CsrRefused(OutOfBandError):
+    """The BMC's certificate request is not what we asked for. Nothing was issued."""
 
 
 class EnrolmentFailed(OutOfBandError):

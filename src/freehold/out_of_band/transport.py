@@ -1,20 +1,27 @@
 """HTTPS to one BMC. The identity of the BMC is verified before a single byte of a request is written.
 
-Two ways to know a BMC: the SHA-256 of its public key (SPKI, RFC 7469), pinned at first contact, or the operator's CA.
-`fetch_identity` looks at the certificate and sends nothing, so that policy can decide whether to pin it.
+Two ways to know a BMC: the SHA-256 of its public key (SPKI, RFC 7469), pinned at first contact, or a certificate of the
+operator's CA for its address. `unrecognised` decides; it is pure. `fetch_identity` looks at the certificate and sends
+nothing, so that policy can decide whether to pin it.
 """
 
 import asyncio
 import hashlib
+import hmac
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import verification
 
 from freehold.out_of_band.errors import BmcAnswerUnreadable, BmcIdentityChanged, BmcUnreachable
 
@@ -40,16 +47,26 @@ class ServerIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BmcIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """How a BMC is recognised: exactly one of a pinned key (hex SHA-256 of the SPKI) and a CA bundle in PEM."""
+    """How a BMC is recognised: by its pinned key (hex SHA-256 of the SPKI), by a certificate of the operator's issuing
+    CA (PEM) for its address, or, while the one takes the place of the other, by either. `crl_pem`: what the CA has
+    revoked."""
 
     spki_sha256: str | None = None
     ca_pem: str | None = None
+    crl_pem: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.spki_sha256 is None) == (self.ca_pem is None):
-            raise ValueError("a BMC is known either by its pinned key or by a CA, exactly one of the two")
+        if self.spki_sha256 is None and self.ca_pem is None:
+            raise ValueError("a BMC is known by its pinned key, by a CA, or by both")
         if self.spki_sha256 is not None and len(bytes.fromhex(self.spki_sha256)) != 32:
             raise ValueError("spki_sha256 must be 64 hex digits")
+
+    @property
+    def words(self) -> str:
+        """What is expected, for people."""
+        pinned = f"key {self.spki_sha256}" if self.spki_sha256 is not None else ""
+        issued = "a certificate of the operator's BMC CA for this address" if self.ca_pem is not None else ""
+        return " or ".join(filter(None, (pinned, issued)))
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +100,10 @@ class Transport(Protocol):
 
 def spki_sha256(certificate_der: bytes) -> str:
     """Hex SHA-256 of the certificate's SubjectPublicKeyInfo: stays the same when a BMC renews its certificate."""
-    key = x509.load_der_x509_certificate(certificate_der).public_key()
+    return spki_sha256_of(x509.load_der_x509_certificate(certificate_der).public_key())
+
+
+def spki_sha256_of(key: CertificatePublicKeyTypes) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
@@ -131,24 +151,61 @@ def split_address(address: str) -> tuple[str, int]:
     return parts.hostname, parts.port or 443
 
 
-class _PinnedKey(aiohttp.Fingerprint):
-    """The pin, checked by aiohttp's connector between the end of the handshake and the first byte of the request.
+def unrecognised(certificate_der: bytes, identity: BmcIdentity, host: str, now: datetime) -> str | None:
+    """Why this is not the certificate of the BMC at `host`; None: it is. What cannot be verified is not."""
+    try:
+        seen = spki_sha256(certificate_der)
+    except Exception:
+        return "it shows no certificate that can be read"
+    if identity.spki_sha256 is not None and hmac.compare_digest(seen, identity.spki_sha256):
+        return None
+    if identity.ca_pem is None:
+        return f"it shows another key ({seen}) than the pinned one"
+    try:
+        why = _not_issued(certificate_der, identity.ca_pem, identity.crl_pem, host, now)
+    except Exception as error:
+        why = str(error) or type(error).__name__
+    return why and f"its certificate (key {seen}) does not verify: {why}"
 
-    aiohttp's own `Fingerprint` hashes the whole certificate; we pin the key. With this object aiohttp builds no chain:
-    factory certificates are self-signed, often expired, and name no address. The pin is stricter than a chain.
+
+def _not_issued(certificate_der: bytes, ca_pem: str, crl_pem: str | None, host: str, now: datetime) -> str | None:
+    """Path length, name constraints and key usage of the CA are part of the path validation (RFC 5280, 6.1)."""
+    certificate, ca = x509.load_der_x509_certificate(certificate_der), x509.load_pem_x509_certificate(ca_pem.encode())
+    policy = verification.PolicyBuilder().store(verification.Store([ca])).time(now)
+    policy.build_server_verifier(x509.IPAddress(ip_address(host))).verify(certificate, [])
+    if crl_pem is None:
+        return None
+    crl, key = x509.load_pem_x509_crl(crl_pem.encode()), ca.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or crl.issuer != ca.subject or not crl.is_signature_valid(key):
+        return "the revocation list is not of the CA"
+    if crl.next_update_utc is None or crl.next_update_utc < now:
+        return f"the revocation list is out of date since {crl.next_update_utc}"
+    if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+        return f"certificate {certificate.serial_number:x} is revoked"
+    return None
+
+
+class _Recognition(aiohttp.Fingerprint):
+    """The BMC's identity, checked by aiohttp's connector between the end of the handshake and the first byte of the
+    request.
+
+    With this object OpenSSL builds no chain: factory certificates are self-signed, often expired, and name no address.
+    The handshake proves that the peer has the key of the certificate; `unrecognised` says whether it is the right one.
     """
 
-    def __init__(self, expected: str) -> None:
-        super().__init__(bytes.fromhex(expected))
-        self.seen: str | None = None
+    def __init__(self, identity: BmcIdentity, host: str) -> None:
+        super().__init__(bytes(32))  # aiohttp's own comparison is not used
+        self.identity, self.host = identity, host
+        self.why: str | None = None
 
     def check(self, transport: asyncio.Transport) -> None:
         tls = transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-        self.seen = spki_sha256(certificate) if certificate else None
-        if self.seen != self.fingerprint.hex():
+        now = datetime.now(UTC)
+        self.why = unrecognised(certificate or b"", self.identity, self.host, now)
+        if self.why is not None:
             # aiohttp closes the connection on this very type.
-            raise aiohttp.ServerFingerprintMismatch(self.fingerprint, bytes.fromhex(self.seen or ""), "", 0)
+            raise aiohttp.ServerFingerprintMismatch(self.fingerprint, b"", self.host, 0)
 
 
 class HttpsTransport:
@@ -165,19 +222,14 @@ class HttpsTransport:
         host, port = split_address(address)
         self.address, self.server, self._sleep = address, server, sleep
         self._origin = f"https://{f'[{host}]' if ':' in host else host}:{port}"
-        self._identity = identity
-        self._pin: _PinnedKey | None = None
+        self._recognition = _Recognition(identity, host)
         self._kept: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
     def _session(self, method: str) -> aiohttp.ClientSession:
         """Reads share kept connections. A write gets a fresh one: it could not be repeated if a stale one broke."""
         if self._kept is None or self._fresh is None:
-            if self._identity.spki_sha256 is not None:
-                self._pin = _PinnedKey(self._identity.spki_sha256)
-                check: ssl.SSLContext | aiohttp.Fingerprint = self._pin
-            else:
-                check = ssl.create_default_context(cadata=self._identity.ca_pem)  # only this CA, name checked
+            check = self._recognition
             options: dict[str, Any] = {"cookie_jar": aiohttp.DummyCookieJar(), "auto_decompress": True}
             self._kept = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=check, limit=4), **options)
             self._fresh = aiohttp.ClientSession(
@@ -222,19 +274,11 @@ class HttpsTransport:
             return answer
         except aiohttp.ServerFingerprintMismatch as error:
             raise BmcIdentityChanged(
-                f"the BMC at {self.address} shows another key ({self._pin.seen if self._pin else None})"
-                " than the pinned one; nothing was sent to it",
+                f"the BMC at {self.address} is not recognised: {self._recognition.why}; nothing was sent to it",
                 server=self.server,
-                expected=self._identity.spki_sha256,
-                remedy="find out who replaced the certificate or the BMC; if it was you, pin the new key",
-            ) from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise BmcIdentityChanged(
-                f"the certificate of the BMC at {self.address} does not verify: {_words(error)};"
-                " nothing was sent to it",
-                server=self.server,
-                expected=f"a certificate of the operator's CA for {self.address}",
-                remedy="issue the BMC a certificate of your CA that names this address, or pin its key",
+                expected=self._recognition.identity.words,
+                remedy="find out who replaced the certificate or the BMC; if it was you, accept the new key:"
+                f" `freehold release {self.server or 'SERVER'} --accept-bmc-key KEY`",
             ) from error
 
     async def _exchange(self, call: Call, path: str) -> tuple[Answer, str | None]:

@@ -21,6 +21,8 @@ from freehold.root_of_trust import pki, secure_boot
 from freehold.root_of_trust.vault import Vault
 
 _ROOT = "site/keys"
+ROOT_CERTIFICATE = "site/pki/root"
+"""Vault path of the root's certificate (PEM), if a ceremony was held. Its key is never in the vault."""
 SECURE_BOOT_ROLES = ("pk", "kek", "db")
 
 
@@ -56,6 +58,14 @@ class CertifiedKey:
         """The certificate in DER."""
         return pki.der(self.certificate)
 
+    @property
+    def private_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key of a CA. Raises `SiteKeysError` for another kind of key."""
+        key = serialization.load_pem_private_key(self.private_pem, None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise SiteKeysError(f"the key of {self!r} is not an EC key")
+        return key
+
 
 class SiteKeys:
     """All keys of one site: `SiteKeys.create(…)` once, then `SiteKeys.load(…)`."""
@@ -68,9 +78,13 @@ class SiteKeys:
         secure_boot_keys: dict[str, CertifiedKey],
         agent_ca: CertifiedKey,
         controller_tls: CertifiedKey,
+        bmc_ca: CertifiedKey | None,
+        root: bytes | None,
     ) -> None:
+        """`bmc_ca` is None in a vault that was made before there was one; `root`: its certificate (PEM), if any."""
         self.identity, self.evidence, self.image = identity, evidence, image
         self.secure_boot, self.agent_ca, self.controller_tls = secure_boot_keys, agent_ca, controller_tls
+        self.bmc_ca, self.root = bmc_ca, root
 
     def __repr__(self) -> str:
         return f"SiteKeys({self.identity.site_name!r}, evidence={self.evidence.key_id})"
@@ -83,12 +97,15 @@ class SiteKeys:
         site_name: str,
         controller_addresses: Sequence[str],
         now: Callable[[], datetime] = pki.utc_now,
+        *,
+        bmc_networks: Sequence[str],
     ) -> "SiteKeys":
-        """Makes what is missing and returns everything. Repeating it changes nothing.
+        """Makes what is missing and returns everything. Repeating it changes nothing. `bmc_networks` are the prefixes
+        that the BMC CA may speak for.
 
         Raises `SiteKeysError` if the vault holds keys of another site or for other addresses.
         """
-        asked = tuple(map(str, pki.addresses(controller_addresses)))
+        asked, zone = tuple(map(str, pki.addresses(controller_addresses))), pki.networks(bmc_networks)
         wanted = Identity(site_name, uuid4(), asked)
         identity = msgspec.json.decode(_once(vault, "identity", lambda: msgspec.json.encode(wanted)), type=Identity)
         if (identity.site_name, identity.addresses) != (site_name, asked):
@@ -102,6 +119,7 @@ class SiteKeys:
         for role in SECURE_BOOT_ROLES:
             _once(vault, role, lambda role=role: _new_secure_boot_key(site_name, role, now()))  # type: ignore[misc]
         _once(vault, "agent-ca", lambda: _new_agent_ca(identity, now()))
+        _once(vault, "bmc-ca", lambda: _new_bmc_ca(site_name, zone, now()))
         _once(vault, "controller-tls", lambda: _new_controller_tls(vault, identity, now()))
         return cls.load(state_dir, vault, now)
 
@@ -112,17 +130,19 @@ class SiteKeys:
         Raises `SiteKeysError` if a key is missing or a file in `keys/` is not the vault's public half.
         """
         identity = msgspec.json.decode(_required(vault, "identity"), type=Identity)
-        controller = _certified(vault, "controller-tls")
+        controller = certified(vault, "controller-tls")
         if pki.needs_renewal(controller.certificate, now()):
             vault.put(f"{_ROOT}/controller-tls", _new_controller_tls(vault, identity, now()))
-            controller = _certified(vault, "controller-tls")
+            controller = certified(vault, "controller-tls")
         keys = cls(
             identity,
             _signer(vault, "evidence"),
             _signer(vault, "image"),
-            {role: _certified(vault, role) for role in SECURE_BOOT_ROLES},
-            _certified(vault, "agent-ca"),
+            {role: certified(vault, role) for role in SECURE_BOOT_ROLES},
+            certified(vault, "agent-ca"),
             controller,
+            certified(vault, "bmc-ca") if vault.get(f"{_ROOT}/bmc-ca") is not None else None,
+            vault.get(ROOT_CERTIFICATE),
         )
         _publish(state_dir / "keys", keys.public_files())
         return keys
@@ -133,6 +153,8 @@ class SiteKeys:
             "evidence.pub": self.evidence.public_key_pem,
             "image.pub": self.image.public_key_pem,
             "agent-ca.pem": self.agent_ca.certificate_pem,
+            **({"bmc-ca.pem": self.bmc_ca.certificate_pem} if self.bmc_ca else {}),
+            **({"root.pem": self.root} if self.root else {}),
             **{f"{role}.pem": key.certificate_pem for role, key in self.secure_boot.items()},
             "owner-guid": f"{self.identity.owner_guid}\n".encode(),
         }
@@ -192,21 +214,37 @@ def _new_agent_ca(identity: Identity, now: datetime) -> bytes:
     return _store(key, pki.agent_ca(key, identity.site_name, pki.addresses(identity.addresses), now))
 
 
-def _new_controller_tls(vault: Vault, identity: Identity, now: datetime) -> bytes:
-    ca = _certified(vault, "agent-ca")
-    ca_key = serialization.load_pem_private_key(ca.private_pem, None)
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise SiteKeysError("the agent CA's key is not an EC key")
+def _new_bmc_ca(site: str, zone: Sequence[pki.Network], now: datetime) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
+    return _store(key, pki.bmc_ca(key, site, zone, now))
+
+
+def _new_controller_tls(vault: Vault, identity: Identity, now: datetime) -> bytes:
+    ca, key = certified(vault, "agent-ca"), ec.generate_private_key(ec.SECP256R1())
     served = pki.addresses(identity.addresses)
-    return _store(key, pki.controller_certificate(key, ca.certificate, ca_key, identity.site_name, served, now))
+    made = pki.controller_certificate(key, ca.certificate, ca.private_key, identity.site_name, served, now)
+    return _store(key, made)
 
 
-def _certified(vault: Vault, name: str) -> CertifiedKey:
+def certified(vault: Vault, name: str) -> CertifiedKey:
+    """The key of that name and its certificate. Raises `SiteKeysError`."""
     stored = msgspec.json.decode(_required(vault, name), type=_Stored)
     if stored.certificate is None:
         raise SiteKeysError(f"the vault's {name} key has no certificate")
     return CertifiedKey(stored.private_key.encode(), stored.certificate.encode())
+
+
+def recertify(state_dir: Path, vault: Vault, name: str, certificate: x509.Certificate) -> None:
+    """Put another certificate of the same key in the place of the present one, in the vault and in `keys/`."""
+    path, pem = state_dir / "keys" / f"{name}.pem", pki.pem(certificate)
+
+    def change(stored: bytes | None) -> bytes:
+        old = msgspec.json.decode(stored or b"", type=_Stored)
+        return msgspec.json.encode(msgspec.structs.replace(old, certificate=pem.decode()))
+
+    path.unlink(missing_ok=True)  # first: a crash must not leave a file that disagrees
+    vault.update(f"{_ROOT}/{name}", change)
+    durable.replace(path, pem)
 
 
 def _signer(vault: Vault, name: str) -> Ed25519Signer:

@@ -86,7 +86,8 @@ async def _generate_csr(call: Call) -> Reply:
     if bits not in (2048, 3072, 4096):
         raise RedfishError("ActionParameterValueError", "KeyBitLength", "CertificateService.GenerateCSR")
     try:
-        subject = x509.Name([x509.NameAttribute(oid, body[key]) for key, oid in SUBJECT.items() if body.get(key)])
+        wanted = body | ({"CommonName": other} if (other := call.bmc.hardware.faults.csr_subject) else {})
+        subject = x509.Name([x509.NameAttribute(oid, wanted[key]) for key, oid in SUBJECT.items() if wanted.get(key)])
     except ValueError as error:
         raise RedfishError("ActionParameterValueError", "Country", "CertificateService.GenerateCSR") from error
     names = [_general_name(name) for name in body.get("AlternativeNames", [])]
@@ -106,7 +107,7 @@ def _general_name(text: str) -> x509.GeneralName:
 async def _replace(call: Call) -> Reply:
     if call.body["CertificateUri"].get("@odata.id") != HTTPS_CERTIFICATE:
         raise RedfishError("ActionParameterValueError", "CertificateUri", "CertificateService.ReplaceCertificate")
-    call.bmc.tls.replace(call.body["CertificateString"])
+    call.bmc.tls.replace(call.body["CertificateString"], waits=call.bmc.hardware.faults.certificate_waits)
     digest = call.bmc.tls.chain[0].fingerprint(hashes.SHA256()).hex()
     call.bmc.record("CertificateReplaced", digest, origin=HTTPS_CERTIFICATE)
     return Reply(204, headers={"Location": HTTPS_CERTIFICATE})

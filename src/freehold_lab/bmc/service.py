@@ -91,6 +91,7 @@ async def serve(hardware: Hardware, config: BmcConfig) -> web.AppRunner:
         bmc.sessions.close(lambda _: False)
         await bmc.tasks.stop()
         await asyncio.sleep(config.reset_seconds)
+        bmc.tls.load()
         await _listen(runner, bmc, port)
 
     bmc.restart = restart

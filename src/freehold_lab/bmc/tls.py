@@ -13,21 +13,34 @@ from freehold_lab.bmc.messages import RedfishError
 from freehold_lab.bmc.state import replace_file
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+SERVED, FACTORY = "https.pem", "https-factory.pem"
+
+
+def restore_factory_certificate(directory: Path) -> None:
+    """As a BMC that is set back to its factory defaults: it serves its first key again from its next start on."""
+    replace_file(directory / SERVED, (directory / FACTORY).read_bytes())
 
 
 class TlsIdentity:
     """Key and certificate chain in one PEM file, so that both are replaced in one step. Made if missing."""
 
     def __init__(self, directory: Path, serial: str, manufacturer: str) -> None:
-        self._path = directory / "https.pem"
+        self._path = directory / SERVED
         self._request_path = directory / "https-request-key.pem"
         if not self._path.exists():
             key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
             self._write(key, [_factory_certificate(key, serial, manufacturer)])
+        factory = directory / FACTORY
+        if not factory.exists():
+            replace_file(factory, self._path.read_bytes())
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         # A BMC that kept its sessions would go on as the old identity after its certificate was replaced.
         self.context.options |= ssl.OP_NO_TICKET
+        self.load()
+
+    def load(self) -> None:
+        """Serve what is in the file from the next handshake on."""
         self.context.load_cert_chain(self._path)
 
     @property
@@ -47,9 +60,10 @@ class TlsIdentity:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
-    def replace(self, pem: str) -> None:
-        """Serve the certificate (chain) `pem` from the next handshake on. It must fit the key of the last request or
-        the present key, or bring its own key; raises ActionParameterValueError if not."""
+    def replace(self, pem: str, *, waits: bool = False) -> None:
+        """Serve the certificate (chain) `pem` from the next handshake on, or, if it `waits`, from the next start on. It
+        must fit the key of the last request or the present key, or bring its own key; raises
+        ActionParameterValueError if not."""
         try:
             chain = x509.load_pem_x509_certificates(pem.encode())
         except ValueError as error:
@@ -59,7 +73,8 @@ class TlsIdentity:
             key = _load_key(source)
             if key is not None and _public(key.public_key()) == wanted:
                 self._write(key, chain)
-                self.context.load_cert_chain(self._path)
+                if not waits:
+                    self.load()
                 self._request_path.unlink(missing_ok=True)
                 return
         raise RedfishError("ActionParameterValueError", "CertificateString", "ReplaceCertificate")

@@ -1,10 +1,11 @@
-"""`freehold pause`, `resume`, `decommission`, `retire`, `release`: what people ask of the engine.
+"""`freehold pause`, `resume`, `decommission`, `retire`, `release`, `confirm`: what people ask of the engine.
 
 These commands record an intent, nothing else; the engine moves the server, and refuses what makes no sense.
 """
 
 import os
 import pwd
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,9 +37,22 @@ REACHED: dict[IntentKind, tuple[str, following.Reached]] = {
     K.RESUME: ("resumed", lambda server: _paused(server, False)),
     K.DECOMMISSION: ("available", following.in_state(S.AVAILABLE)),
     K.RETIRE: ("retired", following.in_state(S.RETIRED)),
+    K.CONFIRM: ("pinned", lambda server: server.status is not None and server.status.facts.bmc_identity is not None),
     K.RELEASE: ("released", lambda server: server.status is not None and server.status.state is not S.QUARANTINED),
 }
 """What `--wait` waits for: in words, and as a condition."""
+
+
+class Fingerprint(click.ParamType[str]):
+    """64 hexadecimal digits, with or without colons."""
+
+    name = "HEX"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        digits = value.replace(":", "").lower()
+        if not re.fullmatch("[0-9a-f]{64}", digits):
+            self.fail(f"{value!r} is not the SHA-256 of a public key: 64 hexadecimal digits", param, ctx)
+        return digits
 
 
 def intent_options(command: F) -> F:
@@ -86,10 +100,12 @@ def resume(server: str, reason: str, wait: bool, timeout: float | None, state: P
 @intent_options
 @click.option("--to", type=click.Choice([S.DECOMMISSIONING.value]), help="Erase it instead of going on with it.")
 @click.option("--remeasure", is_flag=True, help="Its firmware is another, and rightly so: measure and approve it anew.")
+@click.option("--accept-bmc-key", type=Fingerprint(), help="Pin this key of its BMC, and no other, from now on.")
 def release(
     server: str,
     to: str | None,
     remeasure: bool,
+    accept_bmc_key: str | None,
     reason: str,
     wait: bool,
     timeout: float | None,
@@ -106,11 +122,29 @@ def release(
       freehold release server-1 --reason "firmware update of 3 May, approved"
       freehold release server-1 --to decommissioning --reason "not trusted any more"
       freehold release server-1 --to decommissioning --remeasure --reason "the mainboard was replaced under ticket 7"
+      freehold release server-1 --accept-bmc-key 5e0c…f1 --reason "its BMC was set back to factory defaults"
     """
-    args: dict[str, Any] = {"to": to} if to else {}
-    if remeasure:
-        args["remeasure"] = True
+    given = {"to": to, "remeasure": remeasure, "accept_bmc_key": accept_bmc_key}
+    args = {name: value for name, value in given.items() if value}
     run(ask(state, server, K.RELEASE, reason, output, wait=wait, timeout=timeout, args=args))
+
+
+@click.command()
+@intent_options
+@click.option("--fingerprint", type=Fingerprint(), help="The key, read from the BMC's own screen. Without it: asked.")
+def confirm(
+    server: str, fingerprint: str | None, reason: str, wait: bool, timeout: float | None, state: Path, output: str
+) -> None:
+    """Confirm the key that a BMC showed at first contact, as policy `firstContact: confirm` wants it. Compare it with
+    the BMC's own screen, or its label: if the BMC shows another one at the next attempt, the server is quarantined.
+
+    \b
+    Example:
+      freehold confirm server-1
+      freehold confirm server-1 --fingerprint 5e0c…f1
+    """
+    key = fingerprint or run(seen_key(state, server))
+    run(ask(state, server, K.CONFIRM, reason, output, wait=wait, timeout=timeout, args={"fingerprint": key}))
 
 
 @click.command()
@@ -184,7 +218,7 @@ async def _wait(store: Store, before: ServerView, kind: IntentKind, timeout: flo
         return condition(now) and (came_back or kind is not K.DECOMMISSION)
 
     def hopeless(now: Stored) -> bool:
-        return kind in (K.DECOMMISSION, K.RETIRE) and following.in_state(S.QUARANTINED)(now)
+        return kind in (K.DECOMMISSION, K.RETIRE, K.CONFIRM) and following.in_state(S.QUARANTINED)(now)
 
     await following.follow(
         store, (before.name,), reached=reached, wanted=wanted, timeout=timeout, output=output, hopeless=hopeless
@@ -198,6 +232,29 @@ async def _view(store: Store, server: str) -> ServerView:
     return view
 
 
+async def seen_key(state: Path, server: str) -> str:
+    """The key that first contact found, if a person says that it is the right one. Raises `NotConfirmedError`."""
+    async with site_store(state) as store:
+        seen = (await _view(store, server)).facts.bmc_key_seen
+    if seen is None:
+        raise NotConfirmedError(
+            "no key of its BMC waits for a confirmation",
+            server=server,
+            remedy=f"see `freehold describe {server}`; a key that you know already is given with --fingerprint",
+        )
+    click.echo(f"The BMC of {server} shows the key with SHA-256\n  {seen}", err=True)
+    if not _yes("Is this what the BMC's own screen says?"):
+        raise NotConfirmedError("nobody confirmed the key of its BMC; nothing was done", server=server)
+    return seen
+
+
+def _yes(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        return False
+
+
 def confirmed(view: ServerView, kind: IntentKind) -> None:
     """Say what will be lost and ask. Raises `NotConfirmedError` without a yes."""
     given, assigned = view.facts.image, view.assignment
@@ -208,11 +265,7 @@ def confirmed(view: ServerView, kind: IntentKind) -> None:
     )
     if kind is K.RETIRE:
         click.echo("It will not come back to the pool.", err=True)
-    try:
-        yes = click.confirm("Destroy it?", err=True)
-    except click.Abort:
-        yes = False
-    if not yes:
+    if not _yes("Destroy it?"):
         raise NotConfirmedError(
             f"nobody confirmed to {kind} it; nothing was done", server=view.name, remedy="answer y, or give --yes"
         )

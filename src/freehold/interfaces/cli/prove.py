@@ -25,12 +25,11 @@ from freehold.model.errors import FreeholdError
 from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.orchestration.controller import make_site, recorder
 from freehold.orchestration.controller import serve as run_site
-from freehold.orchestration.opening import boot_artifacts, open_log, open_vault, serving
+from freehold.orchestration.opening import boot_artifacts, open_keys, open_log, open_vault, serving
 from freehold.orchestration.store import Store
 from freehold.provisioning.images.artifacts import Cache, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
 from freehold.root_of_trust import operator_keys
-from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 from freehold.sovereignty.prove import Progress, Prover, Report
 
@@ -162,8 +161,7 @@ async def _run(
         await store.apply(load_documents(inventory.read_text(), inventory.name))
         name, spec, networks = await site_documents(store)
         vault = open_vault(state)
-        addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
-        keys = await asyncio.to_thread(SiteKeys.create, state, vault, name, addresses)
+        keys = await asyncio.to_thread(open_keys, state, vault, name, spec, networks)
         with await asyncio.to_thread(open_log, state, name, keys) as log:
             boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
             site = make_site(state, spec, networks, vault, keys, boot)

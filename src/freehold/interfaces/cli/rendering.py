@@ -17,7 +17,7 @@ from freehold.model.resources import (
     SiteSpec,
     WaiverSpec,
 )
-from freehold.model.status import Order, OrderState, ServerStatus
+from freehold.model.status import Facts, Order, OrderState, ServerStatus
 from freehold.orchestration.store import Event, Stored
 from freehold.orchestration.view import ServerView
 
@@ -219,6 +219,7 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
     yield from _section("Identity", _pairs(
         ("BMC", view.spec.bmc.address),
         ("BMC key", f"SHA-256 {facts.bmc_identity}" if facts.bmc_identity else "not pinned yet"),
+        ("BMC cert", _bmc_certificate(facts)),
         ("BMC account", "ours" if facts.bmc_credential_committed else "the factory's"),
         ("TPM EK", f"SHA-256 {facts.ek_sha256}" if facts.ek_sha256 else "not bound yet"),
         ("NICs", ", ".join(f"{nic.mac} {nic.network}" + (f" {nic.address}" if nic.address else "")
@@ -247,6 +248,13 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         yield from _section("Orders", [_order(order) for order in view.orders.values()])
     lines = [f"{moment(event.at)}  {event.kind}: {event.message}" for event in recent]
     yield from _section(f"Last {len(recent)} events", lines)
+
+
+def _bmc_certificate(facts: Facts) -> str:
+    installed = facts.bmc_certificate
+    if installed is None:
+        return "being changed" if facts.bmc_certificate_pending else "the factory's"
+    return f"{installed.serial} of the site's BMC CA, until {moment(installed.not_after)}"
 
 
 def _section(title: str, lines: Any) -> Iterator[str]:

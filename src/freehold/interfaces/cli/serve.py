@@ -20,11 +20,10 @@ from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.controller import make_site
 from freehold.orchestration.controller import serve as run_site
-from freehold.orchestration.opening import boot_artifacts, open_log, open_vault, serving
+from freehold.orchestration.opening import boot_artifacts, open_keys, open_log, open_vault, serving
 from freehold.orchestration.store import Store
 from freehold.provisioning.images.artifacts import Cache, Step, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
-from freehold.root_of_trust.keys import SiteKeys
 
 logger = logging.getLogger("freehold")
 CLONE_NEWNET = 0x40000000
@@ -105,9 +104,10 @@ async def run(state: Path, base: BaseArtifacts) -> None:
     store = await Store.open(state / "freehold.db")
     try:
         name, spec, networks = await site_documents(store)
-        addresses = list(dict.fromkeys((spec.controller.provisioning, spec.controller.oob)))
         vault = open_vault(state)
-        keys = await asyncio.to_thread(SiteKeys.create, state, vault, name, addresses)
+        keys = await asyncio.to_thread(open_keys, state, vault, name, spec, networks)
+        if keys.root is None:
+            logger.warning("no root ceremony was held: the issuing CAs vouch for themselves (docs/key-ceremony.md)")
         (state / "tpm-roots").mkdir(exist_ok=True)
         with await asyncio.to_thread(open_log, state, name, keys) as log:
             boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)

@@ -6,13 +6,15 @@ import hmac
 
 import msgspec
 
-from freehold.model.findings import Finding
+from freehold.model.findings import Finding, Severity
+from freehold.model.status import Intent, IntentKind
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
-from freehold.out_of_band.errors import BmcIdentityChanged, NotSupported
+from freehold.out_of_band.errors import NotSupported
 from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
 from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
@@ -21,6 +23,11 @@ from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
 
+UNCONFIRMED = "bmc-key-unconfirmed"
+
+CONFIRM_TURN = 60.0
+"""Seconds until a BMC whose key nobody confirmed is looked at again; a confirmation wakes it at once."""
+
 ROTATION_TURN = 3.0
 """Seconds until a server whose turn it was not is looked at again."""
 IPMI_OFF = "off"
@@ -28,21 +35,45 @@ _STOPPING_ROUNDS, _STOPPING_SECONDS = 2, 3.0
 
 
 async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
-    """Record the key of the BMC's certificate before any credential is sent to it."""
-    seen = await fetch_identity(ctx.server.spec.bmc.address, server=ctx.name)
-    expected = ctx.server.spec.bmc.expected_fingerprint
-    if expected is None and ctx.server.policy.first_contact == "confirm":
-        raise BmcIdentityChanged(
-            f"the BMC shows key {seen.spki_sha256}; policy wants a person to confirm it",
-            server=ctx.name,
-            remedy="compare it with the BMC's own screen, then declare it as spec.bmc.expectedFingerprint",
-        )
-    if expected is not None and not hmac.compare_digest(expected.lower(), seen.spki_sha256):
-        why = f"the BMC shows key {seen.spki_sha256}, declared is {expected.lower()}; nothing was sent to it"
-        return StepResult(done=False, quarantine=why)
-    method = "declared fingerprint" if expected else "trust on first use"
-    claim = {"address": ctx.server.spec.bmc.address, "spki_sha256": seen.spki_sha256, "method": method}
-    return StepResult(facts={"bmc_identity": seen.spki_sha256}, statements=(("bmc-identity", claim),))
+    """Record the key of the BMC's certificate before any credential is sent to it. What a document declares and what a
+    person confirmed must both be that key."""
+    seen = (await fetch_identity(ctx.server.spec.bmc.address, server=ctx.name)).spki_sha256
+    declared, confirmed = ctx.server.spec.bmc.expected_fingerprint, confirmation(ctx.server)
+    vouched = {"declared": declared} if declared is not None else {}
+    if confirmed is not None:
+        vouched |= {f"confirmed by {confirmed.by}": str(confirmed.args.get("fingerprint"))}
+    if not vouched and ctx.server.policy.first_contact == "confirm":
+        return _unconfirmed(ctx, seen)
+    for how, key in vouched.items():
+        if not hmac.compare_digest(key.lower().encode(), seen.encode()):
+            why = f"the BMC shows key {seen}, {how} is {key.lower()}; nothing was sent to it"
+            return StepResult(done=False, quarantine=why, resolved=(UNCONFIRMED,))
+    method = ", ".join("declared fingerprint" if how == "declared" else how for how in vouched) or "trust on first use"
+    claim = {"address": ctx.server.spec.bmc.address, "spki_sha256": seen, "method": method}
+    facts = {"bmc_identity": seen, "bmc_key_seen": None}
+    return StepResult(facts=facts, statements=(("bmc-identity", claim),), resolved=(UNCONFIRMED,))
+
+
+def confirmation(server: ServerView) -> Intent | None:
+    """The latest confirmation of the BMC's key that was not acted upon."""
+    return next((each for each in reversed(server.intents) if each.kind is IntentKind.CONFIRM), None)
+
+
+def _unconfirmed(ctx: StepContext, seen: str) -> StepResult:
+    finding = Finding(
+        severity=Severity.WARNING,
+        kind=UNCONFIRMED,
+        subject=ctx.name,
+        detail=f"the BMC at {ctx.server.spec.bmc.address} shows key {seen}; policy wants a person to confirm it",
+        remedy=f"compare it with the BMC's own screen, then `freehold confirm {ctx.name}`",
+    )
+    return StepResult(
+        done=False,
+        facts={"bmc_key_seen": seen},
+        findings=(finding,),
+        retry_after=CONFIRM_TURN,
+        waiting_for="a person to confirm the BMC's key",
+    )
 
 
 async def take_over_credential(site: Site, ctx: StepContext) -> StepResult:

@@ -7,6 +7,7 @@ from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepFn, StepResult
 from freehold.orchestration.steps import (
     booting,
+    certificates,
     decommissioning,
     discovering,
     firmware,
@@ -15,13 +16,14 @@ from freehold.orchestration.steps import (
     securing,
     watching,
 )
-from freehold.out_of_band.errors import AccountLocked, BmcIdentityChanged, TakeoverStopped, WrongCredential
+from freehold.out_of_band.errors import AccountLocked, BmcIdentityChanged, CsrRefused, TakeoverStopped, WrongCredential
 
 Doer = Callable[[Site, StepContext], Awaitable[StepResult]]
 
 DOERS: dict[str, Doer] = {
     "pin_identity": securing.pin_identity,
     "take_over_credential": securing.take_over_credential,
+    "install_certificate": certificates.install,
     "disable_factory_accounts": securing.disable_factory_accounts,
     "disable_ipmi": securing.disable_ipmi,
     "close_services": securing.close_services,
@@ -42,6 +44,7 @@ DOERS: dict[str, Doer] = {
     "set_boot_entry": provisioning.set_boot_entry,
     "boot_os": booting.boot_os,
     "rotate_credential": securing.rotate_credential,
+    "renew_certificate": certificates.install,
     "renew_attestation": watching.renew_attestation,
     "check_drift": watching.check_drift,
     "remediate": watching.remediate,
@@ -57,7 +60,7 @@ DOERS: dict[str, Doer] = {
 }
 
 
-NEEDS_A_PERSON = (WrongCredential, AccountLocked, BmcIdentityChanged, TakeoverStopped)
+NEEDS_A_PERSON = (WrongCredential, AccountLocked, BmcIdentityChanged, CsrRefused, TakeoverStopped)
 """Trying again would make it worse: a refused log-in counts towards the lockout, a changed key is no BMC of ours."""
 
 

@@ -1,0 +1,201 @@
+"""`freehold pki`: the site's certificate authorities; what they issued, and what is revoked."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.evidence import Predicate, Statement, dsse
+from freehold.interfaces.cli.ceremony import ceremony
+from freehold.interfaces.cli.common import (
+    output_option,
+    run,
+    show_json,
+    show_page,
+    show_table,
+    site_store,
+    state_option,
+)
+from freehold.interfaces.cli.evidence import open_view
+from freehold.interfaces.cli.serve import site_documents
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import NetworkSpec, SiteSpec
+from freehold.orchestration.opening import open_keys, open_vault
+from freehold.root_of_trust import authorities
+from freehold.root_of_trust import pki as x509_of_site
+from freehold.root_of_trust.vault import Vault
+
+ROLE = click.Choice(list(authorities.NAMES))
+pem_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+out_file = click.Path(dir_okay=False, path_type=Path)
+
+
+class UnknownSerial(FreeholdError):
+    """The BMC CA has issued no certificate of that number."""
+
+
+@click.group()
+def pki() -> None:
+    """The site's certificate authorities. The BMC CA and the agent CA issue by themselves; a root that they do not have
+    the key of can certify them (`freehold pki ceremony`), and says for which networks each may speak.
+
+    \b
+    Example:
+      freehold pki request bmc --out bmc-ca.csr
+      freehold pki install bmc bmc-ca.pem --root root.pem
+      freehold pki list
+      freehold pki revoke 5e0c41
+    """
+
+
+pki.add_command(ceremony)
+
+
+@pki.command()
+@click.argument("role", type=ROLE)
+@click.option("--out", type=out_file, required=True, help="Where to write the request (PEM).")
+@state_option
+@output_option()
+def request(role: str, out: Path, state: Path, output: str) -> None:
+    """Ask the root to certify the site's BMC CA, or its agent CA, for the networks that are declared now.
+
+    \b
+    Example:
+      freehold pki request bmc --out bmc-ca.csr
+    """
+    name, spec, networks = run(_site(state))
+    vault = open_vault(state)
+    keys = open_keys(state, vault, name, spec, networks)
+    prefixes = [networks[spec.networks.oob].prefix] if role == "bmc" else list(keys.identity.addresses)
+    zone = x509_of_site.networks(prefixes)
+    out.write_bytes(authorities.request(vault, role, zone))
+    if output == "json":
+        show_json({"request": str(out), "zone": [str(network) for network in zone]})
+    else:
+        click.echo(f"wrote {out}: the {_title(role)} CA asks to speak for {', '.join(map(str, zone))}")
+        click.echo("carry it to the root: `freehold pki ceremony issue`")
+
+
+@pki.command()
+@click.argument("role", type=ROLE)
+@click.argument("certificate", type=pem_file)
+@click.option("--root", type=pem_file, required=True, help="The root's certificate (PEM).")
+@state_option
+@output_option()
+def install(role: str, certificate: Path, root: Path, state: Path, output: str) -> None:
+    """Take in what the root issued. The CA keeps its key, so what it has issued stays valid. Compare the root's
+    fingerprint with the one that was read out at the ceremony.
+
+    \b
+    Example:
+      freehold pki install bmc bmc-ca.pem --root root.pem
+    """
+    vault = _vault(state)
+    now = x509_of_site.utc_now()
+    authorities.install(state, vault, role, certificate.read_bytes(), root.read_bytes(), now)
+    claim = next(each for each in authorities.own_claims(vault) if each["purpose"] == f"{_title(role)} CA")
+    if output == "json":
+        show_json(claim)
+    else:
+        click.echo(f"installed {claim['subject']}, valid until {claim['not_after']}")
+        click.echo(f"root SHA-256 {claim['root']}")
+        click.echo("restart `freehold serve` to use it")
+
+
+@pki.command("list")
+@state_option
+@output_option()
+def list_certificates(state: Path, output: str) -> None:
+    """Every certificate that the site's CAs issued, as the evidence log has it, and whether it still counts.
+
+    \b
+    Example:
+      freehold pki list
+    """
+    gone, now = authorities.revoked(_vault(state)), datetime.now(UTC)
+    rows = [claim | {"state": _state(claim, gone, now)} for claim in _issued(state)]
+    if output != "json":
+        cells = [(c["serial"], c["purpose"], c.get("server") or c["subject"], c["not_after"], c["state"]) for c in rows]
+        show_table(("SERIAL", "PURPOSE", "FOR", "NOT AFTER", "STATE"), cells)
+    show_page("", rows, None, output)
+
+
+@pki.command()
+@click.argument("serial")
+@state_option
+@output_option()
+def revoke(serial: str, state: Path, output: str) -> None:
+    """Revoke a BMC's certificate. If its BMC serves it at this moment, the server is quarantined at the next contact.
+
+    \b
+    Example:
+      freehold pki revoke 5e0c41
+    """
+    vault = _vault(state)
+    known = {claim["serial"]: claim for claim in _issued(state) if claim["purpose"] == "BMC"}
+    if serial.lower() not in known:
+        raise UnknownSerial(
+            f"the BMC CA has issued no certificate {serial}", remedy="`freehold pki list` shows the serial numbers"
+        )
+    claim = known[serial.lower()]
+    authorities.revoke(vault, [int(serial, 16)], x509_of_site.utc_now())
+    if output == "json":
+        show_json({"revoked": claim["serial"], "server": claim.get("server")})
+    else:
+        click.echo(f"revoked {claim['serial']} of {claim.get('server')}; it counts from the next contact on")
+
+
+@pki.command()
+@click.option("--out", type=out_file, required=True, help="Where to write the list (PEM).")
+@state_option
+@output_option()
+def crl(out: Path, state: Path, output: str) -> None:
+    """Write the BMC CA's revocation list, for other people's verifiers. The controller has it anyway.
+
+    \b
+    Example:
+      freehold pki crl --out bmc-ca.crl
+    """
+    vault = _vault(state)
+    out.write_bytes(authorities.bmc_revocation_list(vault, x509_of_site.utc_now()))
+    revoked = [f"{serial:x}" for serial in authorities.revoked(vault)]
+    if output == "json":
+        show_json({"crl": str(out), "revoked": revoked})
+    else:
+        click.echo(f"wrote {out}: {len(revoked)} revoked")
+
+
+async def _site(state: Path) -> tuple[str, SiteSpec, dict[str, NetworkSpec]]:
+    async with site_store(state) as store:
+        if not await store.list_resources("Site"):
+            raise FreeholdError("no Site is declared", remedy="declare it: `freehold apply -f FILE`")
+        return await site_documents(store)
+
+
+def _vault(state: Path) -> Vault:
+    """The vault of a site that has its keys. Looking must not found one."""
+    if not (state / "vault" / "vault.json").exists():
+        raise FreeholdError(
+            f"there is no vault in {state}",
+            remedy="say where it is with --state; `freehold serve` or `freehold pki request` makes it",
+        )
+    return open_vault(state)
+
+
+def _issued(state: Path) -> list[dict[str, Any]]:
+    statements = (
+        Statement.from_bytes(dsse.Envelope.from_bytes(entry.envelope).payload) for entry in open_view(state).entries()
+    )
+    claims = (statement.predicate for statement in statements if statement.kind is Predicate.CERTIFICATE)
+    return [claim for claim in claims if claim["event"] == "issued"]
+
+
+def _state(claim: dict[str, Any], gone: dict[int, datetime], now: datetime) -> str:
+    if claim["purpose"] == "BMC" and int(claim["serial"], 16) in gone:
+        return "revoked"
+    return "expired" if datetime.fromisoformat(claim["not_after"]) < now else "valid"
+
+
+def _title(role: str) -> str:
+    return {"bmc": "BMC"}.get(role, role)

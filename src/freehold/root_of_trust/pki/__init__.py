@@ -1,0 +1,80 @@
+"""X.509 for the site. Pure: keys and the time come in, certificates go out.
+
+    root (P-384, offline)          made and used in a ceremony only; `freehold.root_of_trust.ceremony`
+      BMC CA, agent CA             path length 0, critical name constraints: each speaks for its own addresses only
+        a BMC, the controller      TLS server certificates
+    Secure Boot PK, KEK, db        self-signed: firmware builds no chains
+
+A site that held no ceremony has the two issuing CAs self-signed, under the same names and keys: a certificate of the
+root takes their place later, and everything that they have issued stays valid.
+"""
+
+from freehold.root_of_trust.pki.authorities import (
+    agent_ca,
+    authority_request,
+    bmc_ca,
+    is_self_signed,
+    issue_authority,
+    networks,
+    requested_zone,
+    require_authority,
+    root_ca,
+)
+from freehold.root_of_trust.pki.building import (
+    Address,
+    CertificateError,
+    Network,
+    PrivateKey,
+    PublicKey,
+    der,
+    needs_renewal,
+    pem,
+    require_zone,
+    sha256,
+    spki_sha256,
+    utc_now,
+    zone,
+)
+from freehold.root_of_trust.pki.leaves import (
+    addresses,
+    bmc_certificate,
+    claim,
+    controller_certificate,
+    secure_boot_certificate,
+    served_addresses,
+)
+from freehold.root_of_trust.pki.revocation import is_stale, revocation_list, revoked_serials
+
+__all__ = [
+    "Address",
+    "CertificateError",
+    "Network",
+    "PrivateKey",
+    "PublicKey",
+    "addresses",
+    "agent_ca",
+    "authority_request",
+    "bmc_ca",
+    "bmc_certificate",
+    "claim",
+    "controller_certificate",
+    "der",
+    "is_self_signed",
+    "is_stale",
+    "issue_authority",
+    "needs_renewal",
+    "networks",
+    "pem",
+    "requested_zone",
+    "require_authority",
+    "require_zone",
+    "revocation_list",
+    "revoked_serials",
+    "root_ca",
+    "secure_boot_certificate",
+    "served_addresses",
+    "sha256",
+    "spki_sha256",
+    "utc_now",
+    "zone",
+]
