@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from freehold.evidence import Predicate, Statement, Subject, dsse
 from freehold.orchestration.issuance import record_certificates
 from freehold.orchestration.opening import open_log, open_vault
-from freehold.root_of_trust import authorities, ceremony, pki
+from freehold.root_of_trust import authorities, ceremony, custodians, pki
 from freehold.root_of_trust.keys import SiteKeys
 
 PEOPLE = ("alice", "bob", "carol")
