@@ -4,7 +4,8 @@
     bench/depot.py [--megabytes 1000] [--runs 5] [--directory DIR]
 
 Import: one reading of the source, SHA-256, a copy that is durable (fsync) before it counts, and the staged metadata.
-Use: TUF's client workflow, then SHA-256 of the file that is handed out. The source is in the page cache for the first two; the use reads from disk, as the import leaves the cache alone.
+Use: TUF's client workflow, then SHA-256 of the file that is handed out. The source is in the page cache for the first
+two; the use reads from disk, as the import leaves the cache to others.
 A vendor's signature is not in it: gpgv or openssl read the copy once more, at their own speed.
 """
 

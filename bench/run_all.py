@@ -48,7 +48,7 @@ def machine() -> str:
     )
 
 
-def results(startup: dict[str, Any], fleet: dict[str, Any], rebuild: dict[str, Any]) -> str:
+def results(startup: dict[str, Any], fleet: dict[str, Any], depot: dict[str, Any], rebuild: dict[str, Any]) -> str:
     """The generated part. Pure but for the description of the machine."""
     ratio, runs = rebuild["ratio"], rebuild["runs"]["freehold"]
     resident, allowed = fleet["resident_mb"], fleet["target_mb"]
@@ -69,6 +69,11 @@ def results(startup: dict[str, Any], fleet: dict[str, Any], rebuild: dict[str, A
         f"| processor share of those servers | {fleet['idle_cpu_share'] * 100:.1f} % | | |",
         f"| `freehold --help` | {startup['median']:.2f} s | {HELP_SECONDS} s "
         f"| {verdict(startup['median'] <= HELP_SECONDS)} |",
+        *(
+            f"| {what} of a {depot['megabytes']:,} MB package, speed against `sha256sum` | {depot[key]:.2f}x "
+            f"| {depot['target_ratio']}x | {verdict(depot[key] >= depot['target_ratio'])} |"
+            for what, key in (("import", "import_ratio"), ("verification at use", "use_ratio"))
+        ),
         "",
         f"Seconds of each stage, median of {len(runs)} runs, floor and Freehold in turn. `cpu` is what QEMU used.",
         "",
@@ -96,14 +101,14 @@ def main() -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         sys.exit(f"run_all.py: {DOCUMENT.name} has lost its markers {BEGIN} and {END}")
-    startup, fleet = measured("help_time.py"), measured("idle_fleet.py")
+    startup, fleet, depot = measured("help_time.py"), measured("idle_fleet.py"), measured("depot.py")
     file = options.rebuild
     if file is None:
         options.work.mkdir(parents=True, exist_ok=True)
         file = options.work / "rebuild.json"
         arguments = ["--runs", str(options.runs), "--work", str(options.work), "--json", str(file)]
         subprocess.run([sys.executable, str(HERE / "rebuild.py"), *arguments], check=True)
-    made = results(startup, fleet, json.loads(file.read_text()))
+    made = results(startup, fleet, depot, json.loads(file.read_text()))
     DOCUMENT.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
     print(made)
 

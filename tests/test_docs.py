@@ -17,7 +17,11 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 # A command in `backticks`, or a line of an indented block. The word behind `freehold` is a command of its own.
 INLINE = re.compile(r"`(?:sudo )?(?:\.venv/bin/)?(freehold [^`]+)`")
 BLOCK = re.compile(r"^ {4}(freehold .+?)\s*&?(?: +#.*)?$", re.MULTILINE)
-GROUPS = {"evidence": {"log", "export"}, "image": {"build", "import", "list"}}
+GROUPS = {
+    "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw"},
+    "evidence": {"log", "export"},
+    "image": {"build", "import", "list"},
+}
 LAB = {"up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan"}
 # Outside addresses that a reader may be sent to. A package index or a mirror is never one of them.
 HOSTS = {"freehold.dev", "github.com"}
