@@ -129,7 +129,8 @@ async def serve_until_active(state: Path, base: Any, inventory: Path, processor:
 
     store = await Store.open(state / "freehold.db")
     try:
-        await store.apply(load_documents(inventory.read_text(), inventory.name))
+        text = inventory.read_text().replace("driftInterval:", "referenceValues: learned\n  driftInterval:")
+        await store.apply(load_documents(text, inventory.name))
         name, spec, networks = await site_documents(store)
         vault = open_vault(state)
         keys = SiteKeys.create(state, vault, name, [spec.controller.provisioning, spec.controller.oob])

@@ -21,6 +21,7 @@ GROUPS = {
     "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw"},
     "evidence": {"log", "export"},
     "image": {"build", "import", "list"},
+    "vault": {"init", "status", "rekey", "recover", "audit"},
 }
 LAB = {"up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan"}
 # Outside addresses that a reader may be sent to. A package index or a mirror is never one of them.

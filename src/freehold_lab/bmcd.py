@@ -52,6 +52,7 @@ class Chassis:
             "fault-set": self._fault_set,
             "fault-clear": self._fault_clear,
             "power-loss": self._power_loss,
+            "tampered-firmware": self._tampered_firmware,
             "bmc-reboot": self._bmc_reboot,
             "power": self._power,
         }
@@ -79,6 +80,9 @@ class Chassis:
     async def _power_loss(self, _: dict[str, Any]) -> dict[str, Any]:
         await self.machine.lose_power()
         return {"power": "Off"}
+
+    async def _tampered_firmware(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"bios_version": await self.machine.tamper_firmware()}
 
     async def _power(self, request: dict[str, Any]) -> dict[str, Any]:
         match request["to"]:

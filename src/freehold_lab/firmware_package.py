@@ -15,6 +15,14 @@ MAGIC = b"FREEHOLD-LAB-FIRMWARE "
 CODE_BYTES = 0x37C000  # size of OVMF_CODE_4M.fd: the flash of the machine
 
 
+NEW_VERSION = "1.1.0"
+"""What the lab's vendor offers; servers leave the factory with 1.0.0."""
+
+
+def package_name(model: str) -> str:
+    return f"{model}-{NEW_VERSION}.fwpkg"
+
+
 def pack(version: str, code: bytes) -> bytes:
     header = {"version": version, "sha256": hashlib.sha256(code).hexdigest()}
     return MAGIC + json.dumps(header).encode() + b"\n" + code

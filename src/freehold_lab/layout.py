@@ -13,13 +13,14 @@ from typing import Any
 
 from freehold_lab import network, qemu
 from freehold_lab.errors import LabError
+from freehold_lab.firmware_package import package_name
 from freehold_lab.hardware import DriveInfo, HardwareInfo, NicInfo
 from freehold_lab.machine_state import FACTORY_BIOS_VERSION
 
-FACTS, SERVERS, TPM_VENDOR, TPM_ROOTS, LOGS, PROCESSES = (
-    *("lab.json", "servers", "tpm-vendor", "tpm-roots", "logs", "processes.json"),
+FACTS, SERVERS, TPM_VENDOR, TPM_ROOTS, FIRMWARE, LOGS, PROCESSES = (
+    *("lab.json", "servers", "tpm-vendor", "tpm-roots", "firmware", "logs", "processes.json"),
 )
-OWN_FILES = (FACTS, SERVERS, TPM_VENDOR, TPM_ROOTS, LOGS, PROCESSES, "known_hosts", "lab.lock")
+OWN_FILES = (FACTS, SERVERS, TPM_VENDOR, TPM_ROOTS, FIRMWARE, LOGS, PROCESSES, "known_hosts", "lab.lock")
 CONTROL_SOCKET = "control.sock"
 MANUFACTURER, MODEL = "Halden Compute", "HX-100"
 FACTORY_USER = "root"
@@ -98,6 +99,7 @@ def facts(plan: LabPlan) -> dict[str, Any]:
         "controller": {name: network.address(name, network.CONTROLLER_HOST) for name in ("oob", "provisioning")},
         "internet": network.address("wan", network.INTERNET_HOST),
         "tpm_vendor_certificates": [str(here / TPM_ROOTS / name) for name in ("root.pem", "issuing.pem")],
+        "firmware": str(here / FIRMWARE / package_name(MODEL)),
         "servers": [_server_facts(plan, number) for number in range(1, plan.servers + 1)],
     }
 

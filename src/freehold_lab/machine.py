@@ -239,6 +239,15 @@ class Machine:
         self._save()
         return version
 
+    async def tamper_firmware(self) -> str:
+        """Somebody with a programmer puts other code into the flash chip, from the next start on. The version string
+        stays, so the BMC tells of nothing."""
+        now, other = self.directory / qemu.FIRMWARE, self.directory / f"{qemu.FIRMWARE}.tampered"
+        source = next(build for build in (qemu.CODE, qemu.OTHER_CODE) if build.read_bytes() != now.read_bytes())
+        shutil.copyfile(source, other)
+        other.replace(now)  # a running QEMU keeps the chip that it started with
+        return self._state.bios_version
+
     # ---- within
     def _variables(self) -> Variables:
         return firmware_vars.read(self.directory / qemu.STORE, self._state.edits)
@@ -291,6 +300,7 @@ class Machine:
             skip_erase=self.faults.drive_skips_erase,
             tpm=self.info.has_tpm and state.bios["TpmDevice"] == "Enabled",
             kvm=self._kvm,
+            smm=(self.directory / qemu.FIRMWARE).read_bytes() == qemu.OTHER_CODE.read_bytes(),
             taps=self._cabling.taps or {},
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from freehold_lab import control, layout, network
+from freehold_lab import control, firmware_vendor, layout, network
 from freehold_lab.errors import LabError
 from freehold_lab.layout import LabPlan
 from freehold_lab.preflight import check_host
@@ -150,6 +150,7 @@ def _manufacture(plan: LabPlan) -> None:
     roots.mkdir(exist_ok=True)
     shutil.copyfile(vendor.root_certificate, roots / "root.pem")
     shutil.copyfile(vendor.issuing_certificate, roots / "issuing.pem")
+    firmware_vendor.establish(plan.directory / layout.FIRMWARE, layout.MANUFACTURER, layout.MODEL)
 
 
 def _start(plan: LabPlan, facts: dict[str, Any]) -> None:

@@ -28,11 +28,11 @@ class Vendor:
             f"create_certs_tool_config={directory}/ca.conf\ncreate_certs_tool_options={directory}/ca.options\n"
         )
 
-    def make(self, name: str, *, certificate: bool = True) -> Path:
-        """The state directory of a new TPM."""
+    def make(self, name: str, *options: str, certificate: bool = True, banks: str = "sha256") -> Path:
+        """The state directory of a new TPM. Options of swtpm_setup: `--ecc`, `--rsa-keysize 3072`: what EK it has."""
         state = self.directory / name
         state.mkdir()
-        command = ["swtpm_setup", "--tpm2", "--tpmstate", state, "--pcr-banks", "sha256"]
+        command = ["swtpm_setup", "--tpm2", "--tpmstate", state, "--pcr-banks", banks, *options]
         command += ["--config", self.directory / "setup.conf", "--vmid", name]
         if certificate:
             command += ["--create-ek-cert", "--create-platform-cert", "--lock-nvram"]

@@ -64,14 +64,6 @@ def test_a_broken_response_is_a_tpm_error(bad: bytes) -> None:
         Tpm(Canned(bad)).get_random(4)
 
 
-def test_the_padding_behind_a_certificate_is_cut() -> None:
-    der = b"\x30\x82\x01\x00" + bytes(256)
-    assert client._cut_der(der + b"\xff" * 300) == der
-    for bad in (b"", b"\xff" * 64, der[:-1]):
-        with pytest.raises(TpmError):
-            client._cut_der(bad)
-
-
 def test_a_pcr_that_does_not_exist_is_refused_before_the_tpm_is_asked() -> None:
     with pytest.raises(TpmError, match="no such PCR selection"):
         Tpm(Canned()).pcr_read("sha256", [24])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold.evidence import (
+    Artifacts,
     BundleRefused,
     Ed25519Signer,
     EvidenceLog,
@@ -24,6 +25,7 @@ from freehold.evidence import (
 )
 
 SIGNER = Ed25519Signer.generate()
+DIGEST = hashlib.sha256(b"q").hexdigest()
 ORIGIN = "freehold.dev/site/test"
 
 
@@ -61,7 +63,7 @@ def test_a_bundle_verifies_and_says_what_was_checked(bundle: Path) -> None:
     assert found.key_fingerprint == SIGNER.key_id
     assert found.statements == {"decommission-certificate": 1, "egress": 1, "sanitization": 1, "transition": 1}
     assert found.files == len([path for path in bundle.rglob("*") if path.is_file()])
-    assert len(found.checks) == 8
+    assert len(found.checks) == 9
     assert not verify_bundle(bundle).key_pinned
 
 
@@ -269,3 +271,31 @@ def test_the_bundles_entries_can_be_read_without_this_package(bundle: Path) -> N
     length = int.from_bytes(data[:2], "big")
     payload = json.loads(base64.b64decode(json.loads(data[2 : 2 + length])["payload"]))
     assert payload["predicateType"] == "https://freehold.dev/transition/v1"
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [({}, "its quote is missing"), ({DIGEST: b"other"}, "this is not the quote that it names"), ({DIGEST: b"q"}, "")],
+)
+def test_a_statement_whose_artifact_is_missing_or_another_is_refused(
+    tmp_path: Path, kept: dict[str, bytes], why: str
+) -> None:
+    claim = Statement.claim(
+        Predicate.ATTESTATION, [Subject.of_name("server/r1")], {"at": "now", "artifacts": {"quote": DIGEST}}
+    )
+    with EvidenceLog.open_for_writing(tmp_path / "log", SIGNER, ORIGIN) as log:
+        log.append(claim)
+        path = export(log, tmp_path / "b", SIGNER, report={}, artifacts=kept, public_keys={})
+    if not why:
+        assert verify_bundle(path).entries == 1
+        return
+    with pytest.raises(BundleRefused, match=why) as refused:
+        verify_bundle(path)
+    assert refused.value.file == f"artifacts/{DIGEST}"
+
+
+def test_artifacts_are_kept_once_under_their_digest(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path / "artifacts")
+    assert artifacts.all() == {}
+    assert artifacts.keep(b"q") == artifacts.keep(b"q") == DIGEST
+    assert artifacts.all() == {DIGEST: b"q"}

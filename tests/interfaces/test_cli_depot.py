@@ -174,7 +174,7 @@ def test_a_passphrase_is_asked_for_and_a_wrong_one_is_named(
     monkeypatch.setattr("click.prompt", lambda *_, **__: answers.pop(0))
     answer = founded("depot", "sign", "--key", keys / "alice.pem", "--yes")
     assert answer.code == 1
-    assert "wrong passphrase, or not PKCS #8 in PEM" in answer.err
+    assert "the passphrase is wrong, or the file is no key" in answer.err
     assert founded("depot", "sign", "--key", keys / "alice.pem", "--yes").code == 0
 
 
@@ -188,7 +188,7 @@ def other_key(path: Path) -> None:
     ("make", "words"),
     [
         (other_key, "holds a ECPrivateKey"),
-        (lambda path: path.write_bytes(b"nonsense"), "cannot be read as a private key"),
+        (lambda path: path.write_bytes(b"nonsense"), "cannot be read: the file is no private key"),
         (lambda path: shutil.copy(path.with_name("dave.pem"), path), "has nothing to sign"),
     ],
 )

@@ -142,3 +142,12 @@ def test_what_get_prints_can_be_applied(site: Shell, tmp_path: Path) -> None:
     printed = site("get", "assignments", "-o", "yaml").out
     answer = apply(site, tmp_path, printed)
     assert answer.out.splitlines() == ["Assignment web-1 unchanged", "Assignment web-2 unchanged"]
+
+
+def test_delete_takes_out_what_nothing_needs(site: Shell) -> None:
+    refused = site("delete", "server", "server-1")
+    assert refused.code == 1
+    assert "Server server-1 is in use" in refused.err
+    assert site("delete", "assignment", "web-1").out == "Assignment web-1 deleted\n"
+    assert site("delete", "srv", "server-1", "-o", "json").json()["action"] == "deleted"
+    assert "there is no Server named 'server-1'" in site("delete", "server", "server-1").err

@@ -144,3 +144,12 @@ def test_a_directory_without_evidence_stays_as_it_is(shell: Shell, command: str)
     assert answer.code == 1
     assert "this site has no evidence yet" in answer.err
     assert not os.path.lexists(shell.state)
+
+
+def test_the_log_of_a_bundle_is_listed_once_the_bundle_verifies(site: Shell, bundle: Path) -> None:
+    assert (
+        site("evidence", "log", "--bundle", bundle, "-o", "json").json() == site("evidence", "log", "-o", "json").json()
+    )
+    report = bundle / "report.json"
+    report.write_bytes(report.read_bytes().replace(b"5", b"6"))
+    assert site("evidence", "log", "--bundle", bundle).code == 3

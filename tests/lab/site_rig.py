@@ -42,6 +42,25 @@ class SiteRig:
             command = [*FREEHOLD, "serve", "--state", str(self.state), "--lab", str(self.lab)]
             self.controller = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
+    def found_operators(self) -> None:
+        """The lab's three people become the site's operators."""
+        people = [f"{name}={self.lab}/operators/{name}.key.pub" for name in ("alice", "bob", "carol")]
+        self.freehold("operator", "found", *people)
+
+    def approve_firmware(self) -> None:
+        """Two of them sign what a server measured at staging, once it asks."""
+        self.wait("request for approval", lambda status: "two operators to approve" in status.get("waiting_for", ""))
+        for known in json.loads(self.freehold("baseline", "list", "-o", "json").stdout)["items"]:
+            if known["state"] == "pending":
+                for name in ("alice", "bob"):
+                    key = str(self.lab / "operators" / f"{name}.key")
+                    self.freehold("baseline", "approve", known["id"], "--key", key)
+
+    def attested(self, name: str = "server-1") -> float:
+        """When the agent that speaks for the server last proved itself; 0 if none does."""
+        agent = self.server(name).get("agent") or {}
+        return float(agent.get("attested_at") or 0.0)
+
     def artifact(self, name: str) -> Path:
         """A boot file of the site, once the controller has made all of them."""
         deadline = time.monotonic() + 600

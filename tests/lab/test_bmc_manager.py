@@ -197,3 +197,19 @@ async def test_fault_connection_resets_over_tls(tmp_path: Path) -> None:
     writer.close()
     assert (await request(port_of(runner), factory, "GET", MANAGER))[0] == 200
     await runner.cleanup()
+
+
+async def test_snmp_and_host_interface_are_open_from_the_factory_and_can_be_closed(rig: Rig) -> None:
+    protocols, interface = f"{MANAGER}/NetworkProtocol", f"{MANAGER}/HostInterfaces/1"
+    _, body = await rig.get(protocols)
+    assert body["SNMP"]["EnableSNMPv1"] is True
+    assert [row["CommunityString"] for row in body["SNMP"]["CommunityStrings"]] == ["public"]
+    _, body = await rig.patch(protocols, {"SNMP": {"EnableSNMPv1": False, "EnableSNMPv2c": False}})
+    assert (body["SNMP"]["EnableSNMPv1"], body["SNMP"]["EnableSNMPv3"]) == (False, True)
+    assert body["SNMP"]["ProtocolEnabled"] is True
+    _, body = await rig.get(interface)
+    assert (body["InterfaceEnabled"], body["CredentialBootstrapping"]["Enabled"]) == (True, True)
+    _, body = await rig.patch(interface, {"CredentialBootstrapping": {"Enabled": False}})
+    assert body["CredentialBootstrapping"] == {"Enabled": False, "EnableAfterReset": True, "RoleId": "Administrator"}
+    assert body["InterfaceEnabled"] is True
+    assert (await rig.patch(interface, {"AuthenticationModes": ["AuthNone"]}))[0] == 400

@@ -27,11 +27,11 @@ from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Completion
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.opening import BootArtifacts, open_vault
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import OsImage, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.table import DOERS, guarded, steps_of
 from freehold.orchestration.store import Event, Store
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT
@@ -241,7 +241,7 @@ async def place_at(tmp_path: Path, hardware: MemoryHardware, address: str) -> As
     store = await Store.open(tmp_path / "freehold.db")
     lease = Lease(store.ledger, ttl=600.0)
     await lease.take()
-    site.agents = store.agents
+    site.store, site.agents = store, store.agents
     place = Place(site, store, Evidence(), hardware, lease)
     try:
         with pytest.MonkeyPatch.context() as patch:

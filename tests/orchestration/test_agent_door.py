@@ -7,6 +7,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from freehold.provisioning.agent_messages import (
     Smbios,
     UnknownTokenError,
 )
-from freehold.root_of_trust.attestation.event_log import parse_event_log
+from freehold.root_of_trust.attestation import session
+from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
+from freehold.root_of_trust.attestation.quote import check_quote, check_values
+from freehold.root_of_trust.attestation.structures import parse_public
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, connect, running
@@ -242,11 +246,15 @@ async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: 
     assert (session.mode, session.boot_id) == ("ramdisk", "boot-1")
     assert session.details["ek_sha256"] == ek_of(own)
     assert session.details["ek_issuers"][-1] == "CN=swtpm-localca-rootca"
-    assert set(session.details["reference"]) == {"pcr0", "pcr2"}
+    assert set(session.details["reference"]) == {"0", "2"}
     name, server, claim = trusting.place.evidence.statements[session.details["attestation"]]
     assert (name, server, claim["trusted"], claim["reasons"]) == ("attestation", SERVER, True, [])
     assert claim["pcrs"]["4"]["status"] == "matched"
     assert claim["reference"] == "none yet"
+    assert len(bytes.fromhex(claim["nonce"])) == 32
+    assert claim["ak_name"].startswith("000b")
+    assert (claim["tpm"]["banks"], claim["findings"]) == (["sha256"], [])
+    assert datetime.fromisoformat(claim["expires"]) > datetime.now(UTC) + timedelta(hours=23)
 
 
 @pytest.mark.host
@@ -261,7 +269,7 @@ async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_mus
         agent.controller.close()
         session = (await place.view()).agent
         assert session is not None
-        wrong = session.details["reference"] | {"pcr0": "00" * 32}
+        wrong = session.details["reference"] | {"0": ("00" * 32,)}
         await place.establish(reference_values=wrong)
         words = await trusting.refused(own, log="secure-boot", mode="os")
     assert "PCR 0" in words
@@ -288,6 +296,26 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
 
 
 @pytest.mark.host
+async def test_an_auditor_can_verify_the_quote_again_from_what_was_kept(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING)
+    agent = await trusting.enter(own)
+    agent.controller.close()
+    claim = next(claim for name, _, claim in trusting.place.evidence.statements if name == "attestation")
+    kept = trusting.place.site.artifacts.all()
+    raw = {name: kept[digest] for name, digest in claim["artifacts"].items()}
+    assert set(raw) == {"ak", "ek_certificate", "quote", "signature", "event_log"}
+    log = parse_event_log(raw["event_log"])
+    ak, qualifying_data = parse_public(raw["ak"]), bytes.fromhex(claim["qualifying_data"])
+    quote = check_quote(
+        ak, raw["quote"], raw["signature"], qualifying_data=qualifying_data, selection=session.SELECTION
+    )
+    pcrs = {int(pcr): bytes.fromhex(one["value"]) for pcr, one in claim["pcrs"].items()}
+    assert check_values(ak, quote, {"sha256": pcrs})
+    assert not check_values(ak, quote, {"sha256": pcrs | {4: bytes(32)}})
+    assert replay(log, "sha256")[4] == pcrs[4]
+
+
+@pytest.mark.host
 @pytest.mark.parametrize("booted_at", [None, 4e9])  # released, and not restarted yet; the hello came before the restart
 async def test_what_runs_before_our_restart_is_refused_but_quarantines_nobody(
     trusting: Door, own: Any, booted_at: float | None
@@ -298,6 +326,60 @@ async def test_what_runs_before_our_restart_is_refused_but_quarantines_nobody(
     assert "it booted something else: PCR 11" in words
     assert "it is about to be restarted" in words
     assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_a_tpm_whose_counters_went_back_is_quarantined_and_judged_by_a_person_once(
+    trusting: Door, own: Any
+) -> None:
+    place = trusting.place
+    await place.establish(ServerState.ACTIVE, ek_sha256=ek_of(own))
+    for _ in range(2):
+        (await trusting.enter(own)).controller.close()
+    with own() as tpm:
+        tpm.clear()  # nobody ordered it
+    words = await trusting.refused(own)
+    assert "the TPM's reset counters went back from" in words
+    ((kind, reason),) = await place.intents()
+    assert kind is IntentKind.QUARANTINE
+    assert "reset counters went back" in reason
+    claim = place.evidence.statements[-1][2]
+    assert (claim["trusted"], claim["tpm"]["reset_count"]) == (False, 0)
+    (await trusting.enter(own)).controller.close()
+
+
+@pytest.mark.host
+async def test_a_tpm_that_we_are_clearing_may_begin_anew(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DECOMMISSIONING, ek_sha256=ek_of(own))
+    (await trusting.enter(own)).controller.close()
+    with own() as tpm:
+        tpm.clear()
+    (await trusting.enter(own)).controller.close()
+    assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_what_should_be_put_right_is_a_finding_when_the_tpm_is_bound(trusting: Door, vendor: Vendor) -> None:
+    if not (vendor.directory / "two-banks").exists():
+        vendor.make("two-banks", banks="sha256,sha384")
+    place = trusting.place
+    with booted_tpm(vendor, "two-banks") as tpm:
+        await place.establish(ServerState.DISCOVERING, inband_inventory={"ek_sha256": ek_of(tpm)})
+        (await trusting.enter(tpm)).controller.close()
+        result = await place.step("bind_ek")
+    (finding,) = result.findings
+    assert (finding.kind, finding.subject) == ("pcr-banks", "sha384")
+    assert finding.detail in place.evidence.statements[0][2]["findings"]
+
+
+async def test_cve_2023_38200_who_connects_and_says_nothing_keeps_nobody_waiting(door: Door) -> None:
+    """keylime's registrar served one TLS connection at a time, and a handshake that never came was one."""
+    port = int(door.url.rpartition(":")[2])
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+    words = await asyncio.wait_for(door.refused(TpmError("none"), mac="52:54:00:ff:ff:ff"), 5.0)
+    assert "is no declared server" in words
+    for _, writer in silent:
+        writer.close()
 
 
 @pytest.mark.host

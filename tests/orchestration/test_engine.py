@@ -12,6 +12,7 @@ import pytest
 from orchestration_rig import Rig, rack
 
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.leases import LeaseTooShortError
@@ -27,6 +28,13 @@ DRIFT = [S.DRIFTED, S.REMEDIATING, S.ACTIVE]
 AND_BACK = [S.DECOMMISSIONING, S.AVAILABLE]
 
 
+NEW_FIRMWARE = Resource(
+    kind="FirmwareBaseline",
+    name="new",
+    spec=FirmwareBaselineSpec(vendor="simulated", model="simulated", component="BIOS", version="1.1"),
+)
+
+
 async def story(rig: Rig, engine: Engine) -> None:
     """The whole life of server-1: to active, through a drift, and back to available. Goes on wherever it stands."""
 
@@ -39,7 +47,12 @@ async def story(rig: Rig, engine: Engine) -> None:
         server.bios = {"BootMode": "Legacy"}
     await rig.drive(engine, done(*TO_ACTIVE, *DRIFT))
     status = await rig.drive(engine, lambda status: status.state is not S.REMEDIATING)
-    if status.state is S.ACTIVE and not (await rig.store.ledger.view("server-1")).intents:  # type: ignore[union-attr]
+    if not server.rotations:
+        await rig.store.record_intent("server-1", IntentKind.ROTATE, by="ann")
+    status = await rig.drive(engine, lambda _: server.rotations > 0)
+    view = await rig.store.ledger.view("server-1")
+    assert view is not None
+    if status.state is S.ACTIVE and not any(intent.kind is IntentKind.DECOMMISSION for intent in view.intents):
         await rig.store.record_intent("server-1", IntentKind.DECOMMISSION, by="ann")
     await rig.drive(engine, done(*TO_ACTIVE, *DRIFT, *AND_BACK))
     await rig.drive_to(engine, S.AVAILABLE)
@@ -107,7 +120,7 @@ async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: 
     """One life, in which the controller dies once in every step, and a new one on the same file goes on."""
     struck: list[str] = []
     wanted = sorted(STEPS - {"renew_attestation"})
-    await rig.store.apply(rack("server-1"))
+    await rig.store.apply([*rack("server-1"), NEW_FIRMWARE])
     for _ in range(len(wanted) + 1):
         steps = rig.world.steps()
         if when == "after its record":
@@ -197,24 +210,45 @@ def failing(world: World, step: str, error: Exception, times: int = 10**6) -> di
 
 async def test_failures_back_off_and_end_in_a_stuck_finding_once(rig: Rig) -> None:
     await rig.store.apply(rack("server-1"))
-    steps = failing(rig.world, "pin_identity", FreeholdError("the BMC answers HTML", server="server-1"))
+    error = FreeholdError("the BMC answers HTML", server="server-1", expected="JSON", remedy="look for a proxy")
+    steps = failing(rig.world, "pin_identity", error)
     engine = Engine(rig.store, steps, rig.evidence, clock=rig.clock, monotonic=rig.clock)
     status = await rig.drive(engine, lambda status: status.attempts == 3)
     assert status.reason == "the BMC answers HTML"
+    (finding,) = status.findings
+    assert (finding.kind, finding.subject, finding.remedy) == ("step-failed", "pin_identity", "look for a proxy")
+    assert finding.detail == "the BMC answers HTML (expected: JSON)"
     assert status.retry_at == pytest.approx(rig.clock.now + 8, abs=0.1)
     status = await rig.drive(engine, lambda status: status.stuck)
     assert status.state is S.SECURING
     assert rig.clock.now - status.state_since == pytest.approx(900, abs=5)
-    (finding,) = status.findings
+    _, finding = status.findings
     assert finding.kind == "stuck"
     assert finding.detail == "securing for 15 minutes, at: pin_identity; last word: the BMC answers HTML"
     await rig.drive(engine, lambda status: status.attempts > 12)
-    stuck = [event for event in await rig.store.events(server="server-1", limit=5000) if event.kind == "stuck"]
-    assert len(stuck) == 1
+    events = await rig.store.events(server="server-1", limit=5000)
+    assert len([event for event in events if event.kind == "stuck"]) == 1
+    assert any(event.message.endswith("the BMC answers HTML; look for a proxy") for event in events)
     cured = Engine(rig.store, rig.world.steps(), rig.evidence, clock=rig.clock, monotonic=rig.clock)
     rig.clock.now += 300
     status = await rig.drive_to(cured, S.DISCOVERING)
     assert (status.stuck, status.findings) == (False, ())
+
+
+async def test_a_server_that_is_active_and_out_of_reach_is_stuck_too_and_cured_by_itself(rig: Rig) -> None:
+    await rig.store.apply(rack("server-1"))
+    await rig.drive_to(rig.engine(), S.ACTIVE)
+    error = FreeholdError("the BMC does not answer", remedy="look at its cable")
+    lost = Engine(
+        rig.store, failing(rig.world, "check_drift", error), rig.evidence, clock=rig.clock, monotonic=rig.clock
+    )
+    rig.clock.now += 600
+    status = await rig.drive(lost, lambda status: status.stuck)
+    assert status.state is S.ACTIVE
+    assert {finding.kind for finding in status.findings} == {"step-failed", "stuck"}
+    rig.clock.now += 600
+    status = await rig.drive(rig.engine(), lambda status: not status.stuck)
+    assert (status.state, status.findings) == (S.ACTIVE, ())
 
 
 async def test_an_order_that_fails_again_and_again_backs_off_too(rig: Rig) -> None:

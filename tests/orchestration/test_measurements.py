@@ -33,12 +33,12 @@ def test_the_bound_key_outranks_the_one_that_was_just_verified() -> None:
 def test_what_the_first_boot_measured_is_what_the_next_one_must_measure() -> None:
     learned = learned_reference(recorded.evidence(recorded.log_bytes("setup-mode")))
     assert judged("setup-mode", Facts(reference_values=learned)) == ()
-    other = learned | {"pcr0": "00" * 32}
+    other = learned | {"0": ("00" * 32,)}
     assert any(reason.startswith("PCR 0:") for reason in judged("setup-mode", Facts(reference_values=other)))
 
 
 def test_a_missing_reference_value_is_an_error_and_never_means_that_anything_goes() -> None:
     with pytest.raises(FreeholdError, match="the reference values lack PCR 2") as refused:
-        judged("setup-mode", Facts(reference_values={"pcr0": "00" * 32}))
+        judged("setup-mode", Facts(reference_values={"0": ("00" * 32,)}))
     assert "take them anew" in str(refused.value)
-    assert reference_digests({"pcr0": "aa bb"}, 0) == (b"\xaa", b"\xbb")
+    assert reference_digests({"0": ("aa", "bb")}, 0) == ("aa", "bb")

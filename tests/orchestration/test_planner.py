@@ -1,5 +1,6 @@
 """The planner by example, and by property over all that a server can be."""
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ from freehold.model.resources import (
     Bmc,
     Credential,
     DriftKind,
+    Firmware,
+    FirmwareBaselineSpec,
     Nic,
     PolicySpec,
     Reaction,
@@ -21,6 +24,7 @@ from freehold.model.status import (
     AgentSession,
     Drift,
     Facts,
+    FirmwareFact,
     Intent,
     IntentKind,
     Medium,
@@ -30,19 +34,11 @@ from freehold.model.status import (
     ServerStatus,
     Tenancy,
 )
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
-from freehold.orchestration.lifecycle import forget, transition
-from freehold.orchestration.planner import (
-    AGENT_LOST,
-    BOOT_PATIENCE,
-    GOALS,
-    STEPS,
-    Assigned,
-    ServerView,
-    fact,
-    next_step,
-    overdue,
-)
+from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, rotation_due
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
+from freehold.orchestration.lifecycle import UNMEASURED, forget, transition
+from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
+from freehold.orchestration.view import Assigned, ServerView
 
 S = ServerState
 NOW = 1_000_000.0
@@ -51,7 +47,7 @@ PREPARED: dict[str, Any] = {
     "ek_sha256": "e" * 64,
     "inventory_agrees": True,
     "secure_boot_enrolled": True,
-    "reference_values": {"pcr0": "", "pcr2": ""},
+    "reference_values": {"0": (), "2": ()},
 }
 ASSIGNED = Assigned("web", AssignmentSpec(server="a", image="i", hostname="h"), "r1")
 
@@ -72,6 +68,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "bmc_credential_committed",
         "factory_accounts_disabled",
         "ipmi_off",
+        "services_closed",
         "posture_recorded",
     ):
         decision = next_step(view(S.SECURING, facts), NOW)
@@ -83,6 +80,7 @@ def test_securing_goes_goal_by_goal() -> None:
         "take_over_credential",
         "disable_factory_accounts",
         "disable_ipmi",
+        "close_services",
         "record_posture",
     ]
     assert next_step(view(S.SECURING, facts), NOW) == Move(S.DISCOVERING, "its BMC is ours alone")
@@ -126,12 +124,43 @@ def test_an_agent_that_did_its_work_may_go() -> None:
     assert next_step(view(S.PROVISIONING, facts), NOW) == Do("boot_os", "boot_os")
 
 
+ROTATED = Facts(bmc_credential_since=NOW - 10)
+
+
 def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
-    assert next_step(view(S.AVAILABLE), NOW) == Idle(None)
+    assert next_step(view(S.AVAILABLE, ROTATED), NOW) == Idle(rotation_due(view(S.AVAILABLE, ROTATED)))
     given = Tenancy(name=ASSIGNED.name, revision=ASSIGNED.revision, spec=ASSIGNED.spec)
-    move = next_step(view(S.AVAILABLE, assignment=ASSIGNED), NOW)
+    move = next_step(view(S.AVAILABLE, ROTATED, assignment=ASSIGNED), NOW)
     assert move == Move(S.PROVISIONING, "assigned by web", facts={"tenancy": given})
-    assert next_step(view(S.AVAILABLE, Facts(ended_assignment="r1"), assignment=ASSIGNED), NOW) == Idle(None)
+    ended = msgspec.structs.replace(ROTATED, ended_assignment="r1")
+    assert isinstance(next_step(view(S.AVAILABLE, ended, assignment=ASSIGNED), NOW), Idle)
+
+
+@pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
+def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
+    facts = Facts(bmc_credential_since=NOW - 10, last_drift_check=NOW, last_attestation=NOW)
+    rotate = Do("rotate_credential", "rotate_credential")
+    assert isinstance(next_step(view(state, facts), NOW), Idle)
+    month = 30 * 86400.0
+    assert next_step(view(state, msgspec.structs.replace(facts, bmc_credential_since=NOW - month)), NOW) == rotate
+    asked = Intent(id=7, at=NOW - 5, kind=IntentKind.ROTATE, by="ann")
+    assert next_step(view(state, facts, intents=(asked,)), NOW) == rotate
+    done = msgspec.structs.replace(facts, bmc_credential_since=NOW - 4)
+    assert next_step(view(state, done, intents=(asked,)), NOW) == Settle(7, "rotated")
+
+
+@given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20))
+def test_a_rotation_falls_due_in_the_last_fifth_of_the_interval(name: str) -> None:
+    server = msgspec.structs.replace(view(S.ACTIVE, Facts(bmc_credential_since=0.0)), name=name)
+    month = 30 * 86400.0
+    assert 0.8 * month <= rotation_due(server) <= month
+
+
+def test_a_fleet_does_not_rotate_in_one_night() -> None:
+    fleet = [msgspec.structs.replace(view(S.ACTIVE), name=f"r{n}") for n in range(300)]
+    nights = Counter(int(rotation_due(server) // 86400) for server in fleet)
+    assert len(nights) == 6
+    assert max(nights.values()) < 100
 
 
 def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
@@ -213,7 +242,7 @@ def test_decommissioning_ends_the_assignment_or_retires() -> None:
     assert retired.state is S.RETIRED
 
 
-@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values"])
+@pytest.mark.parametrize("lacking", ["ek_sha256", "inventory_agrees", "secure_boot_enrolled"])
 def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
     done = Facts(
         workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
@@ -225,6 +254,47 @@ def test_what_was_never_prepared_never_joins_the_pool(lacking: str) -> None:
     intent = Intent(id=1, kind=IntentKind.RELEASE, args={"to": "decommissioning"})
     early = view(S.QUARANTINED, Facts(), intents=(intent,), status={"quarantined_from": S.DISCOVERING})
     assert isinstance(next_step(early, NOW), Refuse)
+
+
+def test_other_firmware_is_measured_anew_and_a_tenant_s_data_is_erased_first() -> None:
+    facts = Facts(**PREPARED, tenancy=Tenancy(name="web", revision="r1", spec=ASSIGNED.spec), learned_reference={})
+    release = Intent(id=1, kind=IntentKind.RELEASE, args={"remeasure": True})
+    held = view(S.QUARANTINED, facts, intents=(release,), status={"quarantined_from": S.ACTIVE})
+    refused = next_step(held, NOW)
+    assert isinstance(refused, Refuse)
+    assert "tenant's data" in refused.reason
+    release = msgspec.structs.replace(release, args={"remeasure": True, "to": "decommissioning"})
+    move = next_step(msgspec.structs.replace(held, intents=(release,)), NOW)
+    assert isinstance(move, Move)
+    assert (move.state, move.facts["reference_values"]) == (S.DECOMMISSIONING, None)
+    erased = Facts(
+        workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
+        certificate_index=1, media=(), **(PREPARED | {"reference_values": None}),
+    )  # fmt: skip
+    onward = next_step(view(S.DECOMMISSIONING, erased), NOW)
+    assert isinstance(onward, Move)
+    assert onward.state is S.PREPARING
+
+
+@pytest.mark.parametrize("declared", ["server", "board"])
+def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(declared: str) -> None:
+    board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+    facts = Facts(
+        **PREPARED, bmc_credential_since=NOW, firmware=board, learned_reference={"0": ()}, agent_released=True,
+        bios_applied=True,
+    )  # fmt: skip
+    baseline = FirmwareBaselineSpec(vendor="Halden", model="HX2", component="BIOS", version="1.1")
+    server = view(S.AVAILABLE, facts, baselines=(baseline,) if declared == "board" else ())
+    if declared == "server":
+        server = msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, firmware=Firmware(bios="1.1")))
+    assert next_step(server, NOW) == Move(S.PREPARING, "its BIOS is to be 1.1")
+    preparing = msgspec.structs.replace(server, status=msgspec.structs.replace(server.status, state=S.PREPARING))
+    assert next_step(preparing, NOW) == Do("apply_firmware", "apply_firmware")
+    new = msgspec.structs.replace(facts, firmware=msgspec.structs.replace(board, version="1.1"), **UNMEASURED)
+    applied = msgspec.structs.replace(preparing, status=msgspec.structs.replace(preparing.status, facts=new))
+    assert next_step(applied, NOW) == Do("boot_agent", "boot_agent")
+    other = msgspec.structs.replace(baseline, model="HX3")
+    assert isinstance(next_step(view(S.AVAILABLE, facts, baselines=(other,)), NOW), Idle)
 
 
 def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
@@ -278,7 +348,9 @@ facts = st.builds(
     oob_inventory=st.none() | st.just({}),
     inband_inventory=st.none() | st.just({"x": 1}),
     ek_sha256=st.none() | st.just("ek"),
-    reference_values=st.none() | st.just({"pcr0": "0"}),
+    firmware=st.none() | st.just(FirmwareFact(vendor="v", model="m", version="1")),
+    learned_reference=st.none() | st.just({"0": ("00",)}),
+    reference_values=st.none() | st.just({"0": ("00",)}),
     agent_booted_at=moments,
     os_booted_at=moments,
     last_attestation=moments,
@@ -371,3 +443,19 @@ def test_leaf_0_of_the_log_is_a_certificate_too() -> None:
     view = ServerView(name="s1", spec=spec, status=ServerStatus(facts=Facts(certificate_index=0)))
     assert fact("certificate_index")(view, 0.0)
     assert not fact("bmc_identity")(view, 0.0)
+
+
+def test_after_a_release_the_os_must_prove_itself_anew() -> None:
+    facts = Facts(bmc_credential_since=NOW, last_drift_check=NOW, os_booted_at=NOW - 500, released_at=NOW - 10)
+    stale = agent("os", started=NOW - 400, attested_at=NOW - 300)
+    assert next_step(view(S.ACTIVE, facts, agent=stale), NOW) == Do("renew_attestation", "renew_attestation")
+    fresh = msgspec.structs.replace(stale, attested_at=NOW - 5)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=fresh), NOW), Idle)
+
+
+def test_a_machine_that_keeps_silent_tells_where_to_look() -> None:
+    soon = next_step(view(S.PROVISIONING, Facts(agent_booted_at=NOW - 60)), NOW)
+    assert soon == Wait("the agent to start and to attest", NOW + 30)
+    late = next_step(view(S.PROVISIONING, Facts(agent_booted_at=NOW - 300)), NOW)
+    assert isinstance(late, Wait)
+    assert "nothing was heard for 5 minutes: its firmware may have refused the image (Secure Boot)" in late.reason

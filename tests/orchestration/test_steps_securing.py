@@ -1,7 +1,10 @@
 """Securing, against the lab's Redfish service over TLS: what a factory BMC becomes, and when nothing is sent to it."""
 
+import asyncio
 import json
+import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -9,12 +12,17 @@ import pytest
 from aiohttp import web
 from site_support import FACTORY_PASSWORD, SERVER, Place, bmc, https_with, place_at
 
+from freehold.model.findings import Severity
 from freehold.model.resources import PolicySpec, ServerSpec
 from freehold.model.status import ServerState, ServerStatus
 from freehold.orchestration.planner import GOALS
+from freehold.orchestration.steps import securing
 from freehold.out_of_band.posture import read_accounts, read_posture
 from freehold.out_of_band.transport import fetch_identity
 from freehold_lab.bmc.memory import MemoryHardware
+
+sys.path.append(str(Path(__file__).parents[1] / "out_of_band"))
+from ipmi_support import hardened
 
 SECURING = [goal.step for goal in GOALS[ServerState.SECURING]]
 
@@ -52,6 +60,32 @@ async def test_the_whole_row_makes_the_bmc_ours_alone(place: Place) -> None:
     stored = place.site.vault.get(f"bmc/{SERVER}/current")
     assert stored is not None
     assert msgspec.json.decode(stored)["password"] not in str(place.evidence.statements)
+
+
+async def test_a_rotation_changes_the_password_and_says_so_without_showing_it(place: Place) -> None:
+    for step in SECURING:
+        await place.step(step)
+    before = place.site.vault.get(f"bmc/{SERVER}/current")
+    result = await place.step("rotate_credential")
+    assert result.done
+    after = place.site.vault.get(f"bmc/{SERVER}/current")
+    assert after is not None
+    assert after != before
+    ((name, claim),) = result.statements
+    assert (name, claim["event"], claim["unique"]) == ("credential", "rotated", True)
+    assert msgspec.json.decode(after)["password"] not in str(claim)
+    async with place.own_bmc() as client:  # the new one works
+        assert await read_accounts(client)
+
+
+async def test_a_rotation_waits_for_its_turn(place: Place) -> None:
+    for step in SECURING:
+        await place.step(step)
+    before = place.site.vault.get(f"bmc/{SERVER}/current")
+    place.site.rotations = asyncio.Semaphore(0)
+    result = await place.step("rotate_credential")
+    assert (result.done, result.waiting_for) == (False, "its turn to rotate")
+    assert place.site.vault.get(f"bmc/{SERVER}/current") == before
 
 
 async def test_every_step_may_be_repeated(place: Place) -> None:
@@ -135,7 +169,7 @@ async def test_a_wrong_credential_is_tried_once_and_never_again(tmp_path: Path, 
     status = await drive(place, ServerState.QUARANTINED)
     assert failures(tmp_path) == 1
     assert "the BMC refuses the recorded credential" in status.reason
-    assert "put the right credential into the vault" in status.reason
+    assert "`freehold credential set` the right one" in status.reason
     engine = place.engine()
     for _ in range(3):
         await place.store.ledger.wake([SERVER])
@@ -151,7 +185,7 @@ async def test_a_password_that_somebody_changed_later_is_tried_once(tmp_path: Pa
     result = await place.step("check_drift")
     assert result.quarantine is not None
     assert "the BMC refused user name or password" in result.quarantine
-    assert "it will not be retried; correct the credential in the vault" in result.quarantine
+    assert "it will not be retried; `freehold credential set` the right one" in result.quarantine
     assert failures(tmp_path) == 1
 
 
@@ -177,3 +211,55 @@ async def test_html_instead_of_redfish_names_the_server_and_is_tried_again_later
             last = (await place.events())[-1]
             assert (last.server, last.kind) == (SERVER, "failed")
             assert last.message.startswith("take_over_credential, attempt 1:")
+
+
+async def test_the_statement_says_what_the_port_of_ipmi_answered_after_it_was_off(place: Place) -> None:
+    await place.step("pin_identity")
+    result = await place.step("disable_ipmi")
+    assert result.done
+    assert result.findings == ()
+    (_, claim) = result.statements[0]
+    assert claim["ipmi"] == "off"
+    probe = claim["probe"]
+    assert (probe["address"], probe["port"], probe["present"]) == ("127.0.0.1", 623, False)
+    assert probe["silence"] == "port unreachable (ICMP)"
+    assert "ipmi-still-answers" in result.resolved
+
+
+@pytest.mark.host
+async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_and_no_stop(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(securing, "_STOPPING_SECONDS", 0.01)
+    await place.step("pin_identity")
+    async with hardened(tmp_path / "ipmi") as port:
+        async with place.own_bmc() as client:
+            await client.patch("/redfish/v1/Managers/1/NetworkProtocol", {"IPMI": {"Port": port}})
+        result = await place.step("disable_ipmi")
+    assert result.done
+    assert result.facts == {"ipmi_off": True}
+    found = {finding.kind: finding for finding in result.findings}
+    assert found["ipmi-still-answers"].severity is Severity.CRITICAL
+    assert found["ipmi-still-answers"].subject == SERVER
+    assert f"UDP 127.0.0.1 port {port} answered, IPMI 1.5 and 2.0" in found["ipmi-still-answers"].evidence
+    assert "ipmi-still-answers" not in result.resolved
+    assert result.statements[0][1]["probe"]["present"] is True
+
+
+@pytest.mark.host
+async def test_a_bmc_that_takes_a_moment_to_stop_ipmi_is_asked_again(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(securing, "_STOPPING_SECONDS", 0.5)
+    await place.step("pin_identity")
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(hardened(tmp_path / "ipmi"))
+        async with place.own_bmc() as client:
+            await client.patch("/redfish/v1/Managers/1/NetworkProtocol", {"IPMI": {"Port": port}})
+        step = asyncio.create_task(place.step("disable_ipmi"))
+        await asyncio.sleep(0.3)
+        assert not step.done()
+        await stack.aclose()
+        result = await step
+    assert result.findings == ()
+    assert result.statements[0][1]["probe"]["present"] is False

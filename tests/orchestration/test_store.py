@@ -10,12 +10,14 @@ import pytest
 from orchestration_rig import Rig, rack
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from freehold.evidence import Ed25519Signer
 from freehold.model.documents import DocumentError, load_documents
 from freehold.model.resources import Bmc, Credential, Resource, ServerSpec
 from freehold.model.status import IntentKind, Order, OrderState, ServerState
 from freehold.orchestration.database import StoreError
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.store import DeletionRefusedError, FieldChange, NotFoundError, Store
+from freehold.root_of_trust.operators import approve
 
 WAIVER = """
 apiVersion: freehold/v1
@@ -109,8 +111,8 @@ async def test_a_server_is_not_deleted_without_a_certificate(rig: Rig) -> None:
         await rig.store.delete("Server", "server-1")
     assert str(caught.value) == (
         "server server-1: it is active and has no destruction certificate\n"
-        "  what to do: `freehold decommission server-1` first, "
-        "or apply a Waiver of deletion-without-certificate for it."
+        "  what to do: `freehold decommission server-1` first, or declare a Waiver of deletion-without-certificate "
+        "for server-1, which two operators sign with `freehold approval sign`"
     )
     await rig.store.record_intent("server-1", IntentKind.DECOMMISSION, by="ann")
     await rig.drive_to(engine, ServerState.AVAILABLE)
@@ -121,13 +123,25 @@ async def test_a_server_is_not_deleted_without_a_certificate(rig: Rig) -> None:
     assert await rig.store.states() == {"active": 1}
 
 
-@pytest.mark.parametrize(("expires", "goes"), [("1970-01-10", False), ("2099-01-01", True)])
-async def test_a_waiver_lets_a_server_go_until_it_expires(rig: Rig, expires: str, goes: bool) -> None:
+@pytest.mark.parametrize(
+    ("expires", "signers", "goes"),
+    [("1970-01-10", 2, False), ("2099-01-01", 1, False), ("2099-01-01", 0, False), ("2099-01-01", 2, True)],
+)
+async def test_a_waiver_lets_a_server_go_once_two_people_signed_and_until_it_expires(
+    rig: Rig, expires: str, signers: int, goes: bool
+) -> None:
     await rig.store.apply(rack())
     await rig.drive_to(rig.engine(), ServerState.ACTIVE, "server-2")
+    people = {name: Ed25519Signer.generate() for name in ("ann", "bob")}
+    await rig.store.approvals.found({name: key.public_key for name, key in people.items()}, 1.0)
+    with pytest.raises(DeletionRefusedError, match="the server is active under Assignment web-2"):
+        await rig.store.delete("Assignment", "web-2")
     await rig.store.apply(load_documents(WAIVER % expires, "waiver.yaml"))
-    await rig.store.delete("Assignment", "web-2")
+    (asked,) = await rig.store.approvals.list()
+    for key in list(people.values())[:signers]:
+        await rig.store.approvals.sign(asked.request.id, approve(asked.request, key).to_bytes())
     if goes:
+        await rig.store.delete("Assignment", "web-2")
         await rig.store.delete("Server", "server-2")
         with pytest.raises(NotFoundError):
             await rig.store.get("Waiver", "gone")
@@ -218,7 +232,7 @@ async def test_a_store_of_another_version(rig: Rig) -> None:
         await connection.exec_driver_sql("UPDATE about SET value = '0' WHERE name = 'version'")
 
     await rig.store._database.write(age)
-    with pytest.raises(StoreError, match="the store has layout 0, this Freehold reads layout 1"):
+    with pytest.raises(StoreError, match="the store has layout 0, this Freehold reads layout 2"):
         await Store.open(rig.path)
 
 

@@ -16,8 +16,9 @@ from oob_support import Crashes, Keys, MemorySlots
 from freehold.out_of_band import server
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.errors import BmcUnreachable, EnrolmentFailed, NotSupported, WrongCredential
+from freehold.out_of_band.hardening import UNWANTED, Hardened, harden
 from freehold.out_of_band.inventory import Cpu
-from freehold.out_of_band.posture import read_account_policy
+from freehold.out_of_band.posture import posture_findings, read_account_policy, read_posture
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import take_over
 from freehold.out_of_band.transport import BmcIdentity, fetch_identity
@@ -77,11 +78,26 @@ async def test_crawl_reads_the_whole_service(client: RedfishClient) -> None:
 
 
 async def test_ipmi_off_is_seen_in_the_posture(client: RedfishClient) -> None:
-    before = await server.read_posture(client)
+    before = await read_posture(client)
     assert "bmc-ipmi-enabled" in [f.kind for f in server.posture_findings(before, subject="server-1")]
     assert await server.set_ipmi(client, False)
     assert not await server.set_ipmi(client, False)
     assert not (await server.read_posture(client)).enabled("IPMI")
+
+
+async def test_what_nobody_needs_is_closed_once_and_for_all(client: RedfishClient) -> None:
+    before = await read_posture(client)
+    kinds = {finding.kind for finding in posture_findings(before, subject="server-1")}
+    assert "bmc-snmp-enabled" in kinds
+    hardened = await harden(client)
+    assert "SNMP" in hardened.closed
+    assert hardened.open == ()
+    after = await read_posture(client)
+    assert not any(after.enabled(name) for name in UNWANTED)
+    assert not any(each.enabled or each.bootstrapping for each in after.host_interfaces)
+    left = {finding.kind for finding in posture_findings(after, subject="server-1")}
+    assert not [kind for kind in left if "snmp" in kind or "host-interface" in kind]
+    assert await harden(client) == Hardened(closed=(), open=())
 
 
 async def test_a_full_take_over(place: tuple[str, BmcIdentity]) -> None:

@@ -1,4 +1,4 @@
-"""What real BMCs get wrong must not hide the rest; quirks are data; judging a posture is pure."""
+"""What real BMCs get wrong must not hide the rest; quirks are data."""
 
 from typing import Any
 
@@ -9,14 +9,6 @@ from hypothesis import strategies as st
 
 from freehold.model.findings import Finding
 from freehold.out_of_band import resources as r
-from freehold.out_of_band.posture import (
-    AccountFact,
-    AccountPolicy,
-    Posture,
-    ServiceFact,
-    connectors_in,
-    posture_findings,
-)
 from freehold.out_of_band.quirks import QUIRKS, Behaviour, behaviour_of
 
 _SHAPES = [
@@ -84,47 +76,3 @@ def test_every_quirk_changes_something_and_has_evidence(quirk: Any) -> None:
     assert quirk.evidence.startswith("https://")
     assert set(quirk.changes) <= {field.name for field in msgspec.structs.fields(Behaviour)}
     msgspec.convert(quirk.changes, Behaviour)
-
-
-def test_posture_findings_name_what_is_wrong_worst_first() -> None:
-    posture = Posture(
-        services=(ServiceFact(name="IPMI", enabled=True, port=623), ServiceFact(name="SSDP", enabled=True, port=1900)),
-        accounts=(
-            AccountFact(uri="/a/1", username="root", role="Administrator", enabled=True),
-            AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),
-            AccountFact(uri="/a/3", username="old", role="", enabled=False),
-        ),
-        policy=AccountPolicy(lockout_threshold=0),
-        connectors=connectors_in({"Oem": {"Hpe": {"CloudConnect": {"CloudConnectStatus": "Connected"}}}}, {}, {}),
-    )
-    findings = posture_findings(posture, subject="s1")
-    assert [finding.kind for finding in findings] == [
-        "bmc-ipmi-enabled",
-        "bmc-foreign-account",
-        "bmc-cloud-connector",
-        "bmc-no-lockout",
-        "bmc-ssdp-enabled",
-    ]
-    assert "'root'" in findings[1].detail
-    assert "Connected" in findings[2].detail
-
-
-def test_a_closed_bmc_has_no_findings() -> None:
-    posture = Posture(
-        services=(ServiceFact(name="IPMI", enabled=False, port=623), ServiceFact(name="HTTPS", enabled=True, port=443)),
-        accounts=(AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),),
-        policy=AccountPolicy(lockout_threshold=5),
-        connectors=(),
-    )
-    assert posture_findings(posture, subject="s1") == []
-
-
-def test_connectors_of_dell_and_lenovo() -> None:
-    dell = {"Attributes": {"SupportAssist.1.SupportAssistEnableState": "x", "CloudIQ.1.Enabled": "Enabled"}}
-    found = connectors_in({"Oem": {"Lenovo": {"ServiceDataForward": {"Enabled": True}}}}, {}, dell)
-    assert [(c.name, c.enabled) for c in found] == [("Dell CloudIQ.1.Enabled", True), ("Lenovo call home", True)]
-
-
-@given(_JSON)
-def test_strange_oem_data_has_no_connectors(value: Any) -> None:
-    assert connectors_in({"Oem": value}, {}, {}) == ()

@@ -36,14 +36,16 @@ def _bmc(crashes: Crashes, **options: object) -> ModelBmc:
     return ModelBmc(crashes, accounts, **options)  # type: ignore[arg-type]
 
 
-async def _resume(bmc: ModelBmc, slots: MemorySlots, crashes: Crashes, at: int | None) -> TakeoverResult | None:
+async def _resume(
+    bmc: ModelBmc, slots: MemorySlots, crashes: Crashes, at: int | None, *, rotate: bool = False
+) -> TakeoverResult | None:
     """One life of the controller. None if it died."""
     crashes.at, crashes.passed = at, 0
     bmc.tokens.clear()
     door = RedfishDoor(lambda credential: RedfishClient(bmc, credential, sleep=no_sleep))
     before = len(bmc.attempts)
     try:
-        return await take_over(door, slots, now=lambda: bmc.clock)
+        return await take_over(door, slots, rotate=rotate, now=lambda: bmc.clock)
     except Crash:
         return None
     except TakeoverStopped as stopped:
@@ -146,6 +148,47 @@ async def test_a_takeover_tells_its_steps_and_a_second_one_does_nothing() -> Non
     assert second is not None
     assert [step.split(":")[0] for step in second.steps] == [StepKind.LOGIN_CURRENT, StepKind.READ]
     assert slots.now == password
+
+
+async def _rotating(bmc: ModelBmc, slots: MemorySlots, crashes: Crashes, at: int | None) -> TakeoverResult | None:
+    return await _resume(bmc, slots, crashes, at, rotate=True)
+
+
+@pytest.mark.parametrize("can_add", [True, False])
+async def test_a_rotation_replaces_our_own_password_and_touches_nobody_else(can_add: bool) -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, can_add=can_add), MemorySlots(crashes, FACTORY)
+    await _resume(bmc, slots, crashes, None)
+    before = slots.now
+    bmc.accounts["9"] = ModelAccount("intruder", "x")
+    assert await _rotating(bmc, slots, crashes, None) is not None
+    assert slots.now is not None
+    assert before is not None
+    assert slots.now.username == before.username
+    assert slots.now.password != before.password
+    assert bmc.works(slots.now)
+    assert not bmc.works(before)
+    assert bmc.accounts["9"].enabled  # that is drift, and for policy to answer
+
+
+@pytest.mark.parametrize("can_add", [True, False])
+async def test_a_rotation_at_every_single_crash_point(can_add: bool) -> None:
+    at, finished = 1, False
+    while not finished:
+        crashes = Crashes()
+        bmc, slots = _bmc(crashes, can_add=can_add), MemorySlots(crashes, FACTORY)
+        await _resume(bmc, slots, crashes, None)
+        before = slots.now
+        finished = await _rotating(bmc, slots, crashes, at) is not None
+        _check(bmc, slots)
+        assert await _rotating(bmc, slots, crashes, None) is not None
+        _check(bmc, slots)
+        assert slots.next is None
+        assert slots.now is not None
+        assert slots.now != before
+        assert bmc.works(slots.now)
+        at += 1
+    assert at > 10
 
 
 async def test_a_wrong_factory_credential_is_tried_once() -> None:

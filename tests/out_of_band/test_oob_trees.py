@@ -10,6 +10,7 @@ from oob_support import TREES, Keys, running, tree_handler, unpack_trees
 from freehold.out_of_band import server
 from freehold.out_of_band.inventory import Cpu, Nic, Tpm
 from freehold.out_of_band.redfish import Credential, RedfishClient
+from freehold.out_of_band.snmp import Snmp
 from freehold.out_of_band.transport import BmcIdentity, fetch_identity
 
 HPE, DMTF = TREES
@@ -86,7 +87,11 @@ async def test_posture_of_a_proliant(trees: Path, tmp_path: Path) -> None:
         ("HPE Compute Ops Management", False),
         ("HPE Insight Remote Support", False),
     }
+    assert posture.snmp is not None
+    assert (posture.snmp.v1, posture.snmp.defaults, posture.snmp.hidden) == (True, (), False)
+    assert [interface.enabled for interface in posture.host_interfaces] == [False]
     kinds = [finding.kind for finding in server.posture_findings(posture, subject="s1")]
+    assert "bmc-snmp-enabled" in kinds
     assert kinds.count("bmc-foreign-account") == 2
     assert "bmc-no-lockout" in kinds
     assert "bmc-ipmi-enabled" not in kinds
@@ -101,10 +106,14 @@ async def test_posture_of_the_dmtf_server(trees: Path, tmp_path: Path) -> None:
     assert [finding.kind for finding in findings] == [
         "bmc-ipmi-enabled",
         "bmc-telnet-enabled",
-        "bmc-snmp-enabled",
+        "bmc-host-interface-no-auth",
+        "bmc-host-interface-bootstrapping",
         "bmc-http-enabled",
+        "bmc-snmp-enabled",
+        "bmc-host-interface",
         "bmc-ssdp-enabled",
     ]
+    assert posture.snmp == Snmp(enabled=True, v1=True, v2c=False, hidden=True)
 
 
 async def test_logs_firmware_and_secure_boot_of_the_trees(trees: Path, tmp_path: Path) -> None:

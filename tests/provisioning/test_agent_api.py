@@ -1,6 +1,7 @@
 """Bad input, bad tokens and limits of the agent API; the good path is tests/agent/test_protocol.py."""
 
 import base64
+import gzip
 import json
 
 import pytest
@@ -105,6 +106,15 @@ async def test_event_log_of_one_mebibyte_is_taken_and_a_larger_one_is_not(client
     assert response.status == 413
     assert (await client.post("/agent/v1/hello", data=b" " * (65 << 10))).status == 413
     assert len(backend.seen) == 1
+
+
+async def test_cve_2022_23951_a_body_that_inflates_is_cut_off_at_the_limit(client, backend):
+    """keylime's verifier inflated a quote of any size, and died of it."""
+    bomb = gzip.compress(b" " * (64 << 20))
+    assert len(bomb) < 64 << 10
+    response = await client.post("/agent/v1/hello", data=bomb, headers={"Content-Encoding": "gzip"})
+    assert response.status == 413
+    assert backend.seen == []
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer bad"}, {"Authorization": "Basic good"}])

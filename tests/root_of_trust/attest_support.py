@@ -11,9 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from freehold.root_of_trust.attestation import predict, uefi
-from freehold.root_of_trust.attestation.appraise import Evidence, Policy
+from freehold.root_of_trust.attestation.appraise import Evidence, Policy, TpmState
 from freehold.root_of_trust.attestation.event_log import EventLog, parse_event_log, replay
 from freehold.root_of_trust.attestation.predict import ExpectedEvent
+from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues
 from freehold.root_of_trust.attestation.structures import ClockInfo
 
 DATA = Path(__file__).parent / "attest_data"
@@ -22,6 +23,7 @@ OWNER = uuid.UUID(RECORDED["owner"])
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 EK_IDENTITY = "ab" * 32
 CLOCK = ClockInfo(clock=1000, reset_count=3, restart_count=0, safe=True)
+TPM = TpmState(clock=CLOCK, firmware_version=0x0007_0055_0000_0000, banks={"sha256": True, "sha384": False})
 DBX = uefi.signature_list(
     uefi.CERT_SHA256, uuid.UUID("a0baa8a3-041d-48a8-bc87-c36d121b5e3d"), (hashlib.sha256(b"").digest(),)
 )
@@ -57,16 +59,27 @@ def pcr4(mode: str = "secure-boot") -> tuple[ExpectedEvent, ...]:
     return (*start, image) if mode == "secure-boot" else (*start, image, kernel)
 
 
+def reference(log: EventLog | None = None, **changes: object) -> ReferenceValues:
+    """The firmware of the recorded boots as one approved variant."""
+    log = log or parse_event_log(log_bytes())
+    digests = {str(pcr): tuple(event.digests["sha256"].hex() for event in log.of_pcr(pcr)) for pcr in PCRS}
+    given = {
+        "vendor": "Example",
+        "model": "R1",
+        "version": "1.1",
+        "digests": digests,
+    }
+    return ReferenceValues(**(given | changes))  # type: ignore[arg-type]
+
+
 def policy(mode: str = "secure-boot", **changes: object) -> Policy:
-    log = parse_event_log(log_bytes())
-    reference = {pcr: tuple(event.digests["sha256"] for event in log.of_pcr(pcr)) for pcr in (0, 2)}
     given = {
         "id": "test",
         "ek_identity": EK_IDENTITY,
         "pcr4": pcr4(mode),
         "pcr7": pcr7(mode),
         "pcr11": (bytes.fromhex(RECORDED["pcr11"]),),
-        "reference": reference,
+        "reference": (reference(),),
     }
     return Policy(**(given | changes))  # type: ignore[arg-type]
 
@@ -78,11 +91,25 @@ def evidence(log: EventLog | bytes | None = None, **changes: object) -> Evidence
         "ek_identity": EK_IDENTITY,
         "pcrs": {pcr: value for pcr, value in replay(log, "sha256").items() if pcr not in (10, 15)},
         "log": log,
-        "clock": CLOCK,
-        "firmware_version": 1,
+        "tpm": TPM,
+        "ak_name": b"\0\x0b" + bytes(32),
+        "nonce": bytes(32),
         "quoted_at": NOW,
     }
     return Evidence(**(given | changes))  # type: ignore[arg-type]
+
+
+def two_banks(log: bytes = b"") -> bytes:
+    """The recorded log as firmware with a SHA-384 bank beside SHA-256 would have written it."""
+    specification = SPECIFICATION[:24] + struct.pack("<I", 2) + struct.pack("<HHHH", 0x0B, 32, 0x0C, 48) + b"\0"
+    out = header(specification)
+    for one in parse_event_log(log or log_bytes()).events:
+        digest = one.digests["sha256"]
+        measured = one.data if one.vouched_data("sha256") is not None else digest  # of an image there is no data
+        second = hashlib.sha384(measured).digest() if any(digest) else bytes(48)
+        out += struct.pack("<IIIH", one.pcr, one.type, 2, 0x0B) + digest + struct.pack("<H", 0x0C) + second
+        out += struct.pack("<I", len(one.data)) + one.data
+    return out
 
 
 SPECIFICATION = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 1) + struct.pack("<HHB", 0x0B, 32, 0)

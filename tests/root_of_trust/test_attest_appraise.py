@@ -1,11 +1,26 @@
 """The decider, by recorded boots and by attacks on them: attacks are named in words, accidents are untrusted."""
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from attest_support import EK_IDENTITY, NOW, RECORDED, certificate, event, evidence, header, keys, log_bytes, policy
+from attest_support import (
+    EK_IDENTITY,
+    NOW,
+    RECORDED,
+    TPM,
+    certificate,
+    event,
+    evidence,
+    header,
+    keys,
+    log_bytes,
+    policy,
+    reference,
+    two_banks,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +59,8 @@ def test_a_recorded_boot_is_trusted_and_each_pcr_accounted_for(mode: str) -> Non
     assert result.pcrs[7].value.hex() == RECORDED["pcrs"][mode]["7"]
 
 
-def test_a_pcr_without_a_reference_is_only_recorded() -> None:
-    result = verdict(reference={0: None})
+def test_without_reference_values_firmware_is_only_recorded() -> None:
+    result = verdict(reference=None)
     assert result.trusted
     assert result.pcrs[0].status is result.pcrs[2].status is PcrStatus.RECORDED
 
@@ -164,8 +179,55 @@ def test_another_firmware_is_named_by_its_event() -> None:
         events[at] = replace(events[at], digests={"sha256": b"\4" * 32})
 
     (reason,) = verdict(changed(flash)).reasons
-    assert reason.startswith("PCR 0: event 2 (EV_EFI_PLATFORM_FIRMWARE_BLOB) with digest 0404")
-    assert reason.endswith("(reference event 1)")
+    assert reason.startswith("PCR 0: event 2 (EV_EFI_PLATFORM_FIRMWARE_BLOB of 917504 bytes at 0x")
+    assert f" has digest {'04' * 32}, approved for Example R1 BIOS 1.1 is " in reason
+    assert reason.endswith(reference().digests["0"][1])
+
+
+def test_any_approved_variant_will_do_and_the_closest_one_names_the_difference() -> None:
+    approved = reference()
+    first, blob, *rest = approved.digests["0"]
+    newer = reference(version="1.2", digests={"0": (first, "05" * 32, *rest), "2": approved.digests["2"]})
+    other = reference(version="0.9", digests={"0": ("06" * 32,), "2": ("07" * 32,)})
+    assert verdict(reference=(other, newer, approved)).trusted
+    assert not verdict(reference=(other, newer)).trusted
+    (reason,) = verdict(reference=(other, newer)).reasons
+    assert reason.endswith(f" has digest {blob}, approved for Example R1 BIOS 1.2 is {'05' * 32}")
+
+
+def test_option_roms_and_firmware_may_be_of_two_approved_variants() -> None:
+    """A variant is a machine that was seen; a card that was approved in one may stand in another."""
+    approved = reference()
+    card = reference(digests={"0": ("06" * 32,), "2": approved.digests["2"]})
+    firmware = reference(digests={"0": approved.digests["0"], "2": ()})
+    assert verdict(reference=(card, firmware)).trusted
+
+
+def test_no_approved_variant_is_not_the_same_as_no_policy() -> None:
+    words = "no reference values are approved for this server's firmware"
+    assert verdict(reference=()).reasons == (f"PCR 0: {words}", f"PCR 2: {words}")
+
+
+def test_a_measurement_that_is_missing_or_too_much_is_named() -> None:
+    approved = reference()
+    digests = {"0": (*approved.digests["0"], "08" * 32), "2": approved.digests["2"][:-1]}
+    missing, surplus = verdict(reference=(reference(digests=digests),)).reasons
+    number = len(approved.digests["0"]) + 1
+    assert missing == f"PCR 0: measurement {number}, approved for Example R1 BIOS 1.1, was not made: {'08' * 32}"
+    assert surplus.endswith("approved for Example R1 BIOS 1.1 is nothing more")
+
+
+def test_firmware_that_says_its_version_is_quoted_but_only_if_a_digest_vouches_for_it() -> None:
+    version = "2.0\n\x1b[2Jall is well".encode("utf-16-le")
+
+    def says(digest: bytes | None) -> str:
+        (reason,) = verdict(changed(lambda events: events.insert(1, measured(0, 8, version, digest)))).reasons
+        return reason
+
+    assert says(None).startswith(
+        'PCR 0: event 1 (EV_S_CRTM_VERSION "2.0\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[2J'
+    )
+    assert says(bytes(32)).startswith("PCR 0: event 1 (EV_S_CRTM_VERSION) has digest 0000")
 
 
 def test_an_option_rom_that_nobody_approved_is_named() -> None:
@@ -173,7 +235,7 @@ def test_an_option_rom_that_nobody_approved_is_named() -> None:
         events.insert(where(events, 2, 4), measured(2, 0x80000004, b"rom"))
 
     (reason,) = verdict(changed(plug)).reasons
-    assert reason.startswith("PCR 2: event 1 (EV_EFI_BOOT_SERVICES_DRIVER)")
+    assert reason.startswith("PCR 2: event 1 (EV_EFI_BOOT_SERVICES_DRIVER) has digest")
 
 
 def test_another_command_line_and_a_system_extension_are_refused() -> None:
@@ -202,6 +264,77 @@ def test_cve_2022_0317_a_pcr_that_policy_needs_but_nobody_quoted_is_refused() ->
     assert reason == "the quote does not cover PCR 4, 7, which policy needs"
 
 
+def test_more_that_is_forbidden_is_no_reason_but_less_is() -> None:
+    """dbx grows by updates that the operator's KEK signed."""
+    old = keys().dbx
+    more = old + uefi.signature_list(uefi.CERT_SHA256, uefi.GLOBAL_VARIABLE, (b"\1" * 32,))
+
+    def measure_dbx(contents: bytes) -> Callable[[list[Event]], None]:
+        def change(events: list[Event]) -> None:
+            variable = uefi.VariableData(vendor=uefi.IMAGE_SECURITY_DATABASE, name="dbx", data=contents)
+            at = next(n for n, one in enumerate(events) if one.pcr == 7 and b"d\0b\0x\0" in one.data)
+            events[at] = measured(7, events[at].type, variable.encode())
+
+        return change
+
+    assert verdict(changed(measure_dbx(more))).trusted
+    (reason,) = verdict(changed(measure_dbx(more[len(old) :]))).reasons
+    assert reason.startswith("PCR 7: dbx lacks the SHA-256 hash e3b0c442")
+
+
+def test_a_variable_of_the_same_name_but_another_vendor_is_another_variable() -> None:
+    def rename(events: list[Event]) -> None:
+        at = next(n for n, one in enumerate(events) if one.pcr == 7 and b"d\0b\0" + keys().db in one.data)
+        variable = replace(uefi.parse_variable(events[at].data), vendor=uefi.GLOBAL_VARIABLE)
+        events[at] = measured(7, events[at].type, variable.encode())
+
+    (reason,) = verdict(changed(rename)).reasons
+    assert reason == "PCR 7: variable db stands where db was expected"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reset_count": 2}, "the TPM's reset counters went back from 3/0 to 2/0"),
+        ({"restart_count": 1, "reset_count": 2}, "the TPM's reset counters went back from 3/0 to 2/1"),
+        ({"clock": 999}, "the TPM's clock went back from 1000 to 999 ms within one boot"),
+        ({"reset_count": 4, "clock": 5}, None),
+        ({"restart_count": 1, "clock": 5}, None),
+        ({"clock": 1001, "safe": False}, None),
+    ],
+)
+def test_a_stale_clock_is_another_tpm_or_an_older_state(changes: dict[str, int], words: str | None) -> None:
+    given = replace(evidence(), tpm=replace(TPM, clock=replace(TPM.clock, **changes)))
+    assert appraise(given, policy(last_seen=TPM), NOW).reasons == ((words,) if words else ())
+    assert appraise(given, policy(last_seen=None), NOW).trusted
+
+
+def test_older_tpm_firmware_is_refused_and_newer_is_a_finding() -> None:
+    older, newer = (replace(TPM, firmware_version=version << 32) for version in (0x0007_0054, 0x0007_0056))
+    (reason,) = appraise(replace(evidence(), tpm=older), policy(last_seen=TPM), NOW).reasons
+    assert reason == "the TPM's firmware went back from 7.85.0.0 to 7.84.0.0"
+    result = appraise(replace(evidence(), tpm=newer), policy(last_seen=TPM), NOW)
+    assert result.trusted
+    assert [finding.kind for finding in result.findings] == ["tpm-firmware"]
+    assert "was 7.85.0.0 at the last quote, and is 7.86.0.0" in result.findings[0].detail
+
+
+def test_cve_2021_42299_banks_that_disagree_about_one_measurement_are_refused() -> None:
+    """CVE-2021-42299 once more: a digest of a good value in the bank that policy looks at, the truth in the other."""
+    log = parse_event_log(two_banks())
+    both = replace(TPM, banks={"sha256": True, "sha384": True})
+    assert appraise(replace(evidence(log), tpm=both), policy(), NOW).trusted
+    events = list(log.events)
+    at = where(events, 7, 0x80000001)
+    events[at] = replace(events[at], digests=events[at].digests | {"sha384": b"\7" * 48})
+    lying = replace(log, events=tuple(events))
+    (reason,) = appraise(replace(evidence(lying), tpm=both), policy(), NOW).reasons
+    assert reason.startswith(
+        f"PCR 7: event {at + 1} (EV_EFI_VARIABLE_DRIVER_CONFIG) has a sha384 digest of something else"
+    )
+    assert appraise(replace(evidence(lying), tpm=TPM), policy(), NOW).trusted  # nobody quoted that bank
+
+
 def test_a_log_that_does_not_fit_the_quote_is_refused() -> None:
     given = evidence()
     (reason,) = appraise(replace(given, pcrs={**given.pcrs, 1: bytes(32)}), policy(), NOW).reasons
@@ -215,6 +348,20 @@ def test_cve_2022_3500_an_exception_while_appraising_is_untrusted() -> None:
     assert "could not be appraised" in result.reasons[0]
     no_bank = replace(evidence(), log=replace(evidence().log, banks=("sha1",)))
     assert "no sha256 bank" in appraise(no_bank, policy(), NOW).reasons[0]
+
+
+def test_a_thousand_measurements_are_a_few_sentences() -> None:
+    """A statement in the evidence log has 65,535 bytes: what cannot be recorded could not quarantine either."""
+
+    def fill(events: list[Event]) -> None:
+        path = struct.pack("<QQQQHH", 0, 0, 0, 2000, 0x0404, 2000) + ("\N{GRINNING FACE}" * 499).encode("utf-16-le")
+        for pcr in range(16):
+            events += [measured(pcr, kind, path, bytes([pcr]) * 32) for kind in (4, 0x80000003, 0x80000004)] * 60
+
+    result = verdict(changed(fill))
+    assert not result.trusted
+    assert len("".join(result.reasons).encode()) < 30_000
+    assert sum("172 more of this kind" in reason for reason in result.reasons) == 4  # PCR 4, 7, 12, 13
 
 
 def test_an_empty_policy_trusts_nothing() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_impossible_sizes_of_signature_lists_are_refused(sizes: tuple[int, int, 
     head = uefi.CERT_SHA256.bytes_le + b"".join(n.to_bytes(4, "little") for n in sizes)
     with pytest.raises(MalformedEvidenceError):
         uefi.parse_signature_lists(head + bytes(48))
+
+
+def test_what_stands_in_the_place_of_a_certificate_is_described_all_the_same() -> None:
+    """Found by fuzzing: an X.509 version that nobody has defined raised an exception that nobody expected."""
+    version = certificate("db").replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\x50")
+    assert uefi.describe_certificate(certificate("db")) == uefi.describe_certificate(version) == "CN=Floor db"
+    for bad in (b"", b"\x30\0", certificate("db")[:300]):
+        assert uefi.describe_certificate(bad) == "that cannot be read"
 
 
 def test_device_paths_become_text() -> None:
@@ -159,6 +168,23 @@ def test_what_is_no_image_is_refused() -> None:
     for bad in (b"", b"MZ", b"MZ" + bytes(100), b"ELF" + bytes(100)):
         with pytest.raises(MalformedEvidenceError):
             pe.parse_image(bad)
+
+
+@pytest.mark.parametrize(
+    ("sections", "size", "words"),
+    [(97, 0, "97 sections"), (96, 60 << 20, "claims 62914560 bytes"), (1, 0xFFFFFFFF, "claims 4294967295 bytes")],
+)
+def test_an_image_that_claims_to_be_huge_is_refused_before_it_takes_the_memory(
+    sections: int, size: int, words: str
+) -> None:
+    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40) + b"PE\0\0"
+    head += struct.pack("<HHIIIHH", 0x8664, sections, 0, 0, 0, 240, 0)
+    optional = bytearray(240)
+    struct.pack_into("<H", optional, 0, 0x20B)
+    struct.pack_into("<I", optional, 108, 16)
+    table = b"".join(b".a".ljust(8, b"\0") + struct.pack("<I", size) + bytes(28) for _ in range(sections))
+    with pytest.raises(MalformedEvidenceError, match=words):
+        pe.parse_image(head + bytes(optional) + table)
 
 
 def test_a_pcr_value_is_the_chain_of_its_extends() -> None:

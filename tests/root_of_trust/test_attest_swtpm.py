@@ -9,15 +9,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from attest_support import log_bytes, policy
-from cryptography import x509
+from attest_support import log_bytes, policy, two_banks
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from freehold.agent import tpm as client
 from freehold.agent.tpm import Key, Tpm, TpmError
 from freehold.root_of_trust.attestation import ek, quote, session
-from freehold.root_of_trust.attestation.appraise import appraise
+from freehold.root_of_trust.attestation.appraise import Evidence, Verdict, appraise
+from freehold.root_of_trust.attestation.credential import make_credential
 from freehold.root_of_trust.attestation.errors import (
     AttestationError,
     AttestationKeyError,
@@ -29,7 +29,7 @@ from freehold.root_of_trust.attestation.errors import (
 from freehold.root_of_trust.attestation.event_log import parse_event_log
 from freehold.root_of_trust.attestation.predict import BOOT_PHASES
 from freehold.root_of_trust.attestation.session import Challenge, OpenChallenges, Response
-from freehold.root_of_trust.attestation.structures import ClockInfo, parse_attest, parse_public
+from freehold.root_of_trust.attestation.structures import parse_attest, parse_public
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, powered
@@ -64,8 +64,8 @@ def vendor(tmp_path_factory: pytest.TempPathFactory) -> Vendor:
     return Vendor(tmp_path_factory.mktemp("vendor") / "v")
 
 
-def boot(state: Path) -> Iterator[Server]:
-    log = log_bytes()
+def boot(state: Path, log: bytes = b"") -> Iterator[Server]:
+    log = log or log_bytes()
     with powered(state) as tpm, tpm.create_ek() as endorsement, tpm.create_ak() as ak:
         for event in parse_event_log(log).events:
             if event.type != 3:
@@ -239,7 +239,9 @@ def test_what_the_tpm_did_not_make_is_refused_even_if_the_key_signed_it() -> Non
     numbers = key.public_key().public_numbers()
     point = b"".join(struct.pack(">H", 32) + n.to_bytes(32, "big") for n in (numbers.x, numbers.y))
     ak = parse_public(client.AK_TEMPLATE[:-4] + point)
-    good = struct.pack(">IHHH", 0xFF544347, 0x8018, 0, 0) + bytes(25) + struct.pack(">IHBBBB", 1, 11, 3, 1, 0, 0)
+    name = hashlib.sha256(struct.pack(">I", client.ENDORSEMENT) + ak.name).digest()
+    good = struct.pack(">IHHH", 0xFF544347, 0x8018, 34, 11) + name + bytes(2)
+    good += bytes(25) + struct.pack(">IHBBBB", 1, 11, 3, 1, 0, 0)
     good += struct.pack(">H", 32) + bytes(32)
 
     def check(attest: bytes) -> None:
@@ -286,61 +288,131 @@ def test_an_ek_of_another_template_is_refused(server: Server) -> None:
     changed = server.ek.public[:4] + struct.pack(">I", 0x000300F2) + server.ek.public[8:]  # userWithAuth
     with pytest.raises(EndorsementKeyError, match="attributes 0x300f2"):
         session.new_challenge(changed, server.ak.public, now=NOW)
-    with pytest.raises(EndorsementKeyError, match="template L-1"):
+    with pytest.raises(EndorsementKeyError, match="template L-2"):
         session.new_challenge(server.ak.public, server.ak.public, now=NOW)
 
 
-def test_a_clock_that_went_back_is_refused(server: Server) -> None:
+def test_what_a_tpm_says_of_itself_is_held_against_its_last_quote(server: Server) -> None:
+    first, second = attested(server), attested(server)
+    assert judge(second, last_seen=first.tpm).trusted
+    (reason,) = judge(first, last_seen=second.tpm).reasons
+    assert reason.startswith("the TPM's clock went back from")
+    server.tpm.clear()  # sets the counters to zero
+    with server.tpm.create_ek() as endorsement, server.tpm.create_ak() as ak:
+        cleared = attested(replace(server, ek=endorsement, ak=ak))
+    assert cleared.tpm.clock.reset_count == 0
+    assert judge(cleared).trusted
+    (reason,) = judge(cleared, last_seen=second.tpm).reasons
+    assert reason == f"the TPM's reset counters went back from {second.tpm.clock.reset_count}/0 to 0/0"
+
+
+def attested(server: Server) -> Evidence:
     challenge = server.challenge()
-    response = server.answer(challenge)
-    seen = parse_attest(response.quote).clock
-    verify(challenge, response, last_clock=seen)
-    later = ClockInfo(clock=0, reset_count=seen.reset_count + 1, restart_count=0, safe=True)
-    with pytest.raises(QuoteError, match="went back"):
-        verify(challenge, response, last_clock=later)
+    return session.verify_response(challenge, server.answer(challenge), tls_certificate=TLS, now=NOW)
 
 
-def test_an_unknown_issuer_is_named_with_what_to_do(server: Server, vendor: Vendor, tmp_path: Path) -> None:
+def judge(evidence: Evidence, **changes: object) -> Verdict:
+    return appraise(evidence, policy(ek_identity=evidence.ek_identity, **changes), NOW)
+
+
+def test_the_certificate_of_a_software_tpm_obeys_the_rules(server: Server, vendor: Vendor, tmp_path: Path) -> None:
     public = parse_public(server.ek.public)
-    (tmp_path / "damaged.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    with pytest.raises(EndorsementKeyError, match="unknown EK issuer CN=swtpm-localca") as refused:
+    with pytest.raises(EndorsementKeyError, match="unknown EK issuer CN=swtpm-localca"):
         ek.verify_ek(server.certificate, public, ek.load_roots(tmp_path), now=NOW)
-    assert "tpm-roots" in str(refused.value)
-    assert "damaged.pem" in str(refused.value)
-    # The intermediate alone is no anchor, as nothing says who made it.
-    issuer = (vendor.ca / "issuercert.pem").read_bytes()
-    (tmp_path / "issuer.pem").write_bytes(issuer)
-    with pytest.raises(EndorsementKeyError, match="unknown EK issuer CN=swtpm-localca-rootca"):
-        ek.verify_ek(server.certificate, public, ek.load_roots(tmp_path), now=NOW)
-
-
-def test_a_der_file_and_a_bundle_are_roots_too(server: Server, vendor: Vendor, tmp_path: Path) -> None:
-    pems = [path.read_bytes() for path in sorted(vendor.ca.glob("*cert*.pem"))]
-    (tmp_path / "bundle.pem").write_bytes(b"".join(pems[:1]))
-    for number, pem in enumerate(pems[1:]):
-        der = x509.load_pem_x509_certificate(pem).public_bytes(ek.Encoding.DER)
-        (tmp_path / f"{number}.cer").write_bytes(der)
-    roots = ek.load_roots(tmp_path)
-    assert len(roots.certificates) == 2
-    ek.verify_ek(server.certificate, parse_public(server.ek.public), roots, now=NOW)
-
-
-def test_dates_count_unless_policy_forgives_the_leaf(server: Server, vendor: Vendor) -> None:
-    roots, public = ek.load_roots(vendor.roots()), parse_public(server.ek.public)
     early = NOW - timedelta(days=400)
     for forgiving in (False, True):  # the CA's own dates are never forgiven
         with pytest.raises(EndorsementKeyError, match="is valid from"):
-            ek.verify_ek(server.certificate, public, roots, now=early, allow_expired=forgiving)
+            ek.verify_ek(server.certificate, public, ek.load_roots(vendor.roots()), now=early, allow_expired=forgiving)
 
 
-def test_a_ca_certificate_and_garbage_are_no_ek_certificates(server: Server, vendor: Vendor) -> None:
-    roots, public = ek.load_roots(vendor.roots()), parse_public(server.ek.public)
-    authority = roots.certificates[0].public_bytes(ek.Encoding.DER)
-    with pytest.raises(EndorsementKeyError, match="not an EK certificate"):
-        ek.verify_ek(authority, public, roots, now=NOW)
-    for garbage in (b"", b"\x30\x03abc", server.certificate[:-1]):
-        with pytest.raises(EndorsementKeyError, match="cannot be read"):
-            ek.verify_ek(garbage, public, roots, now=NOW)
-    tampered = server.certificate[:-1] + bytes([server.certificate[-1] ^ 1])
-    with pytest.raises(EndorsementKeyError, match="unknown EK issuer"):
-        ek.verify_ek(tampered, public, roots, now=NOW)
+@pytest.mark.parametrize(
+    ("options", "only", "template"),
+    [
+        ((), 0x01C00002, "L-1"), ((), 0x01C0000A, "L-2"), ((), 0x01C00012, "H-1"), ((), 0x01C00014, "H-2"),
+        (("--ecc",), 0x01C00016, "H-3"), (("--rsa-keysize", "3072"), 0x01C0001C, "H-6"),
+    ],
+)  # fmt: skip
+def test_credentials_are_activated_with_an_ek_of_each_template(
+    vendor: Vendor, tmp_path: Path, options: tuple[str, ...], only: int, template: str
+) -> None:
+    """Those that swtpm certifies are verified with their certificates too; the key is what TPM2_CreatePrimary gives."""
+    state = vendor.directory / f"ek-{template}"
+    vendor.make(state.name, *options)
+    with powered(state) as tpm, pytest.MonkeyPatch.context() as patch, tpm.create_ak() as ak:
+        patch.setattr(client.endorsement, "TEMPLATES", {only: client.endorsement.TEMPLATES[only]})
+        if (certificate := tpm.ek_certificate()) is None:
+            patch.setattr(client.endorsement, "EK_TEMPLATE", client.endorsement.TEMPLATES[only])
+        with tpm.create_ek() as endorsement:
+            public = parse_public(endorsement.public)
+            assert template in [one.name for one in ek.TEMPLATES if not ek._differences(public, one)]
+            if certificate is not None:
+                ek.verify_ek(certificate, public, ek.load_roots(vendor.roots()), now=NOW)
+            challenge = session.new_challenge(endorsement.public, ak.public, now=NOW)
+            secret = tpm.activate_credential(ak, endorsement, challenge.credential_blob, challenge.encrypted_secret)
+            assert hashlib.sha256(secret).digest() == challenge.secret_hash
+            other = make_credential(public, b"\0\x0b" + bytes(32), bytes(32))
+            with pytest.raises(TpmError, match="INTEGRITY"):
+                tpm.activate_credential(ak, endorsement, other.blob, other.encrypted_secret)
+    assert (certificate is not None) == (template in ("L-1", "H-3", "H-6"))
+
+
+def test_the_ek_is_the_first_that_the_vendor_certified(vendor: Vendor) -> None:
+    with powered(vendor.make("large", "--rsa-keysize", "3072")) as tpm, tpm.create_ek() as endorsement:
+        certificate = tpm.ek_certificate()
+        assert certificate is not None
+        public = parse_public(endorsement.public)
+        assert public.key.key_size == 384  # ECC P-384: it has one, and RSA 3072, but none of the low range
+        ek.verify_ek(certificate, public, ek.load_roots(vendor.roots()), now=NOW)
+
+
+@pytest.fixture
+def two_bank_server(vendor: Vendor) -> Iterator[Server]:
+    state = vendor.directory / "two-banks"
+    yield from boot(state if state.exists() else vendor.make("two-banks", banks="sha256,sha384"), two_banks())
+
+
+def test_every_active_bank_is_quoted_and_replayed(two_bank_server: Server) -> None:
+    evidence = attested(two_bank_server)
+    assert evidence.tpm.banks == {"sha256": True, "sha384": True, "sha512": False, "sha1": False}
+    verdict = judge(evidence)
+    assert (verdict.trusted, verdict.reasons, verdict.findings) == (True, (), ())
+
+
+def test_cve_2021_42299_a_bank_that_was_extended_apart_is_found(two_bank_server: Server) -> None:
+    """Surface Pro 3: the firmware measured into one bank only, so what ran could fill the other with a good log.
+
+    Ours quotes every active bank: the TPM itself says which those are, and each must be what the firmware's log makes.
+    """
+    server = two_bank_server
+    server.tpm.pcr_extend(7, {"sha384": bytes(48)})
+    with pytest.raises(QuoteError, match="does not replay"):
+        attested(server)
+    with pytest.raises(QuoteError, match="does not replay"):  # a log that leaves the bank out
+        attested(replace(server, log=log_bytes()))
+    challenge = server.challenge()
+    response = server.answer(challenge, selection={"sha256": challenge.selection["sha256"]})
+    # An agent that hides the bank does not hide it for long: the log has it, and so had the last quote.
+    evidence = session.verify_response(challenge, response, tls_certificate=TLS, now=NOW)
+    (finding,) = judge(evidence).findings
+    assert "measures into PCR banks that are not in the quote: sha384" in finding.detail
+    (reason,) = judge(evidence, last_seen=replace(evidence.tpm, banks={"sha256": True, "sha384": True})).reasons
+    assert reason == "the quote leaves out PCR banks that this TPM has: sha384"
+
+
+def test_cve_2021_42299_an_active_bank_that_the_firmware_does_not_measure_into_is_a_finding(vendor: Vendor) -> None:
+    """The same machine before anything used the hole: the bank is empty, and somebody is told to turn it off."""
+    for server in boot(vendor.make("unmeasured", banks="sha256,sha384")):
+        verdict = judge(attested(server))
+        assert verdict.trusted
+        (finding,) = verdict.findings
+        assert (finding.kind, finding.subject) == ("pcr-banks", "sha384")
+        assert "turn these banks off" in finding.remedy
+
+
+def test_an_ak_outside_the_endorsement_hierarchy_is_refused(server: Server) -> None:
+    """For its quotes the TPM blurs counters and firmware version (Part 1, 36.7)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "ENDORSEMENT", client.OWNER)
+        owned = server.tpm.create_ak()
+    with pytest.raises(QuoteError, match="not a primary key of the endorsement hierarchy"):
+        attested(replace(server, ak=owned))

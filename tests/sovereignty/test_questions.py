@@ -102,3 +102,22 @@ def test_another_servers_evidence_does_not_count():
 def test_stage_three_without_attestation_and_stage_two_without_firmware():
     assert maturity(answer(run(without=("attestation",)))).stage == 3
     assert maturity(answer(run(without=("firmware",)))).stage == 2
+
+
+STAGING = ("attestation", {"trusted": True, "reference": "none yet", "firmware": "f1", "boot_id": "b0"})
+
+
+@pytest.mark.parametrize(
+    ("later", "verdict"),
+    [
+        ([], Verdict.DEGRADED),
+        ([{"firmware": "f1", "approved_by": ["ann"]}], Verdict.DEGRADED),
+        ([{"firmware": "f1", "approved_by": ["ann", "ann"]}], Verdict.DEGRADED),
+        ([{"firmware": "f2", "approved_by": ["ann", "bob"]}], Verdict.DEGRADED),
+        ([{"approved_by": ["ann", "bob"]}], Verdict.DEGRADED),
+        ([{"firmware": "f1", "approved_by": ["ann", "bob"]}], Verdict.PASS),
+    ],
+)
+def test_a_staging_boot_counts_once_two_people_approved_what_it_measured(later, verdict):
+    claims = [("posture", {"kind": "firmware-reference"} | each) for each in later]
+    assert verdicts(run([STAGING, *claims]))[4] is verdict

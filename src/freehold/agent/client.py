@@ -10,7 +10,7 @@ import time
 from freehold.agent import identity
 from freehold.agent.errors import AgentError
 from freehold.agent.orders import Context, execute
-from freehold.agent.tpm import TpmError
+from freehold.agent.tpm_codes import TpmError
 from freehold.agent.wire import Connection
 
 TYPE_CHECKING = False

@@ -4,8 +4,8 @@
         secret = tpm.activate_credential(ak, ek, credential_blob, encrypted_secret)
         attest, signature = tpm.quote(ak, qualifying_data, {"sha256": [0, 4, 7, 11]})
 
-Clauses are of the TPM 2.0 Library, Part 2 (structures) and Part 3 (commands); the EK template is L-1 of the TCG EK
-Credential Profile, B.3.3. All authorizations are the empty password, as on a TPM that nobody took ownership of.
+Clauses are of the TPM 2.0 Library, Part 2 (structures) and Part 3 (commands); EK templates are in `endorsement`. All
+authorizations are the empty password, as on a TPM that nobody took ownership of.
 """
 
 import os
@@ -14,83 +14,27 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
+from freehold.agent import endorsement
+from freehold.agent.tpm_codes import COMMANDS, TpmError, TpmResponseError
+
 OWNER, NULL, PASSWORD_SESSION = 0x40000001, 0x40000007, 0x40000009
 LOCKOUT, ENDORSEMENT, PLATFORM = 0x4000000A, 0x4000000B, 0x4000000C
 NO_SESSIONS, SESSIONS = 0x8001, 0x8002
 ALG_NULL = 0x0010
 HASHES = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D}
-TRANSIENT_FIRST = 0x80000000
+TRANSIENT_FIRST, EK_NV_FIRST = 0x80000000, 0x01C00000
+CAP_HANDLES, CAP_PCRS = 1, 5
 
-EK_CERTIFICATE_RSA2048 = 0x01C00002
-EK_POLICY = bytes.fromhex(
-    "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"
-)  # PolicySecret(endorsement)
-# TPMT_PUBLIC: RSA, SHA-256, attributes, policy, AES-128-CFB, no scheme, 2048 bits, default exponent, 256 zero bytes.
-EK_TEMPLATE = (
-    struct.pack(">HHIH", 0x0001, 0x000B, 0x000300B2, len(EK_POLICY))
-    + EK_POLICY
-    + struct.pack(">HHHHHIH", 0x0006, 128, 0x0043, ALG_NULL, 2048, 0, 256)
-    + bytes(256)
-)
 # fixedTPM | fixedParent | sensitiveDataOrigin | userWithAuth | noDA | restricted | sign.
 # TPMT_PUBLIC: ECC, SHA-256, attributes, no policy, no cipher, ECDSA with SHA-256, P-256, no KDF, no unique data.
 AK_TEMPLATE = struct.pack(">HHIH", 0x0023, 0x000B, 0x00050472, 0) + struct.pack(
     ">HHHHHHH", ALG_NULL, 0x0018, 0x000B, 0x0003, ALG_NULL, 0, 0
 )
 
-COMMANDS = {
-    0x126: "Clear", 0x131: "CreatePrimary", 0x147: "ActivateCredential", 0x14E: "NV_Read", 0x151: "PolicySecret",
-    0x158: "Quote", 0x165: "FlushContext", 0x169: "NV_ReadPublic", 0x176: "StartAuthSession", 0x17A: "GetCapability",
-    0x17B: "GetRandom", 0x17E: "PCR_Read", 0x182: "PCR_Extend",
-}  # fmt: skip
 CLEAR, CREATE_PRIMARY, ACTIVATE_CREDENTIAL, NV_READ, POLICY_SECRET, QUOTE, FLUSH_CONTEXT = list(COMMANDS)[:7]
 NV_READ_PUBLIC, START_AUTH_SESSION, GET_CAPABILITY, GET_RANDOM, PCR_READ, PCR_EXTEND = list(COMMANDS)[7:]
 
-# Part 2, 6.6.3. Format-one codes carry the number of the parameter, handle or session; they are named without it.
-RESPONSE_CODES = {
-    0x100: "INITIALIZE", 0x101: "FAILURE", 0x120: "DISABLED", 0x121: "EXCLUSIVE", 0x124: "AUTH_TYPE",
-    0x125: "AUTH_MISSING", 0x126: "POLICY", 0x128: "PCR_CHANGED", 0x12D: "UPGRADE", 0x12F: "AUTH_UNAVAILABLE",
-    0x130: "REBOOT", 0x142: "COMMAND_SIZE", 0x143: "COMMAND_CODE", 0x144: "AUTHSIZE", 0x145: "AUTH_CONTEXT",
-    0x146: "NV_RANGE", 0x147: "NV_SIZE", 0x148: "NV_LOCKED", 0x149: "NV_AUTHORIZATION", 0x14A: "NV_UNINITIALIZED",
-    0x14B: "NV_SPACE", 0x14C: "NV_DEFINED",
-    0x081: "ASYMMETRIC", 0x082: "ATTRIBUTES", 0x083: "HASH", 0x084: "VALUE", 0x085: "HIERARCHY", 0x087: "KEY_SIZE",
-    0x088: "MGF", 0x089: "MODE", 0x08A: "TYPE", 0x08B: "HANDLE", 0x08C: "KDF", 0x08D: "RANGE", 0x08E: "AUTH_FAIL",
-    0x08F: "NONCE", 0x090: "PP", 0x092: "SCHEME", 0x095: "SIZE", 0x096: "SYMMETRIC", 0x097: "TAG", 0x098: "SELECTOR",
-    0x09A: "INSUFFICIENT", 0x09B: "SIGNATURE", 0x09C: "KEY", 0x09D: "POLICY_FAIL", 0x09F: "INTEGRITY",
-    0x0A0: "TICKET", 0x0A1: "RESERVED_BITS", 0x0A2: "BAD_AUTH", 0x0A3: "EXPIRED", 0x0A4: "POLICY_CC", 0x0A5: "BINDING",
-    0x0A6: "CURVE", 0x0A7: "ECC_POINT",
-    0x901: "CONTEXT_GAP", 0x902: "OBJECT_MEMORY", 0x903: "SESSION_MEMORY", 0x904: "MEMORY", 0x905: "SESSION_HANDLES",
-    0x906: "OBJECT_HANDLES", 0x907: "LOCALITY", 0x908: "YIELDED", 0x909: "CANCELED", 0x90A: "TESTING",
-    0x910: "REFERENCE_H0", 0x911: "REFERENCE_H1", 0x918: "REFERENCE_S0", 0x920: "NV_RATE", 0x921: "LOCKOUT",
-    0x922: "RETRY", 0x923: "NV_UNAVAILABLE",
-}  # fmt: skip
 TRY_AGAIN, TRIES = {"RETRY", "YIELDED", "TESTING"}, 10
-
-
-class TpmError(Exception):
-    """A TPM that cannot be used, in words for the person who must act; `remedy` may be None."""
-
-    def __init__(self, what: str, remedy: str | None = None) -> None:
-        self.what, self.remedy = what, remedy
-        super().__init__(f"{what}\n  what to do: {remedy}" if remedy else what)
-
-
-class TpmResponseError(TpmError):
-    """The TPM refused a command. `code` is the TPM_RC, `name` its name without the prefix `TPM_RC_`."""
-
-    def __init__(self, command: int, code: int) -> None:
-        self.code, (self.name, where) = code, name_response_code(code)
-        super().__init__(f"TPM2_{COMMANDS.get(command, hex(command))} failed: TPM_RC_{self.name}{where} ({code:#x})")
-
-
-def name_response_code(code: int) -> tuple[str, str]:
-    """Name of a TPM_RC and, for format one, where in the command the fault is (Part 1, 39)."""
-    if not code & 0x80:
-        return RESPONSE_CODES.get(code, "UNKNOWN"), ""
-    number = code >> 8 & 0xF
-    kind = "parameter" if code & 0x40 else "session" if number & 8 else "handle"
-    index = number if code & 0x40 else number & 7
-    return RESPONSE_CODES.get(code & 0x3F | 0x80, "UNKNOWN"), f" in {kind} {index}" if index else ""
 
 
 class Transport(Protocol):
@@ -230,8 +174,8 @@ class Tpm:
             self._transport.close()
 
     def create_ek(self) -> Key:
-        """The RSA 2048 endorsement key of template L-1; always the same one until the TPM's vendor seed changes."""
-        return self._create_primary(EK_TEMPLATE)
+        """The endorsement key that the vendor certified; always the same one until the TPM's vendor seed changes."""
+        return self._create_primary(endorsement.TEMPLATES.get(self._ek_index() or 0, endorsement.EK_TEMPLATE))
 
     def create_ak(self) -> Key:
         """The attestation key: restricted ECDSA P-256 SHA-256, derived from the endorsement seed: always the same."""
@@ -243,34 +187,38 @@ class Tpm:
             self._flush(key.handle)
 
     def ek_certificate(self) -> bytes | None:
-        """The DER of the EK's certificate (NV 0x01C00002), or None where the vendor put none there."""
-        try:
-            public = _Reader(self._run(NV_READ_PUBLIC, [EK_CERTIFICATE_RSA2048]).sized())
-        except TpmResponseError as error:
-            if error.name == "HANDLE":
-                return None
-            raise
+        """What the NV index of the EK's certificate holds (DER, padded by some), or None where the vendor put none."""
+        if (index := self._ek_index()) is None:
+            return None
+        public = _Reader(self._run(NV_READ_PUBLIC, [index]).sized())
         public.take(6)  # nvIndex, nameAlg
         attributes, _, size = public.number(4), public.sized(), public.number(2)
         # AUTHREAD: the index's own empty password; otherwise OWNERREAD, as the TCG profile asks for.
-        reader = EK_CERTIFICATE_RSA2048 if attributes & 1 << 18 else OWNER
+        reader = index if attributes & 1 << 18 else OWNER
         data = b""
         while len(data) < size:
             part = struct.pack(">HH", min(512, size - len(data)), len(data))
-            data += self._run(NV_READ, [reader, EK_CERTIFICATE_RSA2048], part, [PASSWORD_SESSION]).sized()
-        return _cut_der(data)
+            data += self._run(NV_READ, [reader, index], part, [PASSWORD_SESSION]).sized()
+        return data
+
+    def _ek_index(self) -> int | None:
+        """The first of the NV indices for EK certificates that exists."""
+        there = self._handles(EK_NV_FIRST)
+        return next((index for index in endorsement.TEMPLATES if index in there), None)
 
     def activate_credential(self, ak: Key, ek: Key, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
         """The secret of a TPM2_MakeCredential for this AK's name and this EK.
 
         The arguments are a whole TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET; a blob for other keys is TPM_RC_INTEGRITY.
         """
+        handles, blobs = [ak.handle, ek.handle], credential_blob + encrypted_secret
+        if not endorsement.used_by_policy(ek.public):
+            return self._run(ACTIVATE_CREDENTIAL, handles, blobs, [PASSWORD_SESSION, PASSWORD_SESSION]).sized()
         start = _sized(os.urandom(16)) + _sized(b"") + struct.pack(">BHH", 1, ALG_NULL, HASHES["sha256"])
         session = self._run(START_AUTH_SESSION, [NULL, NULL], start, returns_handle=True).number(4)
         try:
             no_limits = _sized(b"") * 3 + struct.pack(">i", 0)  # nonceTPM, cpHashA, policyRef; expiration
             self._run(POLICY_SECRET, [ENDORSEMENT, session], no_limits, [PASSWORD_SESSION])
-            handles, blobs = [ak.handle, ek.handle], credential_blob + encrypted_secret
             secret = self._run(ACTIVATE_CREDENTIAL, handles, blobs, [PASSWORD_SESSION, session]).sized()
         except BaseException:
             self._flush(session)
@@ -279,11 +227,27 @@ class Tpm:
         return secret
 
     def quote(self, ak: Key, qualifying_data: bytes, selection: Mapping[str, Sequence[int]]) -> tuple[bytes, bytes]:
-        """TPMS_ATTEST and TPMT_SIGNATURE over the selected PCRs, e.g. `{"sha256": [0, 4, 7]}`."""
-        parameters = _sized(qualifying_data) + struct.pack(">H", ALG_NULL) + _selection(selection)
+        """TPMS_ATTEST and TPMT_SIGNATURE over the selected PCRs, e.g. `{"sha256": [0, 4, 7], "sha384": [0, 4, 7]}`.
+
+        A bank that this TPM does not know is left out. One that it knows and that is turned off is in the TPMS_ATTEST
+        without PCRs: so the TPM itself says that it is off.
+        """
+        known = self.banks()
+        asked = {bank: indices for bank, indices in selection.items() if HASHES.get(bank) in known}
+        parameters = _sized(qualifying_data) + struct.pack(">H", ALG_NULL) + _selection(asked)
         response = self._run(QUOTE, [ak.handle], parameters, [PASSWORD_SESSION])
         attest = response.sized()
         return attest, response.data[response.at :]
+
+    def banks(self) -> set[int]:
+        """The hash algorithms (TPM_ALG_ID) of the PCR banks that the TPM has, turned on or off."""
+        response = self._run(GET_CAPABILITY, [], struct.pack(">III", CAP_PCRS, 0, 1))
+        response.take(5)  # moreData, capability
+        found = set()
+        for _ in range(response.number(4)):
+            found.add(response.number(2))
+            response.take(response.number(1))
+        return found
 
     def pcr_read(self, bank: str, indices: Iterable[int]) -> dict[int, bytes]:
         """Values by index. A TPM returns at most 8 digests a call, so this may take several."""
@@ -349,7 +313,7 @@ class Tpm:
             if error.name != "OBJECT_MEMORY":
                 raise
             # Slots that a dead process left behind: /dev/tpm0 can be opened only once, so they are nobody's.
-            for handle in self._transient_handles():
+            for handle in self._handles(TRANSIENT_FIRST):
                 if handle not in self._loaded:
                     self._flush(handle)
             response = self._run(CREATE_PRIMARY, [ENDORSEMENT], parameters, [PASSWORD_SESSION], returns_handle=True)
@@ -357,8 +321,9 @@ class Tpm:
         response.take(4)  # parameterSize
         return Key(self, handle, response.sized())
 
-    def _transient_handles(self) -> list[int]:
-        response = self._run(GET_CAPABILITY, [], struct.pack(">III", 1, TRANSIENT_FIRST, 64))
+    def _handles(self, first: int) -> list[int]:
+        """The handles in use from `first` on, at most 64."""
+        response = self._run(GET_CAPABILITY, [], struct.pack(">III", CAP_HANDLES, first, 64))
         response.take(5)  # moreData, capability
         return [response.number(4) for _ in range(response.number(4))]
 
@@ -399,14 +364,3 @@ class Tpm:
             response.data = response.take(response.number(4))  # without the sessions' answers behind it
             response.at = 0
         return response
-
-
-def _cut_der(data: bytes) -> bytes:
-    """The first DER element: vendors pad the NV index behind the certificate."""
-    if len(data) < 4 or data[0] != 0x30 or not 0x81 <= data[1] <= 0x83:
-        raise TpmError("the TPM's EK certificate index does not hold a DER certificate")
-    width = data[1] & 0x7F
-    end = 2 + width + int.from_bytes(data[2 : 2 + width], "big")
-    if end > len(data):
-        raise TpmError("the TPM's EK certificate is cut off")
-    return data[:end]

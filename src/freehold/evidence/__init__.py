@@ -9,6 +9,7 @@ Lowest to highest: `canonical`, `signer`, `dsse`, `statement`; `merkle`, `tiles`
 `bundle`, `verify`.
 """
 
+from freehold.evidence.artifacts import Artifacts
 from freehold.evidence.bundle import ExportFailed, export
 from freehold.evidence.checkpoint import Checkpoint, CheckpointRefused
 from freehold.evidence.dsse import Envelope, EnvelopeRefused
@@ -24,6 +25,7 @@ from freehold.evidence.verify import (
 )
 
 __all__ = [
+    "Artifacts",
     "BundleRefused",
     "BundleVerification",
     "CertificateVerification",

@@ -33,11 +33,13 @@ class Predicate(StrEnum):
     ATTESTATION = "attestation"
     IMAGE = "image"
     BOOT_CONFIG = "boot-config"
+    FIRMWARE = "firmware"
     DRIFT = "drift"
     REMEDIATION = "remediation"
     SANITIZATION = "sanitization"
     KEY_DESTRUCTION = "key-destruction"
     DECOMMISSION_CERTIFICATE = "decommission-certificate"
+    WAIVER = "waiver"
     EGRESS = "egress"
     SOVEREIGNTY_TEST = "sovereignty-test"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from freehold.evidence import bundle, canonical, checkpoint, dsse, merkle, statement, tiles
+from freehold.evidence import artifacts, bundle, canonical, checkpoint, dsse, merkle, statement, tiles
 from freehold.evidence.checkpoint import Checkpoint
 from freehold.evidence.signer import KeyRefused, PublicKey
 from freehold.evidence.statement import Predicate, Statement
@@ -84,6 +84,11 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
 
     Raises `BundleRefused` that names the first file and the check that fails.
     """
+    return read_bundle(path, trusted_key)[0]
+
+
+def read_bundle(path: Path, trusted_key: bytes | None = None) -> tuple[BundleVerification, list[bytes]]:
+    """As `verify_bundle`; and the envelopes of the log's entries, in order."""
     files = _read_files(path)
     for needed in (bundle.MANIFEST, bundle.EVIDENCE_KEY, bundle.REPORT, "log/checkpoint"):
         if needed not in files:
@@ -99,13 +104,15 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
     kinds: list[Predicate] = []
     for index, envelope in enumerate(envelopes):
         with _refusing(f"log/{tiles.tile_path('entries', index // tiles.WIDTH)}", f"statement {index}"):
-            kinds.append(statement.verify(envelope, key).kind)
+            claim = statement.verify(envelope, key)
+            kinds.append(claim.kind)
+        _check_artifacts(files, index, claim)
     certificates = [index for index, kind in enumerate(kinds) if kind is Predicate.DECOMMISSION_CERTIFICATE]
     _check_derived(files, bundle.log_files(files["log/checkpoint"], tree, envelopes, certificates))
     with _refusing(bundle.REPORT, "report"):
         if not isinstance(canonical.loads(files[bundle.REPORT]), dict):
             raise canonical.NotCanonicalError("not a JSON object")
-    return BundleVerification(
+    verification = BundleVerification(
         checks=(
             "layout: only regular files, exactly those that the manifest lists",
             "key: " + ("the trusted key" if trusted_key else "taken from the bundle, not confirmed by anyone else"),
@@ -114,6 +121,7 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
             "checkpoint: signed by the evidence key",
             "log: the RFC 6962 root of all entries is the checkpoint's",
             "statements: each is an in-toto Statement v1 signed by the evidence key",
+            "artifacts: each that a statement names is there, and is what its name says",
             "tiles and certificates: recomputed from the entries, equal byte for byte",
         ),
         key_fingerprint=key.key_id,
@@ -125,6 +133,7 @@ def verify_bundle(path: Path, trusted_key: bytes | None = None) -> BundleVerific
         statements={str(kind): count for kind, count in sorted(Counter(kinds).items())},
         certificates=len(certificates),
     )
+    return verification, envelopes
 
 
 def verify_certificate(data: bytes, trusted_key: bytes) -> CertificateVerification:
@@ -238,6 +247,15 @@ def _entries(files: dict[str, bytes], size: int) -> list[bytes]:
 def _check_root(name: str, root: bytes, signed: Checkpoint) -> None:
     if root != signed.root:
         raise BundleRefused(name, "Merkle root", f"the entries give {root.hex()}", expected=signed.root.hex())
+
+
+def _check_artifacts(files: dict[str, bytes], index: int, claim: Statement) -> None:
+    for kind, digest in artifacts.named_by(claim.predicate).items():
+        name = f"artifacts/{digest}"
+        if name not in files:
+            raise BundleRefused(name, f"statement {index}", f"its {kind} is missing")
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise BundleRefused(name, f"statement {index}", f"this is not the {kind} that it names")
 
 
 def _check_derived(files: dict[str, bytes], derived: dict[str, bytes]) -> None:

@@ -12,10 +12,12 @@ class Severity(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """`kind` is a stable kebab-case word for machines; `detail` and `remedy` are sentences for people."""
+    """`kind` is a stable kebab-case word for machines; `detail` and `remedy` are sentences for people. `evidence` is
+    what was read or sent, and what came back; empty where that is the detail."""
 
     severity: Severity
     kind: str
     subject: str
     detail: str
     remedy: str
+    evidence: str = ""

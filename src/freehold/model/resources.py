@@ -144,13 +144,19 @@ class Sanitization(Spec, frozen=True, kw_only=True):
 
 
 class PolicySpec(Spec, frozen=True, kw_only=True):
-    """`first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`."""
+    """`rotation_interval`: no BMC password gets older.
+
+    `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`.
+    `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
+    pool; `learned` takes what it measured first, and every report says so."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
     drift_interval: str = "5m"
+    rotation_interval: str = "30d"
     sanitization: Sanitization = Sanitization()
     first_contact: Literal["pin", "confirm"] = "pin"
+    reference_values: Literal["approved", "learned"] = "approved"
 
     def reaction(self, kind: DriftKind) -> Reaction:
         return self.remediation.get(kind, DEFAULT_REACTIONS[kind])
@@ -182,11 +188,21 @@ class WorkloadClassSpec(Spec, frozen=True, kw_only=True):
     requirements: Requirements = Requirements()
 
 
+class Waivable(StrEnum):
+    """The findings that may be waived. Everything else is not skipped, whoever signs."""
+
+    BMC_CERTIFICATE = "bmc-certificate"
+    SECURE_BOOT_DATABASES = "secure-boot-databases"
+    MISSING_MEDIUM = "missing-medium"
+    DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
+
+
 class WaiverSpec(Spec, frozen=True, kw_only=True):
-    """An exception that expires (`expires`: RFC 3339 date or time). Nothing is ever skipped silently."""
+    """An exception that expires (`expires`: RFC 3339 date or time) and that counts once two operators have signed it.
+    Nothing is ever skipped silently."""
 
     server: str
-    finding: str
+    finding: Waivable
     expires: str
     reason: str
 

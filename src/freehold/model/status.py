@@ -33,6 +33,14 @@ class ImageFact(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
 
 
+class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
+    """The board, and the version of its BIOS as its BMC last told it."""
+
+    vendor: str
+    model: str
+    version: str
+
+
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
     """One storage medium on its way out. `verified` is None until it was read back, False if data was found."""
 
@@ -65,8 +73,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # securing
     bmc_identity: str | None = None  # SHA-256 of the BMC certificate's SubjectPublicKeyInfo, hex
     bmc_credential_committed: bool = False
+    bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
+    services_closed: bool = False
     posture_recorded: bool = False
     # discovering
     oob_inventory: dict[str, Any] | None = None
@@ -74,11 +84,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inventory_agrees: bool = False
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
     agent_released: bool = False
-    learned_reference: dict[str, str] | None = None  # PCR 0 and 2 of the boot that bound the EK: digests in hex
+    firmware: FirmwareFact | None = None
+    learned_reference: dict[str, tuple[str, ...]] | None = None  # PCR ("0", "2") -> hex digests of its events, in order
     # preparing
     bios_applied: bool = False
     secure_boot_enrolled: bool = False
-    reference_values: dict[str, str] | None = None  # {"pcr0": "hex hex …", "pcr2": …}: the digests of the events
+    reference_values: dict[str, tuple[str, ...]] | None = None  # as `learned_reference`: what boots are held against
+    reference_id: str | None = None  # the approved `ReferenceValues` that they are; None: learned only
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
     agent_uki: str | None = None  # SHA-256 of the agent's UKI that was booted then
@@ -90,6 +102,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     boot_entry_set: bool = False
     os_booted_at: float | None = None
     last_attestation: float | None = None
+    released_at: float | None = None  # when a person last let it out of quarantine: what was proved before is stale
     # drift
     baseline: dict[str, Any] | None = None  # `operations.drift.Observation`, as accepted when the server became active
     drift: tuple[Drift, ...] = ()
@@ -99,6 +112,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # decommissioning
     workload_stopped: bool = False
     media: tuple[Medium, ...] | None = None
+    missing_media: tuple[str, ...] = ()  # serial numbers of disks that a waiver lets go unaccounted for
     tpm_cleared: bool = False
     keys_destroyed: bool = False
     state_reasserted: bool = False
@@ -167,10 +181,14 @@ class IntentKind(StrEnum):
     RETIRE = "retire"
     RELEASE = "release"
     QUARANTINE = "quarantine"
+    ROTATE = "rotate"
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """`at`: when it was asked, UNIX seconds."""
+
     id: int
+    at: float = 0.0
     kind: IntentKind
     reason: str = ""
     by: str = ""

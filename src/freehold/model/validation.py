@@ -194,6 +194,7 @@ def _policy(policy: PolicySpec, report: Report) -> None:
     for path, text in (
         ("spec.attestationInterval", policy.attestation_interval),
         ("spec.driftInterval", policy.drift_interval),
+        ("spec.rotationInterval", policy.rotation_interval),
     ):
         try:
             parse_duration(text)

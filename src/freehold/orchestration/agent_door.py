@@ -8,6 +8,7 @@ vendor the site trusts); what anybody on the segment could send must not be able
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,13 +16,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from freehold.model.resources import ServerSpec
+import msgspec
+
+from freehold.evidence import artifacts
+from freehold.model.resources import ServerSpec, parse_duration
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
+from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
-from freehold.orchestration.measurements import BootedImage, learned_reference, policy_for
-from freehold.orchestration.planner import ServerView, restart_awaited
+from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
+from freehold.orchestration.planner import restart_awaited
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
+from freehold.orchestration.view import ServerView
 from freehold.provisioning.agent_messages import (
     AgentRefusedError,
     Challenge,
@@ -38,6 +44,7 @@ from freehold.provisioning.agent_messages import (
 from freehold.root_of_trust.attestation import appraise, session
 from freehold.root_of_trust.attestation.ek import EkIdentity, ek_identity, verify_ek
 from freehold.root_of_trust.attestation.errors import AttestationError
+from freehold.root_of_trust.attestation.reference import ReferenceState, firmware_id
 from freehold.root_of_trust.attestation.structures import parse_public
 
 Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
@@ -53,6 +60,15 @@ class _Greeted:
     hello: Hello
     ek: EkIdentity
     since: float
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What was verified, and what it was verified from: an auditor can do it again."""
+
+    evidence: appraise.Evidence
+    qualifying_data: bytes
+    raw: dict[str, bytes]
 
 
 class AgentDoor:
@@ -119,21 +135,24 @@ class AgentDoor:
         except AttestationError as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
-        policy = policy_for(
-            image, view.facts, self._site.secure_boot, self._site.authority, ek_identity=greeted.ek.identity
-        )
-        verdict = appraise.appraise(proven, policy, now)
-        if view.facts.ek_sha256 not in (None, greeted.ek.identity):  # bound to another since this one said hello
-            raise await self._other_tpm(view.name, greeted.ek.identity, peer)
+        ek, keys = greeted.ek.identity, self._site.secure_boot
+        last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
+        policy = policy_for(image, view.facts, keys, self._site.authority, ek_identity=ek, last_seen=last_seen)
+        proof = self._proof(greeted, challenge, evidence, proven)
+        verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
+        # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
+        await self._store.agents.saw_tpm(ek, proven.tpm)
+        if view.facts.ek_sha256 not in (None, ek):  # bound to another since this one said hello
+            raise await self._other_tpm(view.name, ek, peer)
         if verdict.trusted:
-            return await self._admit(greeted, proven, await self._claim(greeted, verdict))
+            return await self._admit(greeted, proven, await self._claim(greeted, proof, verdict), verdict)
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
             raise await self._refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
-            await self._claim(greeted, verdict)
+            await self._claim(greeted, proof, verdict)
             with contextlib.suppress(IntentRefusedError):  # somebody was faster
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
         raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
@@ -263,7 +282,7 @@ class AgentDoor:
 
     # ---- what follows
 
-    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int) -> str:
+    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int, verdict: appraise.Verdict) -> str:
         token, number = secrets.token_urlsafe(32), secrets.token_hex(8)
         await self._store.agents.put_session(
             greeted.server,
@@ -279,6 +298,7 @@ class AgentDoor:
                     "ek_issuers": list(greeted.ek.issuers),
                     "reference": learned_reference(proven),
                     "attestation": index,
+                    "findings": msgspec.to_builtins(verdict.findings),
                 },
             ),
         )
@@ -287,19 +307,39 @@ class AgentDoor:
         self.nudge()
         return token
 
-    async def _claim(self, greeted: _Greeted, verdict: appraise.Verdict) -> int:
+    async def _unless_revoked(self, verdict: appraise.Verdict, reference: str | None) -> appraise.Verdict:
+        """What two people took back vouches for nobody, whatever was measured."""
+        if reference is None or await self._store.references.state(reference) is not ReferenceState.REVOKED:
+            return verdict
+        reasons = (*verdict.reasons, f"the reference values {reference} were revoked")
+        return dataclasses.replace(verdict, trusted=False, reasons=reasons)
+
+    def _proof(
+        self, greeted: _Greeted, challenge: session.Challenge, given: Evidence, proven: appraise.Evidence
+    ) -> _Proof:
+        raw = {"ak": greeted.hello.ak_public, "ek_certificate": greeted.hello.ek_certificate}
+        raw |= {"quote": given.quote, "signature": given.signature, "event_log": given.event_log}
+        return _Proof(
+            evidence=proven,
+            qualifying_data=session.qualifying_data(challenge.nonce, challenge.session, self._certificate),
+            raw={name: data for name, data in raw.items() if data is not None},
+        )
+
+    async def _claim(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> int:
         view = await self._view(greeted.server)
-        pcrs = {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()}
+        keep = self._site.artifacts.keep
+        kept = {name: await asyncio.to_thread(keep, data) for name, data in proof.raw.items()}
         predicate = {
             "mode": greeted.hello.mode,
             "boot_id": greeted.hello.boot_id,
-            "trusted": verdict.trusted,
-            "reasons": list(verdict.reasons),
-            "policy": verdict.policy_id,
-            "pcrs": pcrs,
+            **attestation_result(verdict, proof.evidence, parse_duration(view.policy.attestation_interval)),
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),
-            "reference": "learned" if view.facts.reference_values else "none yet",
+            "reference": _reference_kind(view.facts),
+            "reference_id": view.facts.reference_id,
+            "firmware": firmware_id(learned_reference(proof.evidence)),
+            "qualifying_data": proof.qualifying_data.hex(),
+            artifacts.FIELD: kept,
         }
         return await self._record("attestation", greeted.server, predicate)
 
@@ -316,3 +356,10 @@ class AgentDoor:
             self._tokens.pop(token, None)
             raise UnknownTokenError("this token is not known here", remedy="attest again")
         return known[0]
+
+
+def _reference_kind(facts: Facts) -> str:
+    """What PCR 0 and 2 were held against."""
+    if facts.reference_values is None:
+        return "none yet"
+    return "approved" if facts.reference_id else "learned"

@@ -9,11 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.status import AgentSession, Order, OrderState
 from freehold.orchestration.database import Database
-from freehold.orchestration.schema import agent_sessions, orders
+from freehold.orchestration.schema import agent_sessions, orders, tpm_states
 from freehold.orchestration.wakes import wake
+from freehold.root_of_trust.attestation.appraise import TpmState
 
 _session = msgspec.json.Decoder(AgentSession)
 _order = msgspec.json.Decoder(Order)
+_tpm_state = msgspec.json.Decoder(TpmState)
 
 
 class AgentLedger:
@@ -65,6 +67,27 @@ class AgentLedger:
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(delete(agent_sessions).where(agent_sessions.c.server == server))
+
+        await self._database.write(work)
+
+    async def last_seen(self, ek: str) -> TpmState | None:
+        """The state of this TPM at its last quote, which the next one is held against. What another release wrote and
+        this one cannot read is nothing: it must not lock a server out (CVE-2025-1057)."""
+        async with self._database.read() as connection:
+            text = await connection.scalar(select(tpm_states.c.state).where(tpm_states.c.ek == ek))
+        try:
+            return _tpm_state.decode(text) if text else None
+        except msgspec.DecodeError:
+            return None
+
+    async def saw_tpm(self, ek: str, state: TpmState | None) -> None:
+        """Its last quote said this; None: forget it, because the TPM was cleared."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(tpm_states).where(tpm_states.c.ek == ek))
+            if state is not None:
+                text = msgspec.json.encode(state).decode()
+                await connection.execute(insert(tpm_states).values(ek=ek, state=text))
 
         await self._database.write(work)
 

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives import hashes
 
-from freehold.evidence import EvidenceLog, Predicate, Statement, Subject
+from freehold.evidence import Envelope, EvidenceLog, Predicate, Statement, Subject
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding
 from freehold.model.resources import NetworkSpec, ServerSpec, SiteSpec
@@ -35,6 +35,7 @@ from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
+from freehold.root_of_trust.depot import Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
@@ -46,11 +47,16 @@ ROGUE_INTERVAL = 30.0
 NEEDS_ADDRESS = frozenset(ServerState) - {
     ServerState.ENROLLED,
     ServerState.SECURING,
-    ServerState.PREPARING,
     ServerState.AVAILABLE,
     ServerState.RETIRED,
 }
 """States in which the server may run our agent or our OS, and so is answered by DHCP."""
+
+
+BOOTS_FROM_US = frozenset(
+    {ServerState.DISCOVERING, ServerState.PREPARING, ServerState.PROVISIONING, ServerState.DECOMMISSIONING}
+)
+"""Of those, the states in which it may be starting into our agent."""
 
 
 def make_site(
@@ -89,6 +95,16 @@ def make_site(
     )
 
 
+def depot_seen(log: EvidenceLog) -> Seen | None:
+    """What the newest firmware statement says of the depot."""
+    newest = None
+    for entry in log.entries():
+        claim = Statement.from_bytes(Envelope.from_bytes(entry.envelope).payload)
+        if claim.kind is Predicate.FIRMWARE:
+            newest = claim.predicate["depot"]
+    return msgspec.convert(newest, Seen) if newest is not None else None
+
+
 def recorder(log: EvidenceLog) -> Record:
     """`record(name, server, predicate)` on the log; each statement carries server and time."""
 
@@ -104,7 +120,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled; then stop every service in good order."""
     record = recorder(log)
     door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
-    site.agents, site.bell = store.agents, door.ring
+    site.store, site.agents, site.bell = store, store.agents, door.ring
     addresses = site.spec.controller
     async with AsyncExitStack() as stack:
         boot_app = create_boot_app(site.files)
@@ -122,6 +138,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         watcher = asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp")
         watcher.add_done_callback(_say_why_it_ended)
         stack.callback(watcher.cancel)
+        site.depot_seen = await asyncio.to_thread(depot_seen, log)
         engine = Engine(store, steps_of(site), record, alone=True)
         door.nudge = engine.nudge
         known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
@@ -162,7 +179,7 @@ async def answer_known(site: Site, store: Store) -> None:
             if state in NEEDS_ADDRESS and isinstance(declared.resource.spec, ServerSpec):
                 view = await store.ledger.view(declared.resource.name)
                 if view is not None:
-                    await site.answer_dhcp(view.name, boot_hosts(site, view))
+                    await site.answer_dhcp(view.name, boot_hosts(site, view, boots=state in BOOTS_FROM_US))
         after = page[-1].resource.key
 
 

@@ -51,10 +51,18 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class Settle:
+    """An intent that asks for nothing more: what it wanted holds."""
+
+    intent: int
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Idle:
     """As declared. Look again at `until`; None: only when something changes."""
 
     until: float | None
 
 
-Decision = Do | Wait | Move | Quarantine | Refuse | Idle
+Decision = Do | Wait | Move | Quarantine | Refuse | Settle | Idle

@@ -17,12 +17,13 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState, ServerStatus
 from freehold.orchestration import outcomes
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Wait
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
 from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Claim, Completion, Note
-from freehold.orchestration.planner import ServerView, next_step
+from freehold.orchestration.planner import next_step
 from freehold.orchestration.step import Record, StepContext, StepFn, StepResult
 from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class Engine:
         except Exception as error:
             # Evidence or status could not be made: nothing has moved, and it is tried again later.
             logger.exception("%s: %s", server.name, decision)
-            status = outcomes.failed(server, server.status.step, _in_words(error), now)
+            status = outcomes.failed(server, server.status.step, error, now)
             completion = Completion(status=status, next_due=status.retry_at, notes=(Note("failed", status.reason),))
         if completion is None:
             return
@@ -195,6 +196,11 @@ class Engine:
                 note = Note("refused", decision.reason)
                 return Completion(
                     status=server.status, next_due=now, notes=(note,), handled=(decision.intent, decision.reason)
+                )
+            case Settle():
+                note = Note("settled", decision.outcome)
+                return Completion(
+                    status=server.status, next_due=now, notes=(note,), handled=(decision.intent, decision.outcome)
                 )
             case Wait():
                 waiting = server.status.waiting_for if server.status.retry_at else decision.reason
@@ -253,6 +259,7 @@ class Engine:
             attempts=0 if result.done else status.attempts,  # an order given anew is no success: back-off goes on
             retry_at=None,
         )
+        status = outcomes.succeeded(status) if result.done else status
         notes = tuple(Note("step", text) for text in result.events)
         if not result.done:
             again = _sooner(now + (result.retry_after or STEP_AGAIN), status.deadline, now)
@@ -278,14 +285,15 @@ class Engine:
 
     def _step_failed(self, server: ServerView, decision: Do, error: Exception, row: int) -> Completion:
         """Failures back off. A failed order goes, so that the next attempt gives a new one; a pending one stays."""
-        now, reason = self._clock(), _in_words(error)
-        status = outcomes.failed(server, decision.key, reason, now)
+        now = self._clock()
+        status = outcomes.failed(server, decision.key, error, now)
+        remedy = status.findings[-1].remedy
         order = server.orders.get(decision.key)
         return Completion(
             status=status,
             next_due=_sooner(status.retry_at or now, status.deadline, now),
-            notes=(Note("failed", f"{decision.key}, attempt {status.attempts}: {reason}"),),
-            journal=(row, f"failed: {reason}"),
+            notes=(Note("failed", f"{decision.key}, attempt {status.attempts}: {status.reason}; {remedy}"),),
+            journal=(row, f"failed: {status.reason}"),
             dropped_orders=(decision.key,) if order is not None else (),
         )
 
@@ -293,7 +301,3 @@ class Engine:
 def _sooner(when: float, deadline: float | None, now: float) -> float:
     """Not later than just after the deadline, so that a stuck server is found in time."""
     return min(when, deadline + 0.001) if deadline is not None and deadline > now else when
-
-
-def _in_words(error: Exception) -> str:
-    return error.what if isinstance(error, FreeholdError) else f"{type(error).__name__}: {error}"

@@ -12,11 +12,12 @@ import msgspec
 from sqlalchemy import Row, Select, case, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from freehold.model.resources import AssignmentSpec, PolicySpec, ServerSpec
+from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
+from freehold.orchestration.approvals import signed_waivers
 from freehold.orchestration.database import Database
-from freehold.orchestration.planner import Assigned, ServerView
 from freehold.orchestration.schema import agent_sessions, events, intents, journal, orders, replicas, resources, servers
+from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.wakes import wake
 
 S = TypeVar("S")
@@ -209,7 +210,8 @@ class Ledger:
         return (await self.views([name])).get(name)
 
     async def views(self, names: Sequence[str]) -> dict[str, ServerView]:
-        """All that a decision about these servers may rest on, as of one moment. Read together: five queries in all."""
+        """All that a decision about these servers may rest on, as of one moment. Read together: five queries, and two
+        more for each waiver."""
         async with self._database.read() as connection:
             mine = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
             rows = await _all(
@@ -222,7 +224,7 @@ class Ledger:
                 connection,
                 select(
                     resources.c.kind, resources.c.name, resources.c.document, resources.c.server, resources.c.revision
-                ).where((resources.c.kind == "Policy") | resources.c.server.in_(names)),
+                ).where(resources.c.kind.in_(("Policy", "FirmwareBaseline")) | resources.c.server.in_(names)),
             )
             wishes = await _all(
                 connection,
@@ -230,7 +232,12 @@ class Ledger:
             )
             sessions = await _all(connection, select(agent_sessions).where(agent_sessions.c.server.in_(names)))
             given = await _all(connection, select(orders).where(orders.c.server.in_(names)))
+            declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
+            waivers = await signed_waivers(connection, declared)
         policies = {row.name: _spec(row.document, PolicySpec) for row in related if row.kind == "Policy"}
+        baselines = tuple(
+            _spec(row.document, FirmwareBaselineSpec) for row in related if row.kind == "FirmwareBaseline"
+        )
         assigned = {row.server: row for row in related if row.kind == "Assignment"}
         agents = {row.server: msgspec.json.decode(row.session, type=AgentSession) for row in sessions}
         views = {}
@@ -242,8 +249,10 @@ class Ledger:
                 status=_status.decode(row.status),
                 policy=policies.get(spec.policy or "", PolicySpec()),
                 assignment=_assigned(assigned.get(row.name)),
+                baselines=baselines,
                 generation=row.generation,
                 paused=row.paused,
+                waivers=tuple(waivers.get(row.name, ())),
                 intents=tuple(_intent(each) for each in wishes if each.server == row.name),
                 agent=agents.get(row.name),
                 orders={
@@ -264,7 +273,7 @@ def _assigned(row: Row[Any] | None) -> Assigned | None:
 
 def _intent(row: Row[Any]) -> Intent:
     args = msgspec.json.decode(row.args)
-    return Intent(id=row.id, kind=IntentKind(row.kind), reason=row.reason, by=row.by, args=args)
+    return Intent(id=row.id, at=row.at, kind=IntentKind(row.kind), reason=row.reason, by=row.by, args=args)
 
 
 def _spec(document: str, kind: type[S]) -> S:

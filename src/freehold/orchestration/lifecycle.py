@@ -12,13 +12,13 @@ NEXT: dict[ServerState, tuple[ServerState, ...]] = {
     S.SECURING: (S.DISCOVERING,),
     S.DISCOVERING: (S.PREPARING,),
     S.PREPARING: (S.AVAILABLE,),
-    S.AVAILABLE: (S.PROVISIONING, S.DECOMMISSIONING),
+    S.AVAILABLE: (S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING),
     S.PROVISIONING: (S.ATTESTING, S.DECOMMISSIONING),
     S.ATTESTING: (S.ACTIVE, S.DECOMMISSIONING),
     S.ACTIVE: (S.DRIFTED, S.DECOMMISSIONING),
     S.DRIFTED: (S.REMEDIATING, S.ACTIVE, S.DECOMMISSIONING),
     S.REMEDIATING: (S.ACTIVE, S.DECOMMISSIONING),
-    S.DECOMMISSIONING: (S.AVAILABLE, S.RETIRED),
+    S.DECOMMISSIONING: (S.AVAILABLE, S.PREPARING, S.RETIRED),
     S.QUARANTINED: (),
     S.RETIRED: (),
 }
@@ -50,11 +50,18 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
     S.ACTIVE: ("last_drift_check",),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
-        "agent_booted_at", "agent_released", "workload_stopped", "media", "tpm_cleared", "keys_destroyed",
-        "state_reasserted", "certificate_index", "drift",
+        "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
+        "keys_destroyed", "state_reasserted", "certificate_index", "drift",
     ),
 }  # fmt: skip
 """Facts that no longer hold, or must be established anew, when a server enters a state."""
+
+
+UNMEASURED: dict[str, object] = {
+    "learned_reference": None, "reference_values": None, "reference_id": None, "agent_booted_at": None,
+    "agent_released": False,
+}  # fmt: skip
+"""What no longer holds once the firmware is another: it has to be booted, measured and approved."""
 
 
 class IllegalTransitionError(FreeholdError):
@@ -104,6 +111,8 @@ def check_intent(state: ServerState, kind: IntentKind) -> None:
         raise IntentRefusedError(f"a server that is {state} cannot be decommissioned", remedy=remedy)
     if kind is IntentKind.RELEASE and state is not S.QUARANTINED:
         raise IntentRefusedError(f"a server that is {state} is not in quarantine: there is nothing to release")
+    if kind is IntentKind.ROTATE and state in (S.ENROLLED, S.SECURING, S.QUARANTINED, S.RETIRED):
+        raise IntentRefusedError(f"the BMC credential of a server that is {state} is not rotated")
     if kind is IntentKind.QUARANTINE and state in (S.QUARANTINED, S.RETIRED):
         raise IntentRefusedError(f"the server is {state} already")
 

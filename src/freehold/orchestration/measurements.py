@@ -2,16 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 from freehold.model.errors import FreeholdError
-from freehold.model.status import Facts
+from freehold.model.status import Facts, FirmwareFact
 from freehold.root_of_trust.attestation import predict
-from freehold.root_of_trust.attestation.appraise import BANK, Evidence, Policy
+from freehold.root_of_trust.attestation.appraise import BANK, Evidence, Policy, TpmState, Verdict
 from freehold.root_of_trust.attestation.predict import ExpectedEvent, SecureBootKeys
+from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
-
-FIRMWARE_PCRS = (0, 2)
-"""Firmware code and option ROMs: held against reference values of the machine, since nobody can predict them."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,18 @@ class BootedImage:
 
 
 def policy_for(
-    image: BootedImage, facts: Facts, keys: SecureBootKeys, authority: SignatureEntry, *, ek_identity: str
+    image: BootedImage,
+    facts: Facts,
+    keys: SecureBootKeys,
+    authority: SignatureEntry,
+    *,
+    ek_identity: str,
+    last_seen: TpmState | None = None,
 ) -> Policy:
     """The policy for a boot of `image`: before enrolment the machine is in setup mode, after it our keys decide.
 
     `ek_identity` is the server's own once it is bound; until then it is the one whose certificate was just verified.
+    `last_seen` is of that TPM's last quote.
     """
     enrolled = facts.secure_boot_enrolled
     reference = facts.reference_values
@@ -50,22 +57,51 @@ def policy_for(
             keys if enrolled else SecureBootKeys(), secure_boot=enrolled, authorities=(authority,) if enrolled else ()
         ),
         pcr11=(image.pcr11,),
-        reference={pcr: reference_digests(reference, pcr) if reference else None for pcr in FIRMWARE_PCRS},
+        # Firmware code and option ROMs are held against reference values, since nobody can predict them.
+        reference=(held_against(reference, facts.firmware),) if reference else None,
+        last_seen=last_seen,
     )
 
 
-def learned_reference(evidence: Evidence) -> dict[str, str]:
-    """The digests of PCR 0 and 2 as this boot measured them: `{"pcr0": "hex hex …", "pcr2": "…"}`."""
+def attestation_result(verdict: Verdict, proven: Evidence, valid_for: float) -> dict[str, Any]:
+    """What is signed of an appraisal: of which quote it is, what it came to, and until when (seconds) it holds."""
+    tpm = proven.tpm
     return {
-        f"pcr{pcr}": " ".join(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in FIRMWARE_PCRS
+        "trusted": verdict.trusted,
+        "reasons": list(verdict.reasons),
+        "findings": [finding.detail for finding in verdict.findings],
+        "policy": verdict.policy_id,
+        "nonce": proven.nonce.hex(),
+        "ak_name": proven.ak_name.hex(),
+        "expires": (proven.quoted_at + timedelta(seconds=valid_for)).isoformat(timespec="seconds"),
+        "pcrs": {str(pcr): {"value": one.value.hex(), "status": one.status.value} for pcr, one in verdict.pcrs.items()},
+        "tpm": {
+            "reset_count": tpm.clock.reset_count,
+            "restart_count": tpm.clock.restart_count,
+            "clock_ms": tpm.clock.clock,
+            "firmware_version": f"{tpm.firmware_version:#018x}",
+            "banks": [bank for bank, active in tpm.banks.items() if active],
+        },
     }
 
 
-def reference_digests(reference: dict[str, str], pcr: int) -> tuple[bytes, ...]:
+def held_against(reference: dict[str, tuple[str, ...]], board: FirmwareFact | None) -> ReferenceValues:
+    """A server's reference values under the name of its board."""
+    vendor, model, version = (board.vendor, board.model, board.version) if board else ("", "", "")
+    digests = {str(pcr): reference_digests(reference, pcr) for pcr in PCRS}
+    return ReferenceValues(vendor=vendor, model=model, version=version, digests=digests)
+
+
+def learned_reference(evidence: Evidence) -> dict[str, tuple[str, ...]]:
+    """The digests of PCR 0 and 2 as this boot measured them: `{"0": ("hex", …), "2": …}`."""
+    return {str(pcr): tuple(event.digests[BANK].hex() for event in evidence.log.of_pcr(pcr)) for pcr in PCRS}
+
+
+def reference_digests(reference: dict[str, tuple[str, ...]], pcr: int) -> tuple[str, ...]:
     """The approved digests of a PCR, in order. A missing entry is an error: it must not turn into 'record only'."""
-    text = reference.get(f"pcr{pcr}")
-    if text is None:
+    digests = reference.get(str(pcr))
+    if digests is None:
         raise FreeholdError(
             f"the reference values lack PCR {pcr}", remedy="take them anew: `freehold release` and rediscover"
         )
-    return tuple(bytes.fromhex(digest) for digest in text.split())
+    return digests

@@ -5,14 +5,22 @@ from typing import Any
 
 import msgspec
 
+from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ServerState, ServerStatus
 from freehold.orchestration.decisions import Move
 from freehold.orchestration.lifecycle import DEADLINES, forget, transition
-from freehold.orchestration.planner import ServerView, overdue
+from freehold.orchestration.planner import overdue
+from freehold.orchestration.view import ServerView
 
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds between attempts: doubled each time, never more than the last."""
+
+
+HOPELESS = 10
+"""Failures in a row, a quarter of an hour by the back-off, after which a server without a deadline is stuck."""
+
+STEP_FAILED = "step-failed"
 
 
 def backoff(attempts: int) -> float:
@@ -44,6 +52,8 @@ def moved(server: ServerView, move: Move, now: float) -> ServerStatus:
     old = server.status
     state = transition(old.state, move.state, released=move.released)
     carried = msgspec.structs.replace(old.facts, **move.facts)
+    if move.released:
+        carried = msgspec.structs.replace(carried, released_at=now)
     entered = _entered(old, state, move.reason, now)
     return msgspec.structs.replace(
         entered,
@@ -67,16 +77,46 @@ def quarantined(server: ServerView, reason: str, now: float) -> ServerStatus:
     return with_findings(entered, [finding])
 
 
-def failed(server: ServerView, step: str, reason: str, now: float) -> ServerStatus:
+def failed(server: ServerView, step: str, error: Exception, now: float) -> ServerStatus:
+    """Backed off, with a finding that tells all that the error knows: a person must be able to act on it."""
     attempts = server.status.attempts + 1
-    return msgspec.structs.replace(
-        server.status, step=step, reason=reason, waiting_for="", attempts=attempts, retry_at=now + backoff(attempts)
+    status = msgspec.structs.replace(
+        server.status,
+        step=step,
+        reason=in_words(error),
+        waiting_for="",
+        attempts=attempts,
+        retry_at=now + backoff(attempts),
     )
+    remedy = error.remedy if isinstance(error, FreeholdError) else None
+    expected = error.expected if isinstance(error, FreeholdError) else None
+    finding = Finding(
+        severity=Severity.WARNING,
+        kind=STEP_FAILED,
+        subject=step or status.state,
+        detail=status.reason + (f" (expected: {expected})" if expected else ""),
+        remedy=remedy or "it is tried again by itself; if it stays, read the controller's log",
+    )
+    return with_findings(status, [finding], resolved=(STEP_FAILED,))
+
+
+def succeeded(status: ServerStatus) -> ServerStatus:
+    """A step was done: what had failed before it is over. Where no deadline judges, being stuck is over too."""
+    over = (STEP_FAILED,) if status.deadline is not None else (STEP_FAILED, "stuck")
+    stuck = status.stuck and status.deadline is not None
+    return msgspec.structs.replace(with_findings(status, (), resolved=over), stuck=stuck)
+
+
+def in_words(error: Exception) -> str:
+    return error.what if isinstance(error, FreeholdError) else f"{type(error).__name__}: {error}"
 
 
 def judged(server: ServerView, status: ServerStatus, now: float) -> ServerStatus:
-    """`status` with the deadline looked at: past it the server is stuck, and says so once with a remedy."""
-    if status.stuck or not overdue(msgspec.structs.replace(server, status=status), now):
+    """`status` with the deadline looked at: past it the server is stuck, and says so once with a remedy. A state that
+    may last for ever has no deadline: there, a step that keeps failing is what makes a server stuck."""
+    late = overdue(msgspec.structs.replace(server, status=status), now)
+    hopeless = status.deadline is None and not server.paused and status.attempts >= HOPELESS
+    if status.stuck or not (late or hopeless):
         return status
     doing = status.waiting_for or status.step or "nothing"
     finding = Finding(
@@ -115,4 +155,4 @@ def _entered(old: ServerStatus, state: ServerState, reason: str, now: float) -> 
         deadline=now + limit if limit is not None else None,
         stuck=False,
     )
-    return with_findings(status, (), resolved=("stuck", "quarantined"))
+    return with_findings(status, (), resolved=("stuck", "quarantined", STEP_FAILED))

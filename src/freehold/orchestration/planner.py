@@ -1,67 +1,44 @@
 """What to do next with a server: a pure, total function from what is wanted and what is known.
 
 `GOALS` is the whole plan. A state is an ordered row of goals; the first one that does not hold decides. When all hold,
-`ONWARD` says where the server goes. Nothing here reads a clock, a network or a database.
+`_onward` says where the server goes. Nothing here reads a clock, a network or a database.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
-from freehold.model.resources import AssignmentSpec, DriftKind, PolicySpec, Reaction, ServerSpec, parse_duration
-from freehold.model.status import (
-    AgentSession,
-    Facts,
-    Intent,
-    IntentKind,
-    Medium,
-    Order,
-    OrderState,
-    ServerState,
-    ServerStatus,
-    Tenancy,
+from freehold.model.resources import Reaction, parse_duration
+from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
+from freehold.orchestration.conditions import (
+    SLOW_BOOT,
+    Condition,
+    agent_attested,
+    agent_expected,
+    attested_last,
+    blocking,
+    credential_fresh,
+    drift_checked,
+    every_medium,
+    fact,
+    firmware_current,
+    firmware_wanted,
+    first_medium,
+    fresh_or_drifted,
+    os_attested,
+    os_ready,
+    rechecked,
+    rotation_asked,
+    rotation_due,
+    silent_for,
+    unprepared,
+    unremediated,
+    until,
 )
-from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Wait
-from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, released_to
+from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
+from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, check_intent, released_to
+from freehold.orchestration.view import ServerView
 
 S = ServerState
-
-AGENT_LOST = 120.0
-"""Seconds of silence after which an agent is taken for lost. It polls every 20 s and reports progress in between."""
-
-BOOT_PATIENCE = 900.0
-"""Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
-
-
-class Assigned(msgspec.Struct, frozen=True):
-    """The assignment that names this server. `revision` changes when somebody declares it anew."""
-
-    name: str
-    spec: AssignmentSpec
-    revision: str
-
-
-class ServerView(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision may rest on."""
-
-    name: str
-    spec: ServerSpec
-    status: ServerStatus = ServerStatus()
-    policy: PolicySpec = PolicySpec()
-    assignment: Assigned | None = None
-    generation: int = 1
-    paused: bool = False
-    intents: tuple[Intent, ...] = ()
-    agent: AgentSession | None = None
-    orders: dict[str, Order] = {}
-
-    @property
-    def facts(self) -> Facts:
-        return self.status.facts
-
-
-Condition = Callable[[ServerView, float], bool]
 
 
 @dataclass(frozen=True)
@@ -75,102 +52,7 @@ class Goal:
     waits_for: str = ""
     subject: Callable[[ServerView], str] | None = None
     again_after: float = 30.0  # seconds between two looks at a goal that is waited for
-
-
-def fact(name: str) -> Condition:
-    """The fact is established: neither None nor False. A 0 is a fact: a certificate may be leaf 0 of the log."""
-    return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
-
-
-def agent_alive(server: ServerView, now: float) -> bool:
-    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
-    an agent of an earlier boot, does not count."""
-    agent, booted = server.agent, server.facts.agent_booted_at
-    return (
-        agent is not None
-        and agent.mode == "ramdisk"
-        and booted is not None
-        and agent.started >= booted
-        and now - agent.last_seen < AGENT_LOST
-    )
-
-
-def agent_attested(server: ServerView, now: float) -> bool:
-    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
-
-
-def agent_expected(server: ServerView, now: float) -> bool:
-    """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
-    booted = server.facts.agent_booted_at
-    if booted is None or agent_alive(server, now):
-        return booted is not None
-    spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
-    return not spoke and now - booted < BOOT_PATIENCE
-
-
-def os_attested(server: ServerView, _now: float) -> bool:
-    agent, booted = server.agent, server.facts.os_booted_at
-    if agent is None or booted is None or agent.mode != "os":
-        return False
-    return agent.started >= booted and agent.attested_at is not None
-
-
-def os_ready(server: ServerView, now: float) -> bool:
-    return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
-
-
-def attestation_fresh(server: ServerView, now: float) -> bool:
-    agent = server.agent
-    proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
-    return now - last < parse_duration(server.policy.attestation_interval)
-
-
-def fresh_or_drifted(server: ServerView, now: float) -> bool:
-    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
-    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
-
-
-def drift_checked(server: ServerView, now: float) -> bool:
-    last = server.facts.last_drift_check
-    return last is not None and now - last < parse_duration(server.policy.drift_interval)
-
-
-def blocking(server: ServerView, *reactions: Reaction) -> tuple[DriftKind, ...]:
-    """Kinds of drift that policy answers with one of `reactions`, in order, once each."""
-    found = (drift.kind for drift in server.facts.drift if server.policy.reaction(drift.kind) in reactions)
-    return tuple(dict.fromkeys(found))
-
-
-def unremediated(server: ServerView) -> tuple[DriftKind, ...]:
-    done = server.facts.remediated
-    return tuple(kind for kind in blocking(server, Reaction.REMEDIATE) if kind not in done)
-
-
-def rechecked(server: ServerView, _now: float) -> bool:
-    last, remediated = server.facts.last_drift_check, server.facts.last_remediation
-    return last is not None and last > max(remediated or 0.0, server.status.state_since)
-
-
-def until(done: str, condition: Condition) -> Condition:
-    """`condition` matters only until fact `done` is established: an agent that did its work may go."""
-    finished = fact(done)
-    return lambda server, now: finished(server, now) or condition(server, now)
-
-
-def unprepared(facts: Facts) -> list[str]:
-    """What a server in the pool must have and this one lacks."""
-    needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
-    return [name for name in needed if not getattr(facts, name)]
-
-
-def every_medium(check: Callable[[Medium], bool]) -> Condition:
-    return lambda server, _now: server.facts.media is not None and all(map(check, server.facts.media))
-
-
-def first_medium(check: Callable[[Medium], bool]) -> Callable[[ServerView], str]:
-    """Serial number of the first medium for which `check` does not hold."""
-    return lambda server: next(medium.serial for medium in server.facts.media or () if not check(medium))
+    if_silent: str = ""  # what a person should look at when nothing was heard since the machine was started
 
 
 def established(step: str, name: str) -> Goal:
@@ -182,7 +64,13 @@ def agent_until(done: str) -> tuple[Goal, ...]:
     """The machine runs our agent, and the agent proved what it is; wanted until fact `done` holds."""
     return (
         Goal("boot agent", until(done, agent_expected), "boot_agent"),
-        Goal("agent attested", until(done, agent_attested), waits_for="the agent to start and to attest"),
+        Goal(
+            "agent attested",
+            until(done, agent_attested),
+            waits_for="the agent to start and to attest",
+            if_silent="its firmware may have refused the image (Secure Boot), or has no link to the boot server: "
+            "look at its console",
+        ),
     )
 
 
@@ -209,6 +97,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("take_over_credential", "bmc_credential_committed"),
         established("disable_factory_accounts", "factory_accounts_disabled"),
         established("disable_ipmi", "ipmi_off"),
+        established("close_services", "services_closed"),
         established("record_posture", "posture_recorded"),
     ),
     S.DISCOVERING: (
@@ -220,11 +109,16 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
+        # After new firmware these do not hold, and the row begins anew: boot, measure, approve.
+        *agent_until("learned_reference"),
+        established("learn_reference", "learned_reference"),
+        established("release_agent", "agent_released"),
+        established("approve_reference", "reference_values"),
+        Goal("firmware at its baseline", firmware_current, "apply_firmware"),
         established("apply_bios", "bios_applied"),
         established("enroll_secure_boot", "secure_boot_enrolled"),
-        established("approve_reference", "reference_values"),
     ),
-    S.AVAILABLE: (),
+    S.AVAILABLE: (Goal("credential fresh", credential_fresh, "rotate_credential"),),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
         established("write_image", "image_written"),
@@ -239,6 +133,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.ACTIVE: (
         # Drift first: it needs only the BMC, so an OS that does not attest cannot keep us from looking.
         Goal("drift checked", drift_checked, "check_drift"),
+        Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
     ),
     S.DRIFTED: (),
@@ -299,7 +194,9 @@ def overdue(server: ServerView, now: float) -> bool:
 
 def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
     if goal.step is None:
-        return Wait(goal.waits_for, now + goal.again_after)
+        silence = silent_for(server, now)
+        late = f"; nothing was heard for {silence / 60:.0f} minutes: {goal.if_silent}" if silence > SLOW_BOOT else ""
+        return Wait(goal.waits_for + (late if goal.if_silent else ""), now + goal.again_after)
     key = f"{goal.step}/{goal.subject(server)}" if goal.subject else goal.step
     order = server.orders.get(key)
     if order is not None and order.state is OrderState.PENDING:
@@ -321,9 +218,11 @@ def _onward(server: ServerView) -> Decision:
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
+            if not firmware_current(server, 0.0):
+                return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(None)
+                return Idle(rotation_due(server))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
@@ -349,7 +248,10 @@ def _onward(server: ServerView) -> Decision:
             tenancy_ = server.facts.tenancy
             ended = tenancy_.revision if tenancy_ else server.facts.ended_assignment
             target = S.RETIRED if server.status.retiring else S.AVAILABLE
-            if target is S.AVAILABLE and (missing := unprepared(server.facts)):
+            missing = unprepared(server.facts) if target is S.AVAILABLE else []
+            if missing == ["reference_values"]:
+                target = S.PREPARING  # its firmware is to be measured anew
+            elif missing:
                 return Quarantine(f"it was never prepared, so it cannot join the pool: {', '.join(missing)}")
             return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
         case S.QUARANTINED | S.RETIRED:
@@ -358,9 +260,8 @@ def _onward(server: ServerView) -> Decision:
 
 def _next_check(server: ServerView) -> float:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
-    proved = server.agent.attested_at if server.agent and server.agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
-    return min(checked, last + parse_duration(server.policy.attestation_interval))
+    attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
+    return min(checked, attested, rotation_due(server))
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -375,12 +276,25 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.QUARANTINE:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
-            to_erase = intent.args.get("to") == S.DECOMMISSIONING
-            if to_erase and (missing := unprepared(server.facts)):
-                return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
-            target = S.DECOMMISSIONING if to_erase else released_to(status.quarantined_from)
-            return Move(target, why, intent.id, released=True)
+            return _release(server, intent, why)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
+        case IntentKind.ROTATE:
+            # The goals do it, now or in the next state that has the goal; then the intent is settled.
+            return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
+
+
+def _release(server: ServerView, intent: Intent, why: str) -> Decision:
+    """Out of quarantine. With `remeasure` the firmware's reference values go, and what rested on them: the server is
+    erased first if anybody may have left data on it, and joins the pool only by way of `preparing`."""
+    to_erase = intent.args.get("to") == S.DECOMMISSIONING
+    remeasure = intent.args.get("remeasure") is True
+    missing = [name for name in unprepared(server.facts) if not (remeasure and name == "reference_values")]
+    if to_erase and missing:
+        return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
+    target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
+    if remeasure and not to_erase and server.facts.tenancy is not None:
+        return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
+    return Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})

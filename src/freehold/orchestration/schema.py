@@ -5,7 +5,7 @@ Times are UNIX seconds. Nothing here is SQLite's alone: PostgreSQL is a second U
 
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-VERSION = 1
+VERSION = 2
 """Of these tables. A store of another version is refused, not guessed at."""
 
 metadata = MetaData()
@@ -93,6 +93,13 @@ agent_sessions = Table(
     Column("session", Text, nullable=False),
 )
 
+tpm_states = Table(
+    "tpm_states",
+    metadata,
+    Column("ek", String, primary_key=True),  # SHA-256 of the EK's TPMT_PUBLIC, hex
+    Column("state", Text, nullable=False),  # of its last quote
+)
+
 orders = Table(
     "orders",
     metadata,
@@ -102,3 +109,43 @@ orders = Table(
     Column("state", String, nullable=False),
     Column("data", Text, nullable=False),
 )
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("public_key", Text, nullable=False),  # PEM
+    Column("enrolled", Float, nullable=False),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("request", Text, nullable=False),  # canonical JSON: the bytes that are signed
+    Column("at", Float, nullable=False),
+    Column("spent", Float),  # when what was approved was done, or the request was withdrawn
+)
+
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("approval", String, ForeignKey("approvals.id", ondelete="CASCADE"), primary_key=True),
+    Column("operator", String, primary_key=True),
+    Column("envelope", Text, nullable=False),  # DSSE
+)
+
+reference_values = Table(
+    "reference_values",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("vendor", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("version", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("approval", String, nullable=False),  # the request that two people sign
+    Column("changed", Float, nullable=False),
+)
+Index("reference_values_board", reference_values.c.vendor, reference_values.c.model, reference_values.c.version)

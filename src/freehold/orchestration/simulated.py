@@ -12,7 +12,9 @@ import msgspec
 
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind
-from freehold.model.status import AgentSession, Drift, ImageFact, Medium
+from freehold.model.status import AgentSession, Drift, FirmwareFact, ImageFact, Medium
+from freehold.orchestration.conditions import firmware_wanted
+from freehold.orchestration.lifecycle import UNMEASURED
 from freehold.orchestration.planner import STEPS
 from freehold.orchestration.step import StepContext, StepFn, StepResult
 
@@ -25,6 +27,7 @@ class SimulatedServer:
 
     identity: str
     accounts: set[str] = field(default_factory=lambda: {FACTORY})
+    rotations: int = 0
     ipmi: bool = True
     bios: dict[str, Any] = field(default_factory=dict)
     secure_boot: bool = False
@@ -33,10 +36,17 @@ class SimulatedServer:
     boots: int = 0
     tpm_owner: str = ""
     keys: bool = False
+    firmware: str = "1.0"
     highest_fence: int = 0
     agent_silent: bool = False
     skips_erase: bool = False
     wrong_image: bool = False
+
+    def bios_fact(self) -> FirmwareFact:
+        return FirmwareFact(vendor="simulated", model="simulated", version=self.firmware)
+
+    def measures(self) -> dict[str, tuple[str, ...]]:
+        return {"0": (self.firmware,), "2": ()}
 
 
 class StaleCommandError(FreeholdError):
@@ -82,7 +92,7 @@ class World:
 
     async def _take_over_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.accounts.add(OURS)
-        return _proved("credential", bmc_credential_committed=True)
+        return _proved("credential", bmc_credential_committed=True, bmc_credential_since=context.now)
 
     async def _disable_factory_accounts(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.accounts.discard(FACTORY)
@@ -92,13 +102,17 @@ class World:
         server.ipmi = False
         return StepResult(facts={"ipmi_off": True})
 
+    async def _close_services(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return _proved("posture", services_closed=True)
+
     async def _record_posture(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("posture", posture_recorded=True)
 
     # discovering
 
     async def _read_oob_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"oob_inventory": {"drives": sorted(server.media)}})
+        inventory = {"drives": sorted(server.media)}
+        return StepResult(facts={"oob_inventory": inventory, "firmware": server.bios_fact()})
 
     async def _boot_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._boot(context, server, "ramdisk")
@@ -113,7 +127,7 @@ class World:
         return StepResult(facts={"inventory_agrees": True})
 
     async def _bind_ek(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"ek_sha256": f"ek-{context.name}"})
+        return StepResult(facts={"ek_sha256": f"ek-{context.name}", "learned_reference": server.measures()})
 
     async def _release_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.running = ""
@@ -131,7 +145,14 @@ class World:
         return _proved("secure-boot", secure_boot_enrolled=True)
 
     async def _approve_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"reference_values": {"pcr0": "00", "pcr2": "02"}})
+        return StepResult(facts={"reference_values": context.facts.learned_reference})
+
+    async def _learn_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"learned_reference": server.measures()})
+
+    async def _apply_firmware(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.firmware = firmware_wanted(context.server) or server.firmware
+        return _proved("firmware", firmware=server.bios_fact(), **UNMEASURED)
 
     # provisioning
 
@@ -156,7 +177,11 @@ class World:
         await self._boot(context, server, "os")
         return StepResult(facts={"os_booted_at": context.now})
 
-    # active
+    # available, active
+
+    async def _rotate_credential(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.rotations += 1
+        return _proved("credential", bmc_credential_since=context.now)
 
     async def _renew_attestation(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._hello(context, server)

@@ -3,20 +3,24 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.model.status import Order, OrderState
 from freehold.orchestration.agents import AgentLedger
+from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
-from freehold.orchestration.planner import ServerView
+from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
+from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
 from freehold.out_of_band.transport import BmcIdentity
@@ -25,12 +29,16 @@ from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import SignatureEntry
+from freehold.root_of_trust.depot import Depot, Seen
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT = 8080, 8443
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
+
+ROTATIONS_AT_ONCE = 32
+"""BMCs whose password is being changed at the same time: so many at most stand half-way if the site loses power."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,22 @@ class Site:
     """By SHA-256 of the image's manifest, likewise."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
+    store: Store | None = None
+    depot_seen: Seen | None = None
+    """What the evidence log last said of the depot, so that nobody leads us back behind it."""
     bell: Callable[[str], None] = lambda _server: None
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
+    rotations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.directory / "artifacts")
+
+    @property
+    def depot(self) -> Depot:
+        return Depot(self.directory / "depot")
 
     @property
     def boot_url(self) -> str:
@@ -84,6 +104,16 @@ class Site:
     def media_url(self) -> str:
         """Where a BMC fetches virtual media: it has no leg in the provisioning network."""
         return f"http://{self.spec.controller.oob}:{BOOT_PORT}/boot/{self.agent_iso}"
+
+    @property
+    def references(self) -> ReferenceLedger:
+        assert self.store is not None
+        return self.store.references
+
+    @property
+    def approvals(self) -> ApprovalLedger:
+        assert self.store is not None
+        return self.store.approvals
 
     def image(self, name: str) -> OsImage:
         if name not in self.images:
@@ -149,26 +179,34 @@ class Site:
     def slots(self, view: ServerView) -> "VaultSlots":
         return VaultSlots(self.vault, view)
 
-    @asynccontextmanager
-    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
-        """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
-        credential = await self.slots(view).current()
-        if credential is None:
-            raise FreeholdError(
-                "the vault holds no credential for the BMC",
-                server=view.name,
-                remedy="declare one in the Server document",
-            )
-        async with self.connect(view, credential) as client:
-            yield client
+    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
+        return open_bmc(self.vault, view)
 
     def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
-        pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
-        if pinned is None:
-            raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
-        identity = BmcIdentity(spki_sha256=pinned.lower())
-        return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
+        return connect(view, credential)
+
+
+@asynccontextmanager
+async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
+    """A logged-in client: pinned key, the credential in the vault. Nothing is sent to a BMC with another key."""
+    credential = await VaultSlots(vault, view).current()
+    if credential is None:
+        raise FreeholdError(
+            "the vault holds no credential for the BMC",
+            server=view.name,
+            remedy="declare one in the Server document",
+        )
+    async with connect(view, credential) as client:
+        yield client
+
+
+def connect(view: ServerView, credential: Credential) -> RedfishClient:
+    # A fingerprint that a person declared outranks the one that we saw first: that is how a new key is accepted.
+    pinned = view.spec.bmc.expected_fingerprint or view.facts.bmc_identity
+    if pinned is None:
+        raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
+    identity = BmcIdentity(spki_sha256=pinned.lower())
+    return RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
 
 
 class VaultSlots:

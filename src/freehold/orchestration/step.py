@@ -13,7 +13,7 @@ from freehold.model.findings import Finding
 from freehold.model.status import Facts, Order, OrderState
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.leases import Lease
-from freehold.orchestration.planner import ServerView
+from freehold.orchestration.view import ServerView
 
 Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
 """(statement name, subject, predicate) -> index of the leaf in the evidence log. Names: see docs/architecture.md."""

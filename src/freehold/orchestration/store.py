@@ -10,7 +10,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +19,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.documents import resource_from, validate_set
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import AssignmentSpec, Resource, WaiverSpec
+from freehold.model.resources import AssignmentSpec, Resource, Waivable, WaiverSpec
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
+from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_waivers
 from freehold.orchestration.database import Database
 from freehold.orchestration.ledger import Ledger
 from freehold.orchestration.lifecycle import check_intent
+from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import events, intents, orders, resources, servers
+from freehold.orchestration.waivers import remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
-
-DELETION_WAIVER = "deletion-without-certificate"
-"""The finding that a `Waiver` names to let a server be deleted without a destruction certificate."""
 
 
 class NotFoundError(FreeholdError):
@@ -80,6 +79,7 @@ class Store:
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database, self._clock = database, clock
         self.ledger, self.agents = Ledger(database), AgentLedger(database)
+        self.approvals, self.references = ApprovalLedger(database), ReferenceLedger(database)
 
     @classmethod
     async def open(
@@ -138,6 +138,8 @@ class Store:
                 .where(_is(resource.kind, resource.name))
                 .values(generation=resources.c.generation + 1, **row)
             )
+        if isinstance(spec, WaiverSpec):
+            await ask_for(connection, request_of(resource.name, spec), now)
         await _note(connection, now, names or _server_of(resource), change.action, f"{resource.kind} {resource.name}")
         if concerned := names or _server_of(resource):
             await wake(connection, concerned)
@@ -175,8 +177,8 @@ class Store:
             return {row[0]: row[1] for row in rows}
 
     async def delete(self, kind: str, name: str) -> None:
-        """Delete a resource that nothing refers to. A server needs a destruction certificate, or a waiver of
-        `deletion-without-certificate`. Raises `NotFoundError`, `DeletionRefusedError`."""
+        """Delete a resource that nothing refers to. A server needs a destruction certificate, or a signed
+        waiver. Raises `NotFoundError`, `DeletionRefusedError`."""
 
         async def work(connection: AsyncConnection) -> None:
             present = await _all_resources(connection)
@@ -189,6 +191,8 @@ class Store:
                 going |= {
                     each.key for each in present if isinstance(each.spec, WaiverSpec) and each.spec.server == name
                 }
+            elif isinstance(gone.spec, AssignmentSpec):
+                await self._may_end(connection, name, gone.spec.server, present)
             try:
                 validate_set(resource for resource in present if resource.key not in going)
             except FreeholdError as error:
@@ -202,23 +206,37 @@ class Store:
 
         await self._database.write(work)
 
+    async def _may_end(self, connection: AsyncConnection, name: str, server: str, present: Iterable[Resource]) -> None:
+        """An Assignment under which a server runs stands for a tenant's data: that ends by decommissioning."""
+        status = await _status(connection, server)
+        tenancy = status.facts.tenancy
+        if tenancy is None or tenancy.name != name or await self._deletion_waived(connection, server, present):
+            return
+        raise DeletionRefusedError(
+            f"the server is {status.state} under Assignment {name}",
+            server=server,
+            remedy=f"`freehold decommission {server}` first; then delete the Assignment",
+        )
+
     async def _may_go(self, connection: AsyncConnection, name: str, present: Iterable[Resource]) -> None:
-        row = (await connection.execute(select(servers.c.status).where(servers.c.name == name))).scalar_one()
-        status = msgspec.json.decode(row, type=ServerStatus)
+        status = await _status(connection, name)
         certified = status.facts.certificate_index is not None
         if status.state is ServerState.ENROLLED or (
             certified and status.state in (ServerState.AVAILABLE, ServerState.RETIRED)
         ):
             return
-        today = datetime.fromtimestamp(self._clock(), UTC)
-        for waiver in (each.spec for each in present if isinstance(each.spec, WaiverSpec)):
-            if (waiver.server, waiver.finding) == (name, DELETION_WAIVER) and today < _moment(waiver.expires):
-                return
+        if await self._deletion_waived(connection, name, present):
+            return
         raise DeletionRefusedError(
             f"it is {status.state} and has no destruction certificate",
             server=name,
-            remedy=f"`freehold decommission {name}` first, or apply a Waiver of {DELETION_WAIVER} for it.",
+            remedy=f"`freehold decommission {name}` first, {remedy(name, Waivable.DELETION_WITHOUT_CERTIFICATE)}",
         )
+
+    async def _deletion_waived(self, connection: AsyncConnection, name: str, present: Iterable[Resource]) -> bool:
+        declared = [(each.name, each.spec) for each in present if isinstance(each.spec, WaiverSpec)]
+        waivers = (await signed_waivers(connection, declared)).get(name, [])
+        return waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, self._clock()) is not None
 
     # intents
 
@@ -302,6 +320,11 @@ def _stored(row: Any) -> Stored:
     )
 
 
+async def _status(connection: AsyncConnection, server: str) -> ServerStatus:
+    row = (await connection.execute(select(servers.c.status).where(servers.c.name == server))).scalar_one()
+    return msgspec.json.decode(row, type=ServerStatus)
+
+
 async def _all_resources(connection: AsyncConnection) -> list[Resource]:
     found = (await connection.execute(select(resources.c.document))).scalars()
     stored = [resource_from(msgspec.json.decode(document), origin="the store") for document in found]
@@ -310,11 +333,6 @@ async def _all_resources(connection: AsyncConnection) -> list[Resource]:
 
 async def _note(connection: AsyncConnection, at: float, server: str | None, kind: str, message: str) -> None:
     await connection.execute(insert(events).values(at=at, server=server, kind=kind, message=message))
-
-
-def _moment(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _change(old: Resource | None, new: Resource) -> Change:

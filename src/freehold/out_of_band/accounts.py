@@ -1,6 +1,6 @@
 """The door through which a take-over reaches a real BMC: accounts over Redfish (ManagerAccount, AccountService)."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from freehold.out_of_band.errors import BmcError, NotSupported, PasswordChangeRequired
 from freehold.out_of_band.posture import AccountFact, AccountPolicy, read_account_policy, read_accounts
@@ -9,10 +9,13 @@ from freehold.out_of_band.server import delete_account, disable_account
 
 
 class RedfishDoor:
-    """`AccountDoor` for one BMC. `connect` makes a client that is not logged in yet for a credential."""
+    """`AccountDoor` for one BMC. `connect` makes a client that is not logged in yet for a credential; `ensure` is
+    awaited before every change, and raises if the caller may not make one (any more)."""
 
-    def __init__(self, connect: Callable[[Credential], RedfishClient]) -> None:
-        self._connect = connect
+    def __init__(
+        self, connect: Callable[[Credential], RedfishClient], ensure: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self._connect, self._ensure = connect, ensure
         self._open: RedfishClient | None = None
 
     @property
@@ -34,6 +37,10 @@ class RedfishDoor:
                 return error.account
         return client.password_change_account
 
+    async def _may_change(self) -> None:
+        if self._ensure is not None:
+            await self._ensure()
+
     async def close(self) -> None:
         if self._open is not None:
             client, self._open = self._open, None
@@ -47,6 +54,7 @@ class RedfishDoor:
         path = link(await self._client.get(link(self._client.root, "AccountService") or ""), "Accounts")
         if path is None:
             return False
+        await self._may_change()
         try:
             await self._client.wait_task(await self._client.post(path, {**body, "Enabled": True}))
         except NotSupported:
@@ -73,9 +81,11 @@ class RedfishDoor:
             body |= {"Enabled": True, "RoleId": "Administrator"}
             if (await self._client.get(account)).get("Locked") is True:
                 body["Locked"] = False
+        await self._may_change()
         await self._client.patch(account, body)
 
     async def retire(self, account: str) -> bool:
+        await self._may_change()
         try:
             await disable_account(self._client, account)
         except (BmcError, NotSupported):

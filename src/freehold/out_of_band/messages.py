@@ -47,7 +47,7 @@ def wrong_credential(server: str | None, said: str = "") -> WrongCredential:
     return WrongCredential(
         f"the BMC refused user name or password{f' ({said})' if said else ''}; tried once, it will not be retried",
         server=server,
-        remedy="correct the credential in the vault; every further attempt counts against the BMC's lockout",
+        remedy="`freehold credential set` the right one; every further attempt counts against the BMC's lockout",
     )
 
 

@@ -1,14 +1,21 @@
-"""How open a BMC stands: services, accounts, lockout, vendor cloud connectors. Reading is apart from judging."""
-
-from typing import Any
+"""How open a BMC stands: services, accounts, lockout, SNMP, host interface, vendor cloud connectors. Reading is apart
+from judging."""
 
 import msgspec
 
 from freehold.model.findings import Finding, Severity
 from freehold.out_of_band import resources as r
+from freehold.out_of_band.connectors import (
+    CloudConnector,
+    connectors_in,
+    dell_attributes_uri,
+    optional,
+    service_advisor_uri,
+)
 from freehold.out_of_band.errors import BmcError, NotSupported
 from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.redfish import Json, RedfishClient, link
+from freehold.out_of_band.snmp import Snmp, snmp_in
 
 _SERVICES = ("HTTP", "HTTPS", "IPMI", "SSH", "SNMP", "Telnet", "KVMIP", "VirtualMedia", "SSDP", "RDP", "RFB")
 
@@ -31,18 +38,20 @@ class AccountPolicy(msgspec.Struct, frozen=True, kw_only=True):
     lockout_counter_reset_after: int | None = None
 
 
-class CloudConnector(msgspec.Struct, frozen=True, kw_only=True):
-    """`name` is the vendor's word, `state` its value as read."""
-
-    name: str
-    state: str
-    enabled: bool
-
-
 class ServiceFact(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     enabled: bool
     port: int | None
+
+
+class HostInterfaceFact(msgspec.Struct, frozen=True, kw_only=True):
+    """A network between the server's OS and its BMC (DSP0270). `no_auth`: the OS needs no credential on it.
+    `bootstrapping`: whoever is root in the OS may have an account of the BMC made (DSP0270, 9)."""
+
+    uri: str
+    enabled: bool
+    no_auth: bool
+    bootstrapping: bool
 
 
 class Posture(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +60,17 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
     policy: AccountPolicy
     connectors: tuple[CloudConnector, ...]
     basic_auth: str = ""
+    snmp: Snmp | None = None
+    host_interfaces: tuple[HostInterfaceFact, ...] = ()
     findings: tuple[Finding, ...] = ()
     """Oddities met while reading; judgements come from `posture_findings`."""
 
     def enabled(self, service: str) -> bool:
         return any(fact.enabled for fact in self.services if fact.name == service)
+
+    def service(self, name: str) -> ServiceFact | None:
+        """None if the BMC does not tell of it."""
+        return next((fact for fact in self.services if fact.name == name), None)
 
 
 async def read_accounts(client: RedfishClient, findings: list[Finding] | None = None) -> tuple[AccountFact, ...]:
@@ -103,6 +118,7 @@ async def read_posture(client: RedfishClient) -> Posture:
     protocol = link(manager, "NetworkProtocol")
     network = await client.get(protocol) if protocol else {}
     services = {name: r.read(r.Service, network[name], findings) for name in _SERVICES if network.get(name)}
+    dell = await optional(client, dell_attributes_uri(manager))
     auth = r.read(r.AccountService, await client.get(_account_service(client)), findings).http_basic_auth
     return Posture(
         services=tuple(
@@ -113,120 +129,169 @@ async def read_posture(client: RedfishClient) -> Posture:
         policy=await read_account_policy(client),
         connectors=connectors_in(
             manager,
-            await _optional(client, _remote_support(manager)),
-            await _optional(client, _dell_attributes(manager)),
+            remote_support=await optional(client, link(manager, "Oem", "Hpe", "Links", "RemoteSupport")),
+            dell_attributes=dell,
+            service_advisor=await optional(client, service_advisor_uri(manager)),
         ),
         basic_auth=auth or "",
+        snmp=snmp_in(
+            network,
+            hpe_snmp=await optional(client, link(manager, "Oem", "Hpe", "Links", "SNMPService")),
+            dell_attributes=dell,
+        ),
+        host_interfaces=await _host_interfaces(client, manager, findings),
         findings=tuple(findings),
     )
 
 
-def _remote_support(manager: Json) -> str | None:
-    return link(manager, "Oem", "Hpe", "Links", "RemoteSupport")
-
-
-def _dell_attributes(manager: Json) -> str | None:
-    """iDRAC's attribute group of the manager itself; `Links.Oem.Dell.DellAttributes` lists several groups."""
-    groups = _at(manager, "Links", "Oem", "Dell", "DellAttributes")
-    uris = [link(group) or "" for group in groups] if isinstance(groups, list) else []
-    return next((uri for uri in uris if "/iDRAC." in uri), None)
-
-
-async def _optional(client: RedfishClient, path: str | None) -> Json:
-    if path is None:
-        return {}
+async def _host_interfaces(
+    client: RedfishClient, manager: Json, findings: list[Finding]
+) -> tuple[HostInterfaceFact, ...]:
+    path = link(manager, "HostInterfaces")
     try:
-        return await client.get(path)
+        members = await client.members(path) if path else []
     except (NotSupported, BmcError):
-        return {}
-
-
-def connectors_in(manager: Json, remote_support: Json, dell_attributes: Json) -> tuple[CloudConnector, ...]:
-    """The vendors' ways home that a manager's OEM data tells of: HPE Compute Ops Management and Insight Remote Support,
-    Dell's SupportAssist and CloudIQ plug-ins, Lenovo's call home. Pure."""
-    found = []
-    status = _at(manager, "Oem", "Hpe", "CloudConnect", "CloudConnectStatus")
-    if isinstance(status, str):
-        found.append(_connector("HPE Compute Ops Management", status, off=("NotEnabled", "Disabled")))
-    enabled = remote_support.get("RemoteSupportEnabled")
-    if isinstance(enabled, bool):
-        found.append(_connector("HPE Insight Remote Support", str(enabled), off=("False",)))
-    attributes = dell_attributes.get("Attributes")
-    if isinstance(attributes, dict):
-        for name, value in sorted(attributes.items()):
-            if name.startswith(("SupportAssist.1.", "CloudIQ.1.")) and name.endswith(("Enable", "Enabled")):
-                found.append(_connector(f"Dell {name}", str(value), off=("Disabled", "False", "0")))
-    call_home = _at(manager, "Oem", "Lenovo", "ServiceDataForward", "Enabled")
-    if isinstance(call_home, bool):
-        found.append(_connector("Lenovo call home", str(call_home), off=("False",)))
-    return tuple(found)
-
-
-def _connector(name: str, state: str, *, off: tuple[str, ...]) -> CloudConnector:
-    return CloudConnector(name=name, state=state, enabled=state not in off)
-
-
-def _at(value: Any, *names: str) -> Any:
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+        members = []
+    read = [r.read(r.HostInterface, raw, findings) for raw in members]
+    return tuple(
+        HostInterfaceFact(
+            uri=each.uri or "",
+            enabled=each.interface_enabled is True,
+            no_auth="AuthNone" in each.authentication_modes,
+            bootstrapping=each.credential_bootstrapping.enabled is True,
+        )
+        for each in read
+    )
 
 
 _OPEN_SERVICES = {
     "IPMI": (Severity.CRITICAL, "IPMI 2.0 hands out password hashes before log-in (CVE-2013-4786)"),
     "Telnet": (Severity.CRITICAL, "Telnet carries passwords in the clear"),
-    "SNMP": (Severity.WARNING, "SNMP v1 and v2c carry their community in the clear"),
     "HTTP": (Severity.WARNING, "plain HTTP invites credentials in the clear"),
     "SSDP": (Severity.INFO, "SSDP announces the BMC to the whole segment"),
 }
+_ORDER = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
+
+
+def worst_first(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
 
 
 def posture_findings(
     posture: Posture, *, subject: str, expected_accounts: frozenset[str] = frozenset({"freehold"})
 ) -> list[Finding]:
     """What is not as it should be, worst first. `subject` is the server's name. Pure."""
-    findings = [
-        _finding(
-            severity, f"bmc-{name.lower()}-enabled", subject, why, f"turn {name} off in the BMC's network protocols"
+    found: list[Finding] = []
+
+    def note(severity: Severity, kind: str, detail: str, remedy: str, evidence: str = "") -> None:
+        found.append(
+            Finding(severity=severity, kind=kind, subject=subject, detail=detail, remedy=remedy, evidence=evidence)
         )
-        for name, (severity, why) in _OPEN_SERVICES.items()
-        if posture.enabled(name)
-    ]
-    findings += [
-        _finding(
-            Severity.CRITICAL,
-            "bmc-foreign-account",
-            subject,
-            f"account {account.username!r} ({account.role or 'no role'}) is enabled and not one of ours",
-            "remove it, or declare it with a waiver",
-        )
-        for account in posture.accounts
-        if account.enabled and account.username not in expected_accounts
-    ]
-    findings += [
-        _finding(
-            Severity.CRITICAL,
-            "bmc-cloud-connector",
-            subject,
-            f"{connector.name} is {connector.state}: the BMC talks to its vendor",
-            "turn it off in the BMC",
-        )
-        for connector in posture.connectors
-        if connector.enabled
-    ]
+
+    for name, (severity, why) in _OPEN_SERVICES.items():
+        service = posture.service(name)
+        if service is not None and service.enabled:
+            read = f"NetworkProtocol.{name}.ProtocolEnabled is true, port {service.port}"
+            note(severity, f"bmc-{name.lower()}-enabled", why, f"turn {name} off in the BMC's network protocols", read)
+    if posture.snmp is not None:
+        found += _snmp_findings(posture.snmp, subject)
+    for account in posture.accounts:
+        if account.enabled and account.username not in expected_accounts:
+            note(
+                Severity.CRITICAL,
+                "bmc-foreign-account",
+                f"account {account.username!r} ({account.role or 'no role'}) is enabled and not one of ours",
+                "remove it, or declare it with a waiver",
+                f"{account.uri}: Enabled is true",
+            )
+    for connector in posture.connectors:
+        if connector.enabled:
+            note(
+                Severity.CRITICAL,
+                "bmc-cloud-connector",
+                f"{connector.name} is {connector.state}: the BMC talks to its vendor",
+                "turn it off in the BMC",
+            )
+    for interface in posture.host_interfaces:
+        found += _host_interface_findings(interface, subject)
     if not posture.policy.lockout_threshold:
-        findings.append(
-            _finding(
-                Severity.WARNING,
-                "bmc-no-lockout",
-                subject,
-                "the BMC reports no account lockout: passwords can be guessed without end",
-                "set AccountLockoutThreshold to 5 where the BMC has it",
+        note(
+            Severity.WARNING,
+            "bmc-no-lockout",
+            "the BMC reports no account lockout: passwords can be guessed without end",
+            "set AccountLockoutThreshold to 5 where the BMC has it",
+            f"AccountLockoutThreshold is {'absent' if posture.policy.lockout_threshold is None else 0}",
+        )
+    return worst_first(found)
+
+
+def _snmp_findings(snmp: Snmp, subject: str) -> list[Finding]:
+    found = []
+    read = f"SNMP on; v1 {_said(snmp.v1)}, v2c {_said(snmp.v2c)}"
+    read += ", communities set that the BMC does not show" if snmp.hidden else ""
+    if snmp.by_community:
+        found.append(
+            Finding(
+                severity=Severity.WARNING,
+                kind="bmc-snmp-enabled",
+                subject=subject,
+                detail="SNMP v1 and v2c carry their community in the clear",
+                remedy="turn SNMP off, or leave v3 only",
+                evidence=read,
             )
         )
-    order = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
-    return sorted(findings, key=lambda finding: order.index(finding.severity))
+    if snmp.by_community and snmp.defaults:
+        found.append(
+            Finding(
+                severity=Severity.CRITICAL,
+                kind="bmc-snmp-default-community",
+                subject=subject,
+                detail=f"SNMP answers to the factory's community {' and '.join(map(repr, snmp.defaults))}",
+                remedy="turn SNMP off, or leave v3 only",
+                evidence=read,
+            )
+        )
+    return found
 
 
-def _finding(severity: Severity, kind: str, subject: str, detail: str, remedy: str) -> Finding:
-    return Finding(severity=severity, kind=kind, subject=subject, detail=detail, remedy=remedy)
+def _said(value: bool | None) -> str:
+    return {True: "on", False: "off", None: "not told"}[value]
+
+
+def _host_interface_findings(interface: HostInterfaceFact, subject: str) -> list[Finding]:
+    """The OS is the tenant's: what it can do to the BMC, a tenant can."""
+    rows = [
+        (
+            True,
+            Severity.WARNING,
+            "bmc-host-interface",
+            "the server's OS reaches its BMC by the host interface",
+            "InterfaceEnabled is true",
+        ),
+        (
+            interface.no_auth,
+            Severity.CRITICAL,
+            "bmc-host-interface-no-auth",
+            "the host interface takes the server's OS without a credential",
+            "AuthenticationModes holds AuthNone",
+        ),
+        (
+            interface.bootstrapping,
+            Severity.CRITICAL,
+            "bmc-host-interface-bootstrapping",
+            "root in the server's OS can have the BMC make it an account",
+            "CredentialBootstrapping.Enabled is true",
+        ),
+    ]
+    return [
+        Finding(
+            severity=severity,
+            kind=kind,
+            subject=subject,
+            detail=detail,
+            remedy="turn InterfaceEnabled and CredentialBootstrapping of the host interface off",
+            evidence=f"{interface.uri}: {read}",
+        )
+        for holds, severity, kind, detail, read in rows
+        if holds and interface.enabled
+    ]

@@ -197,6 +197,11 @@ class RedfishClient:
         """POST once. `BmcUnreachable` means that the outcome is unknown: re-read the state before trying again."""
         return await self._call("POST", path, body=body, timeout=timeout or self.timeout)
 
+    async def upload(self, path: str, content: bytes, content_type: str, *, timeout: float) -> Answer:
+        """POST of a file, once; as `post`. `path` is as the BMC tells it, but always on this BMC."""
+        headers = {"Content-Type": content_type}
+        return await self._call("POST", _path(path), content=content, headers=headers, timeout=timeout)
+
     async def delete(self, path: str, *, timeout: float | None = None) -> None:
         """DELETE; a resource that is already gone is success."""
         try:

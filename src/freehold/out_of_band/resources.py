@@ -143,6 +143,17 @@ class Service(_Shape, frozen=True):
     port: int | None = None
 
 
+class CredentialBootstrapping(_Shape, frozen=True):
+    enabled: bool | None = None
+
+
+class HostInterface(_Shape, frozen=True):
+    uri: str | None = msgspec.field(name="@odata.id", default=None)
+    interface_enabled: bool | None = None
+    authentication_modes: tuple[str, ...] = ()
+    credential_bootstrapping: CredentialBootstrapping = CredentialBootstrapping()
+
+
 class AccountService(_Shape, frozen=True):
     accounts: Link = Link()
     min_password_length: int | None = None

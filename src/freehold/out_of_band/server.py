@@ -29,6 +29,7 @@ __all__ = [
     "enroll_secure_boot",
     "firmware_versions",
     "insert_media",
+    "ipmi_port",
     "log_entries",
     "posture_findings",
     "power",
@@ -269,6 +270,13 @@ def _bios_uri(client: RedfishClient, system: r.System) -> str:
 
 
 # BMC
+
+
+async def ipmi_port(client: RedfishClient) -> int:
+    """The UDP port of IPMI over LAN, as the BMC says; 623 if it does not."""
+    path = link(await first_member(client, "Managers"), "NetworkProtocol")
+    raw = await client.get(path) if path else {}
+    return r.read(r.Service, raw.get("IPMI") or {}, []).port or 623
 
 
 async def set_ipmi(client: RedfishClient, enabled: bool) -> bool:

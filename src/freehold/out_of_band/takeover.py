@@ -113,7 +113,8 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class TakeoverState(msgspec.Struct, frozen=True, kw_only=True):
-    """What one resume knows. `applied`: this resume put pending on the BMC. `staged_here`: this resume staged it."""
+    """What one resume knows. `applied`: this resume put pending on the BMC. `staged_here`: this resume staged it.
+    `rotate`: also replace a password of our own, once; `committed`: this resume made a new password current."""
 
     now: float
     current: Credential | None
@@ -130,6 +131,8 @@ class TakeoverState(msgspec.Struct, frozen=True, kw_only=True):
     can_add: bool = True
     keep: frozenset[str] = frozenset()
     unretirable: frozenset[str] = frozenset()
+    rotate: bool = False
+    committed: bool = False
 
 
 class TakeoverResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,14 +155,16 @@ def next_takeover_step(state: TakeoverState) -> Step:
         return Step(
             StepKind.STOP,
             "the BMC refuses the recorded credential",
-            "put the right credential into the vault; each further attempt counts against the BMC's lockout",
+            "`freehold credential set` the right one; each further attempt counts against the BMC's lockout",
         )
     if state.must_change is not None:
         return _forced(state, state.current)
     if state.policy is None:
         return Step(StepKind.READ)
     own = OWN_ACCOUNT if state.can_add else state.current.username
-    if state.current.username != own or not state.current.generated:
+    if state.rotate and state.committed:
+        return Step(StepKind.DONE)  # other accounts are drift, not this rotation's business
+    if state.rotate or state.current.username != own or not state.current.generated:
         if state.policy.lockout_threshold in (1, 2):
             return Step(
                 StepKind.STOP,
@@ -190,7 +195,7 @@ def _with_pending(state: TakeoverState, pending: StagedCredential) -> Step:
             return Step(
                 StepKind.STOP,
                 "the BMC refuses the current and the pending credential: somebody changed its accounts",
-                "find out who did; then put the right credential into the vault",
+                "find out who did; then `freehold credential set` the right one",
             )
         return Step(StepKind.LOGIN_CURRENT)
     if state.applied:
@@ -228,7 +233,7 @@ def _forced(state: TakeoverState, current: Credential) -> Step:
         return Step(
             StepKind.STOP,
             f"the BMC wants the password of {current.username!r} changed and does not say which account that is",
-            "change it by hand, put the new one into the vault, and resume",
+            "change it by hand, `freehold credential set` the new one, and resume",
         )
     if state.forced_changes > 1:
         return Step(StepKind.STOP, "the BMC wants the password changed again and again", "update its firmware")
@@ -267,14 +272,17 @@ async def take_over(
     *,
     server: str | None = None,
     keep: frozenset[str] = frozenset(),
+    rotate: bool = False,
     now: Callable[[], float] = time.time,
 ) -> TakeoverResult:
-    """Start or resume the take-over of one BMC, until it is done. `keep` are declared accounts that stay.
+    """Start or resume the take-over of one BMC, until it is done. `keep` are declared accounts that stay. `rotate` puts
+    a new password in place of our own; one that an interrupted rotation left pending counts as the new one.
 
     Safe to call again at any time; done means nothing to do. Raises `TakeoverStopped` when going on would risk a
     lockout, and whatever the BMC raised in a step; the state is then in the vault and the next call resumes.
     """
-    state = TakeoverState(now=now(), current=await slots.current(), pending=await slots.pending(), keep=keep)
+    current, pending = await slots.current(), await slots.pending()
+    state = TakeoverState(now=now(), current=current, pending=pending, keep=keep, rotate=rotate)
     done: list[str] = []
     try:
         for _ in range(_MAX_STEPS):
@@ -336,7 +344,13 @@ async def _do(step: Step, state: TakeoverState, door: AccountDoor, slots: Creden
         case StepKind.COMMIT if pending is not None:
             await slots.commit()
             return change(
-                state, current=pending.credential, current_login=Login.WORKS, pending=None, policy=None, applied=False
+                state,
+                current=pending.credential,
+                current_login=Login.WORKS,
+                pending=None,
+                policy=None,
+                applied=False,
+                committed=True,
             )
         case StepKind.DISCARD:
             await slots.discard()

@@ -58,6 +58,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     body: dict[str, Any] | None = None
+    content: bytes | None = None  # a body that is no JSON; its Content-Type is in `headers`
     headers: dict[str, str] = {}
     timeout: float = 30.0
 
@@ -239,7 +240,7 @@ class HttpsTransport:
     async def _exchange(self, call: Call, path: str) -> tuple[Answer, str | None]:
         # Some BMCs turn the ETag of a compressed answer into another one, so nothing is asked to be compressed.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "OData-Version": "4.0", **call.headers}
-        data = None
+        data = call.content
         if call.body is not None:
             data, headers["Content-Type"] = msgspec.json.encode(call.body), "application/json"
         async with self._session(call.method).request(

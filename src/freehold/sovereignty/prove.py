@@ -14,16 +14,17 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from freehold.evidence import BundleVerification, EvidenceLog, export, verify_bundle
+from freehold.evidence import BundleVerification, Ed25519Signer, EvidenceLog, export, verify_bundle
 from freehold.evidence.statement import verify as verify_statement
 from freehold.model.errors import FreeholdError
 from freehold.model.status import IntentKind, ServerState
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.redfish import Credential
+from freehold.root_of_trust.operators import THRESHOLD, approve
 from freehold.sovereignty.maturity import Maturity, maturity
 from freehold.sovereignty.questions import Answer, Claim, Run, answer
 
@@ -86,6 +87,8 @@ class Report:
     bundle: Path
     verification: BundleVerification
     drift: list[str] = field(default_factory=list)
+    failure: NotCompleted | None = None
+    """Why the lifecycle did not come to its end; the answers then say what was not proven."""
 
     @property
     def nothing_left(self) -> bool:
@@ -96,7 +99,7 @@ class Report:
 
 
 class Prover:
-    """One run about one server."""
+    """One run about one server. `operators` are the people who approve what two people must, played by their keys."""
 
     def __init__(
         self,
@@ -105,11 +108,12 @@ class Prover:
         log: EvidenceLog,
         record: Record,
         rack: Rack,
+        operators: Mapping[str, Ed25519Signer],
         server: str,
         show: Callable[[Progress], None],
     ) -> None:
         self._site, self._store, self._log, self._record, self._rack = site, store, log, record, rack
-        self._server, self._show = server, show
+        self._operators, self._server, self._show = operators, server, show
         self._started = time.monotonic()
         self._seconds: dict[str, float] = {}
 
@@ -117,15 +121,24 @@ class Prover:
         self._show(Progress(time.monotonic() - self._started, phase, text))
 
     async def run(self, bundle: Path) -> Report:
-        """The whole test. Raises `NotCompleted` when the server gets stuck or ends in quarantine."""
+        """The whole test. When the server gets stuck or ends in quarantine, what there is is answered and exported all
+        the same, with the reason as `Report.failure`."""
         first = self._log.size
         began = datetime.now(UTC)
+        public = {name: signer.public_key for name, signer in self._operators.items()}
+        await self._store.approvals.found(public, time.time())
         control = await self._phase("isolation", self._cut)
         before = await self._rack.count()
-        await self._phase("to active", lambda: self._until(ServerState.ACTIVE))
-        await self._phase("BMC isolation", self._probe)
-        drift = await self._phase("drift", self._drift)
-        await self._phase("decommission", self._decommission)
+        drift: list[str] = []
+        failure = None
+        try:
+            await self._phase("to active", lambda: self._until(ServerState.ACTIVE))
+            await self._phase("BMC isolation", self._probe)
+            drift = await self._phase("drift", self._drift)
+            await self._phase("rotation", self._rotate)
+            await self._phase("decommission", self._decommission)
+        except NotCompleted as error:
+            failure = error
         left = (await self._rack.count()).since(before)
         egress = {
             "packets": left.packets,
@@ -142,7 +155,7 @@ class Prover:
         await self._record("sovereignty-test", self._server, card)
         path = await asyncio.to_thread(self._export, bundle, card)
         verification = await asyncio.to_thread(verify_bundle, path, self._site.keys.evidence.public_key_pem)
-        return Report(self._server, answers, stage, egress, self._seconds, path, verification, drift)
+        return Report(self._server, answers, stage, egress, self._seconds, path, verification, drift, failure)
 
     def claims(self, first: int) -> list[Claim]:
         """The statements of this run, each verified as it is read."""
@@ -155,7 +168,8 @@ class Prover:
 
     def _export(self, bundle: Path, card: dict[str, Any]) -> Path:
         keys = {"db": self._site.keys.secure_boot["db"].certificate_pem, "image": self._site.keys.image.public_key_pem}
-        return export(self._log, bundle, self._site.keys.evidence, report=card, artifacts={}, public_keys=keys)
+        kept = self._site.artifacts.all()
+        return export(self._log, bundle, self._site.keys.evidence, report=card, artifacts=kept, public_keys=keys)
 
     async def _phase(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         began = time.monotonic()
@@ -199,6 +213,18 @@ class Prover:
                 raise NotCompleted("the drift was not found and remediated in 180 s", server=self._server)
         return found
 
+    async def _rotate(self) -> None:
+        """Ask for what the schedule does by itself: a new BMC password, in two phases."""
+        before = (await self._view()).facts.bmc_credential_since
+        await self._store.record_intent(self._server, IntentKind.ROTATE, by="prove", reason="the sovereignty test")
+        deadline = time.monotonic() + 60.0
+        async for view in self._views():
+            if view.facts.bmc_credential_since != before:
+                self.say("rotation", "the BMC has a new password, and we logged in with it")
+                return
+            if time.monotonic() > deadline:
+                raise NotCompleted("its BMC credential was not rotated in 60 s", server=self._server)
+
     async def _intrude(self) -> None:
         view = await self._view()
         door = RedfishDoor(lambda credential: self._site.connect(view, credential))
@@ -223,7 +249,7 @@ class Prover:
         async for view in self._views():
             status = view.status
             waits = f"waits for {status.waiting_for}" if status.waiting_for else ""
-            doing = waits or status.step or status.reason
+            doing = ", ".join(part for part in (status.step, waits) if part) or status.reason
             if status.retry_at is not None:
                 doing = f"{status.step}: attempt {status.attempts} failed: {status.reason}"
             line = f"{status.state}: {doing}"
@@ -232,10 +258,20 @@ class Prover:
                 shown, last = line, time.monotonic()
             if status.state is target:
                 return
+            await self._approve()
             if status.state is ServerState.QUARANTINED:
                 raise NotCompleted(f"it is quarantined: {status.reason}", server=self._server)
             if status.stuck or time.monotonic() > deadline:
                 raise NotCompleted(f"it is stuck in {status.state}: {doing}", server=self._server)
+
+    async def _approve(self) -> None:
+        """What waits for two people gets the signatures of two, as each of them would give it."""
+        for asked in await self._store.approvals.list():
+            lacking = [name for name in sorted(self._operators) if name not in asked.approved_by]
+            for name in lacking[: max(0, THRESHOLD - len(asked.approved_by))]:
+                envelope = approve(asked.request, self._operators[name])
+                await self._store.approvals.sign(asked.request.id, envelope.to_bytes())
+                self.say("approval", f"{name} signs {asked.request.act} for {asked.request.subject}")
 
     async def _view(self) -> ServerView:
         view = await self._store.ledger.view(self._server)

@@ -132,10 +132,23 @@ def measured_boot(run: Run) -> Finding:
     attested = len({claim.predicate.get("boot_id") for claim in attestations})
     if attested < len(boots):
         return Verdict.DEGRADED, f"{len(boots)} boots, but only {attested} were attested", attestations
-    if any(claim.predicate.get("reference") != "approved" for claim in attestations):
-        reason = f"all {attested} boots attested; PCR 0 and 2 were learned at staging, two approvals are missing"
-        return Verdict.DEGRADED, reason, attestations
-    return Verdict.PASS, f"all {attested} boots gave the expected PCR values", attestations
+    references = [claim for claim in run.of("posture", kind="firmware-reference") if approvals(claim) >= 2]
+    approved = {claim.predicate["firmware"] for claim in references if claim.predicate.get("firmware")}
+    # A staging boot comes before the approval of what it measured; it counts if just that was approved later.
+    unknown = [
+        claim
+        for claim in attestations
+        if claim.predicate.get("reference") != "approved" and claim.predicate.get("firmware") not in approved
+    ]
+    if unknown:
+        reason = f"all {attested} boots attested, but PCR 0 and 2 of {len(unknown)} are not what two people approved"
+        return Verdict.DEGRADED, reason, unknown
+    return Verdict.PASS, f"all {attested} boots gave the expected PCR values", attestations + references
+
+
+def approvals(claim: Claim) -> int:
+    """How many different people the claim says that approved."""
+    return len(set(claim.predicate.get("approved_by") or ()))
 
 
 def verified_decommission(run: Run) -> Finding:
@@ -145,6 +158,9 @@ def verified_decommission(run: Run) -> Finding:
     media = certificates[-1].predicate.get("media", [])
     if not media or not all(medium.get("clean") is True for medium in media):
         return Verdict.NON_SOVEREIGN, "a medium was not proven clean", certificates
+    if missing := certificates[-1].predicate.get("missing_media"):
+        claims = certificates + run.of("waiver")
+        return Verdict.DEGRADED, f"under a waiver, {len(missing)} media are unaccounted for", claims
     if not run.of("key-destruction"):
         return Verdict.DEGRADED, "media are clean, but the destruction of the keys is not recorded", certificates
     return Verdict.PASS, f"{len(media)} media sanitized, read back and certified", certificates

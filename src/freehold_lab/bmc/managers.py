@@ -10,6 +10,7 @@ from freehold_lab.bmc.messages import RedfishError
 
 MANAGER = f"{ROOT}/Managers/1"
 PROTOCOLS = f"{MANAGER}/NetworkProtocol"
+SNMP_VERSIONS = {"EnableSNMPv1": "v1", "EnableSNMPv2c": "v2c", "EnableSNMPv3": "v3"}
 
 
 async def _one(_: Call) -> Iterable[str]:
@@ -32,7 +33,7 @@ async def _manager(call: Call) -> JsonObject:
         "Status": OK,
         **{
             part: link(f"{MANAGER}/{part}")
-            for part in ("NetworkProtocol", "EthernetInterfaces", "LogServices", "VirtualMedia")
+            for part in ("NetworkProtocol", "EthernetInterfaces", "HostInterfaces", "LogServices", "VirtualMedia")
         },
         "Links": {
             "ManagerForServers": [link(f"{ROOT}/Systems/1")],
@@ -61,6 +62,11 @@ async def _protocols(call: Call) -> JsonObject:
     }
     body["HTTPS"]["Certificates"] = link(HTTPS_CERTIFICATES)
     body["NTP"]["NTPServers"] = data.ntp_servers
+    body["SNMP"] |= {name: getattr(data.snmp, attribute) for name, attribute in SNMP_VERSIONS.items()}
+    body["SNMP"]["HideCommunityStrings"] = False
+    body["SNMP"]["CommunityStrings"] = [
+        {"Name": "read", "CommunityString": data.snmp.community, "AccessMode": "Limited"}
+    ]
     return body
 
 
@@ -70,6 +76,8 @@ async def _patch_protocols(call: Call) -> None:
         raise RedfishError("PropertyValueNotInList", False, "ProtocolEnabled", pointer="HTTPS/ProtocolEnabled")
     data.host_name = call.body.get("HostName", data.host_name)
     data.ntp_servers = call.body.get("NTP", {}).get("NTPServers", data.ntp_servers)
+    for name, attribute in SNMP_VERSIONS.items():
+        setattr(data.snmp, attribute, call.body.get("SNMP", {}).get(name, getattr(data.snmp, attribute)))
     changed = []
     for name, service in data.protocols.items():
         wanted = call.body.get(name, {})
@@ -101,6 +109,36 @@ def _mac(call: Call) -> str:
     return "0a:1d:4e:" + ":".join(digits[i : i + 2] for i in (0, 2, 4))
 
 
+async def _host_interface(call: Call) -> JsonObject:
+    data = call.bmc.store.data.host_interface
+    return {
+        "Name": "Host Interface",
+        "HostInterfaceType": "NetworkHostInterface",
+        "InterfaceEnabled": data.enabled,
+        "ExternallyAccessible": False,
+        "AuthenticationModes": ["BasicAuth", "RedfishSessionAuth"],
+        "CredentialBootstrapping": {
+            "Enabled": data.bootstrapping,
+            "EnableAfterReset": data.after_reset,
+            "RoleId": "Administrator",
+        },
+        "NetworkProtocol": link(PROTOCOLS),
+        "Links": {
+            "ComputerSystems": [link(f"{ROOT}/Systems/1")],
+            "CredentialBootstrappingRole": link(f"{ROOT}/AccountService/Roles/Administrator"),
+        },
+        "Status": OK,
+    }
+
+
+async def _patch_host_interface(call: Call) -> None:
+    data, wanted = call.bmc.store.data.host_interface, call.body.get("CredentialBootstrapping", {})
+    data.enabled = call.body.get("InterfaceEnabled", data.enabled)
+    data.bootstrapping = wanted.get("Enabled", data.bootstrapping)
+    data.after_reset = wanted.get("EnableAfterReset", data.after_reset)
+    call.bmc.record("NetworkProtocolChanged", "HostInterface", origin=call.uri)
+
+
 async def _restart_soon(restart: Callable[[], Awaitable[None]]) -> None:
     await asyncio.sleep(0.2)  # lets the answer out
     await restart()
@@ -126,7 +164,8 @@ RESOURCES = (
         fields={
             "HostName": str,
             "HTTPS": {"ProtocolEnabled": bool},
-            **dict.fromkeys(("HTTP", "IPMI", "SSH", "SNMP", "Telnet", "KVMIP", "VirtualMedia", "SSDP"), _SWITCH),
+            **dict.fromkeys(("HTTP", "IPMI", "SSH", "Telnet", "KVMIP", "VirtualMedia", "SSDP"), _SWITCH),
+            "SNMP": {**_SWITCH, **dict.fromkeys(SNMP_VERSIONS, bool)},
             "NTP": {**_SWITCH, "NTPServers": ListOf(str)},
         },
         patch=_patch_protocols,
@@ -134,4 +173,16 @@ RESOURCES = (
     ),
     collection(f"{MANAGER}/EthernetInterfaces", "EthernetInterface", "Ethernet Interface Collection", _one),
     Resource(f"{MANAGER}/EthernetInterfaces/1", "EthernetInterface.v1_12_4.EthernetInterface", _interface),
+    collection(f"{MANAGER}/HostInterfaces", "HostInterface", "Host Interface Collection", _one),
+    Resource(
+        f"{MANAGER}/HostInterfaces/1",
+        "HostInterface.v1_3_3.HostInterface",
+        _host_interface,
+        fields={
+            "InterfaceEnabled": bool,
+            "CredentialBootstrapping": {"Enabled": bool, "EnableAfterReset": bool},
+        },
+        patch=_patch_host_interface,
+        privilege="ConfigureManager",
+    ),
 )

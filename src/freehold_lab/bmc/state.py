@@ -35,6 +35,23 @@ class NetworkService(msgspec.Struct):
     port: int
 
 
+class Snmp(msgspec.Struct):
+    """As shipped: the old versions on, with the community that everybody knows."""
+
+    v1: bool = True
+    v2c: bool = True
+    v3: bool = True
+    community: str = "public"
+
+
+class HostInterface(msgspec.Struct):
+    """The network between the server's OS and the BMC. As shipped: root in the OS may have an account made."""
+
+    enabled: bool = True
+    bootstrapping: bool = True
+    after_reset: bool = True
+
+
 class Subscription(msgspec.Struct):
     id: str
     destination: str
@@ -75,6 +92,8 @@ class Remembered(msgspec.Struct):
     policy: AccountPolicy = msgspec.field(default_factory=AccountPolicy)
     session_timeout: int = 1800
     protocols: dict[str, NetworkService] = msgspec.field(default_factory=_factory_protocols)
+    snmp: Snmp = msgspec.field(default_factory=Snmp)
+    host_interface: HostInterface = msgspec.field(default_factory=HostInterface)
     subscriptions: dict[str, Subscription] = {}
     logs: dict[str, list[LogRecord]] = {}
     next_id: int = 1

@@ -16,7 +16,6 @@ from freehold.model.errors import FreeholdError
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, mirror
 from freehold.root_of_trust.depot.metadata import Days, online_key_of, people_of, signed_by
-from freehold.root_of_trust.depot.operator_keys import read_private_key
 from freehold.root_of_trust.depot.package import from_tuf
 from freehold.root_of_trust.depot.staging import Staged, Staging, sign_staged
 from freehold.root_of_trust.keys import depot_key, make_depot_key
@@ -152,14 +151,9 @@ def sign(directory: Path | None, key: Path, passphrase_file: Path | None, yes: b
         show_staged(staged)
     if not yes and (output == "json" or not click.confirm("Sign this?", err=True)):
         raise FreeholdError("nobody confirmed it; nothing was signed", remedy="answer y, or read it and give --yes")
+    from freehold.interfaces.cli.operators import signer as signer_of  # late, as `vault_of`
 
-    def passphrase() -> str:
-        if passphrase_file is not None:
-            return passphrase_file.read_text().partition("\n")[0]
-        answer: str = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
-        return answer
-
-    signer = read_private_key(key, passphrase)
+    signer = signer_of(key, passphrase_file)
     roles = sign_staged(staging, staged, signer)
     person = next(staged.signers(role)[signer.key_id] for role in roles)
     now_signed = {role: signed_by(role, each, staged.judges(role)) for role, each in staging.read().waiting.items()}
@@ -286,7 +280,7 @@ def follow(here: Depot, root: Path, digest: str) -> None:
 
 
 def vault_of(state: Path) -> Vault:
-    """Imported late: whoever signs, verifies or lists does not need the engine, which takes a while to load."""
+    """Imported late: whoever verifies, lists or mirrors does not need the engine, which takes a while to load."""
     from freehold.orchestration.opening import open_vault
 
     return open_vault(state)

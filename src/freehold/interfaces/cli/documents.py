@@ -1,4 +1,4 @@
-"""`freehold apply` and `freehold diff`: YAML documents into the store, or compared with it."""
+"""`freehold apply`, `diff` and `delete`: YAML documents into the store, compared with it, and out again."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from freehold.interfaces.cli.common import exits, output_option, printable, run, show_json, site_store, state_option
+from freehold.interfaces.cli.resources import Kind
 from freehold.model.documents import DocumentError, load_documents, validate_set
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Resource, ServerSpec
@@ -78,6 +79,32 @@ def diff(files: tuple[str, ...], state: Path, output: str) -> None:
         for line in map(describe_field, change.fields):
             click.echo(line)
     raise click.exceptions.Exit(3 if changes else 0)
+
+
+@click.command()
+@click.argument("kind", type=Kind())
+@click.argument("name")
+@state_option
+@output_option()
+def delete(kind: str, name: str, state: Path, output: str) -> None:
+    """Take a resource out that nothing needs any more. A server goes only with a destruction certificate or under a
+    signed waiver, an Assignment only when nobody runs under it.
+
+    
+    Example:
+      freehold delete assignment web-1
+      freehold delete server server-1
+    """
+
+    async def work() -> None:
+        async with site_store(state) as store:
+            await store.delete(kind, name)
+
+    run(work())
+    if output == "json":
+        show_json({"kind": kind, "name": name, "action": "deleted"})
+    else:
+        click.echo(f"{kind} {name} deleted")
 
 
 async def declare(files: Iterable[str], state: Path, *, dry_run: bool) -> list[Change]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from freehold.evidence import (
+    Artifacts,
     BundleRefused,
     CertificateVerification,
     LogView,
@@ -20,6 +21,7 @@ from freehold.evidence import (
     verify_certificate,
 )
 from freehold.evidence.log import CHECKPOINT
+from freehold.evidence.verify import read_bundle
 from freehold.interfaces.cli.common import output_option, printable, show_json, show_page, show_table, state_option
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import evidence_key, open_vault, origin_of
@@ -149,9 +151,10 @@ def export_bundle(out: Path | None, state: Path, output: str) -> None:
     public = {
         name.partition(".")[0]: pem for name, pem in keys.public_files().items() if name.endswith((".pem", ".pub"))
     }
+    kept = Artifacts(state / "artifacts").all()
     target = out or state / "bundles" / f"{site}-{now:%Y%m%dT%H%M%SZ}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    export(view, target, keys.evidence, report=report, artifacts={}, public_keys=public)
+    export(view, target, keys.evidence, report=report, artifacts=kept, public_keys=public)
     if output == "json":
         show_json({"bundle": str(target), "entries": view.size, "key_fingerprint": keys.evidence.key_id})
         return
@@ -163,19 +166,27 @@ def export_bundle(out: Path | None, state: Path, output: str) -> None:
 @click.option("--server", help="Only statements about this server.")
 @click.option("--since", "start", type=click.IntRange(min=0), default=0, metavar="N", help="Begin with entry N.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of a page.")
+@click.option(
+    "--bundle",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Read the log of a bundle instead; it is verified first.",
+)
 @state_option
 @output_option()
-def show_log(server: str | None, start: int, limit: int, state: Path, output: str) -> None:
+def show_log(server: str | None, start: int, limit: int, bundle: Path | None, state: Path, output: str) -> None:
     """List the statements of the log; every entry is checked against the signed checkpoint first.
 
     \b
     Example:
       freehold evidence log --server server-1 --limit 20
+      freehold evidence log --bundle ./bundle -o json
       freehold evidence log --since 100 -o json
     """
-    view = open_view(state)
-    claims = ((entry, dsse.Envelope.from_bytes(entry.envelope)) for entry in view.entries(start))
-    parsed = ((entry.index, hashlib.sha256(entry.envelope), Statement.from_bytes(e.payload)) for entry, e in claims)
+    if bundle is not None:
+        entries = iter(bundle_entries(bundle, start))
+    else:
+        entries = ((entry.index, entry.envelope) for entry in open_view(state).entries(start))
+    parsed = ((index, hashlib.sha256(envelope), _claim(envelope)) for index, envelope in entries)
     wanted = [*islice((each for each in parsed if about(each[2], server)), limit + 1)]
     page = wanted[:limit]
     following = wanted[limit][0] if len(wanted) > limit else None
@@ -198,6 +209,15 @@ def open_view(state: Path) -> LogView:
     path = directory / CHECKPOINT
     origin = path.read_bytes().partition(b"\n")[0].decode("utf-8", "replace") if path.exists() else "unknown"
     return LogView.open(directory, key, origin)
+
+
+def bundle_entries(bundle: Path, start: int) -> list[tuple[int, bytes]]:
+    """The entries of a bundle's log from `start`. Raises `RefusedError` unless the whole bundle verifies."""
+    try:
+        _, envelopes = read_bundle(bundle)
+    except BundleRefused as refused:
+        raise RefusedError(refused) from refused
+    return [*enumerate(envelopes)][start:]
 
 
 def _claim(envelope: bytes) -> Statement:

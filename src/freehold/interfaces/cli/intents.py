@@ -16,8 +16,8 @@ from freehold.interfaces.cli.common import output_option, run, show_json, site_s
 from freehold.model.errors import FreeholdError
 from freehold.model.status import IntentKind, ServerState
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.store import Store, Stored
+from freehold.orchestration.view import ServerView
 
 F = TypeVar("F", bound=Callable[..., Any])
 K, S = IntentKind, ServerState
@@ -85,17 +85,31 @@ def resume(server: str, reason: str, wait: bool, timeout: float | None, state: P
 @click.command()
 @intent_options
 @click.option("--to", type=click.Choice([S.DECOMMISSIONING.value]), help="Erase it instead of going on with it.")
+@click.option("--remeasure", is_flag=True, help="Its firmware is another, and rightly so: measure and approve it anew.")
 def release(
-    server: str, to: str | None, reason: str, wait: bool, timeout: float | None, state: Path, output: str
+    server: str,
+    to: str | None,
+    remeasure: bool,
+    reason: str,
+    wait: bool,
+    timeout: float | None,
+    state: Path,
+    output: str,
 ) -> None:
     """Let a server out of quarantine, back to what was interrupted. Read first why it is there: `freehold describe`.
+
+    With --remeasure its reference values are forgotten: the next boot of the agent is measured, and two operators
+    approve what it measured before the server joins the pool. A server with a tenant's data goes by way of the erase.
 
     \b
     Example:
       freehold release server-1 --reason "firmware update of 3 May, approved"
       freehold release server-1 --to decommissioning --reason "not trusted any more"
+      freehold release server-1 --to decommissioning --remeasure --reason "the mainboard was replaced under ticket 7"
     """
-    args = {"to": to} if to else {}
+    args: dict[str, Any] = {"to": to} if to else {}
+    if remeasure:
+        args["remeasure"] = True
     run(ask(state, server, K.RELEASE, reason, output, wait=wait, timeout=timeout, args=args))
 
 

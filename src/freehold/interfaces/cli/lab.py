@@ -10,8 +10,10 @@ import click
 import yaml
 
 from freehold.model.errors import FreeholdError
+from freehold.root_of_trust import operator_keys
 
 INVENTORY, SSH_KEY = "inventory.yaml", "ssh-key"
+OPERATORS = ("alice", "bob", "carol")
 DRIFT_INTERVAL = "10s"
 
 
@@ -36,10 +38,19 @@ def ask(*arguments: str, directory: Path) -> dict[str, Any]:
     command = lab_command(*arguments, "--output", "json", directory=directory)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 3):
-        words = done.stderr.strip().removeprefix("freehold_lab: ") or f"exit status {done.returncode}"
-        raise FreeholdError(f"lab {arguments[0]}: {words}")
+        raise lab_error(f"lab {arguments[0]}", done)
     answer = json.loads(done.stdout) if done.stdout.strip() else {}
     return answer if isinstance(answer, dict) else {"value": answer}
+
+
+def lab_error(what: str, done: subprocess.CompletedProcess[str]) -> FreeholdError:
+    """What the lab said when it was asked for JSON, as an error of ours."""
+    last = done.stderr.strip().rpartition("\n")[2]
+    try:
+        error = json.loads(last)["error"]
+    except (ValueError, KeyError, TypeError):
+        return FreeholdError(f"{what}: {last or f'exit status {done.returncode}'}")
+    return FreeholdError(f"{what}: {error['what']}", server=error["server"], remedy=error["remedy"])
 
 
 def write_inventory(directory: Path, facts: dict[str, Any]) -> Path:
@@ -52,6 +63,18 @@ def write_inventory(directory: Path, facts: dict[str, Any]) -> Path:
     path = directory / INVENTORY
     path.write_text(yaml.safe_dump_all(documents(facts, public), sort_keys=False))
     return path
+
+
+def operator_keys_of(directory: Path) -> dict[str, Path]:
+    """The private keys of the lab's three operators, made once. On a real site they are three people, each with a key
+    on a medium of their own; in a lab all of them are whoever runs it."""
+    folder = directory / "operators"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    paths = {name: folder / f"{name}.key" for name in OPERATORS}
+    for path in paths.values():
+        if not path.exists():
+            operator_keys.create(path, None)
+    return paths
 
 
 def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
@@ -94,11 +117,21 @@ def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
     return lines
 
 
+LAB_COMMANDS = ("up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan")
+
+
+def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The lab's commands; behind them, the servers of the lab in `./lab`."""
+    words = list(ctx.params.get("arguments") or ())
+    choices = LAB_COMMANDS if not words else tuple(path.name for path in Path("lab/servers").glob("*"))
+    return [word for word in choices if word.startswith(incomplete)]
+
+
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
     add_help_option=False,
 )
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete)
 def lab(arguments: tuple[str, ...]) -> None:
     """A rack in a box: up, down, status, fault, console, power, ssh, exec, wan. `freehold lab --help` lists all.
 
@@ -109,9 +142,10 @@ def lab(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "freehold_lab", *arguments], check=False).returncode
     if done == 0 and arguments[:1] == ("up",) and "--help" not in arguments and "-h" not in arguments:
         directory = _directory(arguments)
-        path = write_inventory(directory, facts_of(directory))
+        path, keys = write_inventory(directory, facts_of(directory)), operator_keys_of(directory)
         if not any("json" in argument for argument in arguments):
             click.echo(f"inventory: {path}")
+            click.echo(f"operators: {', '.join(str(each) for each in keys.values())}")
             click.echo(f"next:      freehold serve --lab {directory} &  freehold apply -f {path}")
     raise click.exceptions.Exit(done)
 

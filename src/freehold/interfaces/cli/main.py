@@ -11,15 +11,21 @@ Exit codes:
   0  done
   1  failed; the message says what is wrong and what to do
   2  wrong usage, or a document that is not valid
-  3  the answer is no: `diff` found differences, `verify` refused, `prove` did not complete offline
+  3  the answer is no: `diff` found differences, `verify` refused, `audit` has findings, something left in
+     `prove`, `lab status` found something broken, `vault` does not open or has findings
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "approval": ("operators", "approval", "What two people are asked to approve, and their signatures."),
     "apply": ("documents", "apply", "Declare what is in YAML documents."),
+    "audit": ("audit", "audit", "How open the BMCs stand, and what their ports really answer."),
+    "baseline": ("baseline", "baseline", "Firmware reference values, and who approved them."),
     "completion": ("shell", "completion", "Print the shell completion script."),
     "console": ("shell", "console", "Attach to a server's serial console."),
+    "credential": ("credentials", "credential", "BMC credentials into the vault; out of it with two people's word."),
     "decommission": ("intents", "decommission", "Sanitize a server, certify it, give it back to the pool."),
+    "delete": ("documents", "delete", "Take a resource out that nothing needs."),
     "depot": ("depot", "depot", "Firmware and images: imported, signed by two operators, verified."),
     "describe": ("resources", "describe", "Everything that is known about one server."),
     "diff": ("documents", "diff", "What `apply` would change."),
@@ -28,12 +34,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "get": ("resources", "get", "List resources, or show one."),
     "image": ("images", "image", "Build or import OS images and the agent."),
     "lab": ("lab", "lab", "A rack in a box: real firmware, TPMs, BMCs and networks."),
+    "operator": ("operators", "operator", "The people whose signatures count."),
     "pause": ("intents", "pause", "Leave a server alone until it is resumed."),
     "prove": ("prove", "prove", "Rebuild a dead server with the outside cut off, and prove it."),
     "release": ("intents", "release", "Let a server out of quarantine."),
     "resume": ("intents", "resume", "Go on with a paused server."),
     "retire": ("intents", "retire", "Decommission a server for good."),
+    "rotate": ("rotation", "rotate", "Give BMCs new passwords now."),
     "serve": ("serve", "serve", "Run the controller."),
+    "vault": ("vault", "vault", "The site's secrets: their key, and who can recover them."),
     "verify": ("evidence", "verify", "Verify an evidence bundle offline."),
     "watch": ("resources", "watch", "Follow servers and events live."),
 }

@@ -9,23 +9,29 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
+from freehold.evidence import Ed25519Signer
 from freehold.interfaces.cli.common import output_option, show_json
-from freehold.interfaces.cli.lab import facts_of, lab_command, write_inventory
+from freehold.interfaces.cli.lab import facts_of, lab_command, lab_error, operator_keys_of, write_inventory
+from freehold.interfaces.cli.lab_depot import carry_in
 from freehold.interfaces.cli.lab_rack import LabRack
 from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
 from freehold.model.documents import load_documents
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.orchestration.controller import make_site, recorder
 from freehold.orchestration.controller import serve as run_site
 from freehold.orchestration.opening import boot_artifacts, open_log, open_vault, serving
 from freehold.orchestration.store import Store
 from freehold.provisioning.images.artifacts import Cache, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
+from freehold.root_of_trust import operator_keys
 from freehold.root_of_trust.keys import SiteKeys
+from freehold.root_of_trust.vault import Vault
 from freehold.sovereignty.prove import Progress, Prover, Report
 
 LAB_NAME, SERVER = "prove", "server-1"
@@ -66,6 +72,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
     click.echo("  lab: starting", err=True)
     _lab("down", "--name", LAB_NAME, directory=lab)
     _lab("up", "--name", LAB_NAME, "--servers", "1", directory=lab, check=True)
+    failed = True
     try:
         facts = facts_of(lab)
         inventory = write_inventory(lab, facts)
@@ -76,23 +83,40 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
         with serving(state):
             import uvloop
 
-            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), bundle))
+            report = uvloop.run(_run(state, base, inventory, LabRack(lab, facts), facts, operator_keys_of(lab), bundle))
         key = bundle.with_suffix(".pub")  # apart from the bundle: what an auditor pins must not come out of it
         shutil.copy(state / "keys" / "evidence.pub", key)
+        failed = report.failure is not None
+        if failed:
+            _save_console(facts, bundle)
     finally:
         if keep:
             click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {LAB_NAME}`", err=True)
         else:
             _lab("down", "--name", LAB_NAME, directory=lab)
-            shutil.rmtree(state, ignore_errors=True)
+            if failed:
+                click.echo(f"  state: kept in {state} for a look around; the next run removes it", err=True)
+            else:
+                shutil.rmtree(state, ignore_errors=True)
     if output == "json":
+        failure = report.failure.to_dict() if report.failure is not None else None
         show_json({"report": msgspec.to_builtins(report.answers), "maturity": report.stage, "egress": report.egress,
-                   "seconds": report.seconds, "bundle": str(report.bundle)})  # fmt: skip
+                   "seconds": report.seconds, "bundle": str(report.bundle), "failure": failure})  # fmt: skip
     else:
         click.echo(card(report, time.monotonic() - began))
         click.echo(f"  check it       freehold verify {report.bundle} --key {key}")
+    if report.failure is not None:
+        raise report.failure
     if not report.nothing_left:
         raise NotProven("something tried to leave, or the counter was not shown to work", remedy="read the card above")
+
+
+def _save_console(facts: dict[str, Any], bundle: Path) -> None:
+    """What the machine said last is what tells why; the lab goes, so it is kept beside the bundle."""
+    for server in facts["servers"]:
+        console = Path(server["console_log"])
+        if console.exists():
+            shutil.copy(console, bundle.with_name(f"{bundle.name}-{server['name']}-console.log"))
 
 
 def claim_state(state: Path) -> None:
@@ -114,17 +138,25 @@ def claim_state(state: Path) -> None:
 
 def _lab(*arguments: str, directory: Path, check: bool = False) -> None:
     done = subprocess.run(
-        lab_command(*arguments, directory=directory),
+        lab_command(*arguments, "--output", "json", directory=directory),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
     if check and done.returncode != 0:
-        raise FreeholdError(f"the lab did not start: {done.stderr.strip().removeprefix('freehold_lab: ')}")
+        raise lab_error("the lab did not start", done)
 
 
-async def _run(state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack, bundle: Path) -> Report:
+async def _run(
+    state: Path,
+    base: BaseArtifacts,
+    inventory: Path,
+    rack: LabRack,
+    facts: dict[str, Any],
+    people: dict[str, Path],
+    bundle: Path,
+) -> Report:
     store = await Store.open(state / "freehold.db")
     try:
         await store.apply(load_documents(inventory.read_text(), inventory.name))
@@ -135,7 +167,9 @@ async def _run(state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack,
         with await asyncio.to_thread(open_log, state, name, keys) as log:
             boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
             site = make_site(state, spec, networks, vault, keys, boot)
-            prover = Prover(site, store, log, recorder(log), rack, SERVER, show)
+            signers = {name: operator_keys.load(path, None) for name, path in people.items()}
+            await store.apply([await asyncio.to_thread(_newest_firmware, state, vault, signers, facts)])
+            prover = Prover(site, store, log, recorder(log), rack, signers, SERVER, show)
             controller = asyncio.create_task(run_site(site, store, log))
             proof = asyncio.create_task(prover.run(bundle))
             done, _ = await asyncio.wait({controller, proof}, return_when=asyncio.FIRST_COMPLETED)
@@ -151,6 +185,17 @@ async def _run(state: Path, base: BaseArtifacts, inventory: Path, rack: LabRack,
         await store.close()
 
 
+def _newest_firmware(state: Path, vault: Vault, people: dict[str, Ed25519Signer], facts: dict[str, Any]) -> Resource:
+    """The vendor's newest BIOS, carried into the depot and declared as what the board shall have."""
+    board = facts["servers"][0]
+    target = carry_in(state / "depot", vault, people, Path(facts["firmware"]), board["manufacturer"], board["model"])
+    about = target.about
+    spec = FirmwareBaselineSpec(
+        vendor=about.vendor, model=board["model"], component=about.component, version=about.version
+    )
+    return Resource(kind="FirmwareBaseline", name="bios", spec=spec)
+
+
 def show(progress: Progress) -> None:
     """A line of the live display."""
     minutes, seconds = divmod(int(progress.at), 60)
@@ -162,6 +207,8 @@ def card(report: Report, seconds: float) -> str:
     egress = report.egress
     checked, key = report.verification.entries, report.verification.key_fingerprint[:16]
     lines = ["", f"Bare Metal Sovereignty Test   server {report.server}   {seconds / 60:.1f} minutes", ""]
+    if report.failure is not None:
+        lines += [f"  NOT COMPLETED  {report.failure.what}", ""]
     for each in report.answers:
         lines.append(f"  {each.verdict:<13}  {each.number}. {each.question}")
         lines.append(f"  {'':<13}     {each.reason}")

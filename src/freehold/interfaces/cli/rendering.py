@@ -18,8 +18,8 @@ from freehold.model.resources import (
     WaiverSpec,
 )
 from freehold.model.status import Order, OrderState, ServerStatus
-from freehold.orchestration.planner import ServerView
 from freehold.orchestration.store import Event, Stored
+from freehold.orchestration.view import ServerView
 
 Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 

@@ -8,12 +8,15 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import Waivable
 from freehold.model.status import Facts, Medium, Order
 from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
+from freehold.orchestration import waivers
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.securing import without_ipmi
 from freehold.out_of_band import server as oob
+from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.secure_boot import enroll_secure_boot
 from freehold.out_of_band.takeover import foreign_accounts
@@ -34,14 +37,18 @@ async def list_media(site: Site, ctx: StepContext) -> StepResult:
             remedy="remove them, or destroy them physically and record it",
         )
     known = {str(disk["serial"]) for disk in (ctx.facts.inband_inventory or {}).get("disks", [])}
-    if gone := sorted(known - {str(disk["serial"]) for disk in disks}):
+    gone = tuple(sorted(known - {str(disk["serial"]) for disk in disks}))
+    waiver = waivers.waiver_for(ctx.server.waivers, Waivable.MISSING_MEDIUM, ctx.now) if gone else None
+    if gone and waiver is None:
         raise FreeholdError(
             f"disks {', '.join(gone)} were in this server and are not there now: data may have left with them",
             server=ctx.name,
-            remedy="put them back, or retire the server under a signed waiver",
+            remedy=f"put them back, {waivers.remedy(ctx.name, Waivable.MISSING_MEDIUM)}",
         )
     media = tuple(Medium(serial=str(disk["serial"]), details={"disk": disk}) for disk in disks)
-    return StepResult(facts={"media": media}, events=(f"{len(media)} media to sanitize",))
+    claims = (("waiver", waivers.claim(waiver, media=list(gone))),) if waiver is not None else ()
+    facts = {"media": media, "missing_media": gone}
+    return StepResult(facts=facts, statements=claims, events=(f"{len(media)} media to sanitize",))
 
 
 async def plant_canaries(site: Site, ctx: StepContext) -> StepResult:
@@ -107,10 +114,12 @@ def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumSt
 
 
 async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
-    """TPM2_Clear: every key under the storage hierarchy is gone with its seed."""
+    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too."""
     order = await site.ordered(ctx, "tpm_clear", {})
     if order is None:
         return StepResult(done=False)
+    if ctx.facts.ek_sha256 is not None:
+        await ctx.agents.saw_tpm(ctx.facts.ek_sha256, None)
     return StepResult(facts={"tpm_cleared": True}, events=("the TPM's storage hierarchy is cleared",))
 
 
@@ -134,6 +143,7 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
         for account in foreign_accounts(await read_accounts(client), own):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
+        await harden(client)
         state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
@@ -157,6 +167,7 @@ async def certify(_site: Site, ctx: StepContext) -> StepResult:
             "ek_sha256": ctx.facts.ek_sha256,
         },
         "media": [medium.to_dict() for medium in media],
+        "missing_media": list(ctx.facts.missing_media),
         "tpm_cleared": ctx.facts.tpm_cleared,
         "keys_destroyed": ctx.facts.keys_destroyed,
         "guidance": "NIST SP 800-88 Rev. 1",

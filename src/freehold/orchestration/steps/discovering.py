@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from freehold.model.findings import Finding
+from freehold.model.status import AgentSession, FirmwareFact
 from freehold.operations.inventory import compare
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -13,12 +15,11 @@ from freehold.out_of_band.inventory import read_inventory
 async def read_oob_inventory(site: Site, ctx: StepContext) -> StepResult:
     async with site.bmc(ctx.server) as client:
         inventory: dict[str, Any] = msgspec.to_builtins(await read_inventory(client))
-    declared = ctx.server.spec.firmware.bios
-    if declared is not None and inventory["bios_version"] != declared:
-        why = f"BIOS is {inventory['bios_version']}, declared {declared}"
-        return StepResult(done=False, quarantine=f"firmware is not at the declared version: {why}")
+    firmware = FirmwareFact(
+        vendor=inventory["manufacturer"], model=inventory["model"], version=inventory["bios_version"]
+    )
     claim = {"source": "out-of-band", "inventory": inventory}
-    return StepResult(facts={"oob_inventory": inventory}, statements=(("inventory", claim),))
+    return StepResult(facts={"oob_inventory": inventory, "firmware": firmware}, statements=(("inventory", claim),))
 
 
 async def collect_inventory(site: Site, ctx: StepContext) -> StepResult:
@@ -57,7 +58,7 @@ async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
         return StepResult(done=False, quarantine=f"the inventory came from TPM {told_by}, now TPM {identity} speaks")
     if ctx.facts.ek_sha256 not in (None, identity):
         return StepResult(done=False, quarantine=f"the TPM {identity[:16]}… is not the bound {ctx.facts.ek_sha256}")
-    reference = {str(name): str(value) for name, value in agent.details["reference"].items()}
+    reference = measured_reference(agent)
     claim = {
         "source": "tpm",
         "ek_sha256": identity,
@@ -65,4 +66,15 @@ async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
         "firmware_reference": reference,
         "attestation": agent.details["attestation"],
     }
-    return StepResult(facts={"ek_sha256": identity, "learned_reference": reference}, statements=(("inventory", claim),))
+    findings = msgspec.convert(agent.details.get("findings", []), tuple[Finding, ...])
+    return StepResult(
+        facts={"ek_sha256": identity, "learned_reference": reference},
+        statements=(("inventory", claim),),
+        findings=findings,
+        resolved=("pcr-banks",),
+    )
+
+
+def measured_reference(agent: AgentSession) -> dict[str, tuple[str, ...]]:
+    """What PCR 0 and 2 of the boot measured that this agent attested."""
+    return {pcr: tuple(digests) for pcr, digests in agent.details["reference"].items()}

@@ -1,9 +1,16 @@
 """Steps of `preparing`: BIOS settings, the operator's Secure Boot keys, reference values."""
 
+from freehold.model.findings import Finding, Severity
+from freehold.orchestration.references import KnownReference
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.out_of_band.secure_boot import enroll_secure_boot
 from freehold.out_of_band.server import set_bios_attributes
+from freehold.root_of_trust.attestation import reference
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
+from freehold.root_of_trust.operators import NotApproved
+
+UNAPPROVED = "firmware-unapproved"
 
 
 async def apply_bios(site: Site, ctx: StepContext) -> StepResult:
@@ -27,11 +34,54 @@ async def enroll(site: Site, ctx: StepContext) -> StepResult:
     return StepResult(facts={"secure_boot_enrolled": True}, statements=(("secure-boot", claim),))
 
 
-async def approve_reference(_site: Site, ctx: StepContext) -> StepResult:
-    """PCR 0 and 2 of the staging boot become the reference values. They are learned, not approved by two people: the
-    evidence says so, and the sovereignty test counts it."""
-    learned = ctx.facts.learned_reference
-    if not learned:
+async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
+    """What this server's firmware measured at staging becomes what its boots are held against, once two operators have
+    approved it for the board and the version. Under a policy of `learned` nobody is asked, and the evidence says so."""
+    learned, firmware = ctx.facts.learned_reference, ctx.facts.firmware
+    if learned is None or firmware is None:
         return StepResult(done=False, quarantine="no boot of this server was attested, so there is nothing to refer to")
-    claim = {"kind": "firmware-reference", "origin": "learned at staging", "digests": learned}
-    return StepResult(facts={"reference_values": learned}, statements=(("posture", claim),))
+    values = ReferenceValues(vendor=firmware.vendor, model=firmware.model, version=firmware.version, digests=learned)
+    claim = {
+        "kind": "firmware-reference",
+        "id": values.id,
+        "firmware": values.firmware,
+        "board": values.title,
+        "digests": {pcr: list(digests) for pcr, digests in learned.items()},
+    }
+    if ctx.server.policy.reference_values == "learned":
+        facts = {"reference_values": learned, "reference_id": None}
+        return StepResult(facts=facts, statements=(("posture", claim | {"origin": "learned", "approved_by": []}),))
+    known = await site.references.propose(values, f"measured by {ctx.name} at staging", ctx.name, ctx.now)
+    if known.state in (ReferenceState.SUPERSEDED, ReferenceState.REVOKED):
+        why = f"its firmware measures what reference values {values.id} hold ({values.title}), which are {known.state}"
+        return StepResult(done=False, quarantine=why)
+    if known.state is ReferenceState.PENDING:
+        try:
+            await site.references.approve(values.id, ctx.now)
+        except NotApproved as lacking:
+            return await _unapproved(site, known, lacking)
+    approved = await site.approvals.show(known.approval)
+    claim |= {"origin": known.origin, "approved_by": list(approved.approved_by)}
+    return StepResult(
+        facts={"reference_values": learned, "reference_id": values.id},
+        statements=(("posture", claim),),
+        resolved=(UNAPPROVED,),
+    )
+
+
+async def _unapproved(site: Site, known: KnownReference, lacking: NotApproved) -> StepResult:
+    """Wait, and tell people what is asked of them; if the same board has measured something else before, that too."""
+    values = known.values
+    kin = await site.references.list(vendor=values.vendor, model=values.model, version=values.version)
+    other = reference.closest(values, [each.values for each in kin if each.state is ReferenceState.APPROVED])
+    differs = "".join(f"; {sentence}" for sentence in reference.diff(other, values)) if other is not None else ""
+    finding = Finding(
+        severity=Severity.CRITICAL if other is not None else Severity.WARNING,
+        kind=UNAPPROVED,
+        subject=values.id,
+        detail=f"{lacking.what}{differs}",
+        remedy=f"read `freehold baseline show {values.id}`, then `freehold baseline approve {values.id} --key FILE`",
+    )
+    return StepResult(
+        done=False, findings=(finding,), waiting_for=f"two operators to approve reference values {values.id}"
+    )

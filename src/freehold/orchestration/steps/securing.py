@@ -1,5 +1,6 @@
 """Steps of `securing`: from a factory BMC to one that only this site can open."""
 
+import asyncio
 import hashlib
 import hmac
 
@@ -9,12 +10,21 @@ from freehold.model.findings import Finding
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.out_of_band import server as oob
+from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.errors import BmcIdentityChanged, NotSupported
+from freehold.out_of_band.hardening import harden
+from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
+from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
+
+ROTATION_TURN = 3.0
+"""Seconds until a server whose turn it was not is looked at again."""
+IPMI_OFF = "off"
+_STOPPING_ROUNDS, _STOPPING_SECONDS = 2, 3.0
 
 
 async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
@@ -37,13 +47,26 @@ async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
 
 async def take_over_credential(site: Site, ctx: StepContext) -> StepResult:
     """A unique random credential in two phases; other accounts are disabled on the way."""
-    await ctx.ensure_lease(BMC_COMMAND)
-    door = RedfishDoor(lambda credential: site.connect(ctx.server, credential))
-    result = await take_over(door, site.slots(ctx.server), server=ctx.name)
+    return await _new_credential(site, ctx, rotate=False)
+
+
+async def rotate_credential(site: Site, ctx: StepContext) -> StepResult:
+    """A new password for our own account, as policy's interval or a person wants it. A few BMCs at a time."""
+    if site.rotations.locked():
+        return StepResult(done=False, retry_after=ROTATION_TURN, waiting_for="its turn to rotate")
+    async with site.rotations:
+        return await _new_credential(site, ctx, rotate=True)
+
+
+async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> StepResult:
+    door = RedfishDoor(
+        lambda credential: site.connect(ctx.server, credential), ensure=lambda: ctx.ensure_lease(BMC_COMMAND)
+    )
+    result = await take_over(door, site.slots(ctx.server), server=ctx.name, rotate=rotate)
     credential = await site.slots(ctx.server).current()
     assert credential is not None
     claim = {
-        "event": "taken-over",
+        "event": "rotated" if rotate else "taken-over",
         "username": result.username,
         "unique": await site.is_unique(ctx.name, credential),
         "password_length": len(credential.password),
@@ -53,7 +76,8 @@ async def take_over_credential(site: Site, ctx: StepContext) -> StepResult:
         "factory_accounts_disabled": not result.remaining,
         "remaining_accounts": list(result.remaining),
     }
-    return StepResult(facts={"bmc_credential_committed": True}, statements=(("credential", claim),))
+    facts = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
+    return StepResult(facts=facts, statements=(("credential", claim),))
 
 
 def keyed_digest(key: bytes, password: str) -> str:
@@ -78,11 +102,31 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
-    """IPMI over LAN off."""
+    """IPMI over LAN off, and what its port answers then. A BMC that answers still is a finding, not a stop."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
         state = await without_ipmi(client)
-    return StepResult(facts={"ipmi_off": True}, statements=(("posture", {"kind": "ipmi", "ipmi": state}),))
+        port = await oob.ipmi_port(client)
+    answered = await _ipmi_after(transport.split_address(ctx.server.spec.bmc.address)[0], port)
+    findings = ipmi_findings(answered, subject=ctx.name, declared=False if state == IPMI_OFF else None)
+    claim = {"kind": "ipmi", "ipmi": state, "probe": msgspec.to_builtins(answered)}
+    return StepResult(
+        facts={"ipmi_off": True},
+        statements=(("posture", claim),),
+        findings=tuple(findings),
+        resolved=tuple(IPMI_KINDS - {finding.kind for finding in findings}),
+    )
+
+
+async def _ipmi_after(address: str, port: int) -> IpmiPosture:
+    """A BMC takes a moment to stop the service: one that answers is asked again."""
+    answered = await probe_ipmi(address, port=port, users=())
+    for _ in range(_STOPPING_ROUNDS):
+        if not answered.present:
+            break
+        await asyncio.sleep(_STOPPING_SECONDS)
+        answered = await probe_ipmi(address, port=port, users=())
+    return answered
 
 
 async def without_ipmi(client: RedfishClient) -> str:
@@ -91,7 +135,16 @@ async def without_ipmi(client: RedfishClient) -> str:
         await oob.set_ipmi(client, False)
     except NotSupported:
         return "the BMC has no IPMI switch"
-    return "off"
+    return IPMI_OFF
+
+
+async def close_services(site: Site, ctx: StepContext) -> StepResult:
+    """What nobody needs is closed. What the BMC does not let us close stays as a finding of `record_posture`."""
+    await ctx.ensure_lease(BMC_COMMAND)
+    async with site.bmc(ctx.server) as client:
+        hardened = await harden(client)
+    claim = {"kind": "services", **msgspec.to_builtins(hardened)}
+    return StepResult(facts={"services_closed": True}, statements=(("posture", claim),))
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:

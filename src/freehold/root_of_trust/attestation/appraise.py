@@ -12,11 +12,22 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 
+from freehold.model.findings import Finding, Severity
 from freehold.root_of_trust.attestation import event_log, predict, uefi
-from freehold.root_of_trust.attestation.errors import AttestationError, MalformedEvidenceError
-from freehold.root_of_trust.attestation.event_log import Event, EventLog
+from freehold.root_of_trust.attestation.errors import AttestationError
+from freehold.root_of_trust.attestation.event_log import EV_NO_ACTION, Event, EventLog
 from freehold.root_of_trust.attestation.predict import ExpectedEvent
+from freehold.root_of_trust.attestation.reader import printable
+from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues, leading
 from freehold.root_of_trust.attestation.structures import ClockInfo
+from freehold.root_of_trust.attestation.words import (
+    describe_event,
+    describe_image,
+    describe_variable,
+    few,
+    name_event,
+    read_variable,
+)
 
 BANK = "sha256"
 SEPARATOR, CALLING, RETURNING = (
@@ -26,14 +37,28 @@ MEASURED_BY_FIRMWARE = range(8)  # the PCRs that the firmware closes with a sepa
 
 
 @dataclass(frozen=True, kw_only=True)
+class TpmState:
+    """What a quote says of its TPM beside the PCRs. `banks` says of each PCR bank whether it is active; one that the
+    TPM does not have is not there.
+
+    Kept from quote to quote: counters only grow until TPM2_Clear, and banks do not leave a TPM.
+    """
+
+    clock: ClockInfo
+    firmware_version: int
+    banks: Mapping[str, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What `session.verify_response` proved: PCR values that this TPM signed, and a log that replays to them."""
 
     ek_identity: str
+    ak_name: bytes
+    nonce: bytes
     pcrs: Mapping[int, bytes]
     log: EventLog
-    clock: ClockInfo
-    firmware_version: int
+    tpm: TpmState
     quoted_at: datetime
 
 
@@ -41,8 +66,9 @@ class Evidence:
 class Policy:
     """What must have booted. Digests and values are SHA-256.
 
-    `pcr4` and `pcr7` are whole event lists as `predict` makes them; `pcr11` lists the permitted values. `reference`
-    has for PCR 0 and 2 the approved digests in order; a PCR that is absent or None is only recorded.
+    `pcr4` and `pcr7` are whole event lists as `predict` makes them; `pcr11` lists the permitted values. `reference` are
+    the approved variants of the firmware: PCR 0 must be as one of them has it, and so must PCR 2; None: both are only
+    recorded. `last_seen` is of this TPM's last quote; None if there was none, or a TPM2_Clear was ordered since.
     """
 
     id: str
@@ -50,7 +76,8 @@ class Policy:
     pcr4: Sequence[ExpectedEvent]
     pcr7: Sequence[ExpectedEvent]
     pcr11: Sequence[bytes]
-    reference: Mapping[int, Sequence[bytes] | None] = field(default_factory=dict)
+    reference: Sequence[ReferenceValues] | None = None
+    last_seen: TpmState | None = None
     untouched: Sequence[int] = (12, 13)
     max_age: timedelta = timedelta(minutes=5)
 
@@ -72,11 +99,13 @@ class PcrResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`reasons` are sentences that name the failing event; there is at least one if not trusted."""
+    """`reasons` are sentences that name the failing event; there is at least one if not trusted. `findings` are what
+    should be put right, and does not make the server untrusted."""
 
     trusted: bool
     reasons: tuple[str, ...]
     policy_id: str
+    findings: tuple[Finding, ...] = ()
     pcrs: Mapping[int, PcrResult] = field(default_factory=dict)
 
 
@@ -95,13 +124,15 @@ def _appraise(evidence: Evidence, policy: Policy, now: datetime) -> Verdict:
         reasons.append(f"the TPM is {evidence.ek_identity[:16]}…, not this server's {policy.ek_identity[:16]}…")
     if not timedelta(0) <= now - evidence.quoted_at <= policy.max_age:
         reasons.append(f"the quote of {evidence.quoted_at:%Y-%m-%d %H:%M:%S} is not of the last {policy.max_age}")
+    reasons += _went_back(evidence.tpm, policy.last_seen)
+    reasons += few(_disagreeing(evidence))
     replayed = event_log.replay(evidence.log, BANK)
     checks: dict[int, Callable[[], list[str]]] = {
         **{pcr: partial(_untouched, evidence, pcr) for pcr in policy.untouched},
         **{
-            pcr: partial(_reference, evidence.log, pcr, digests)
-            for pcr, digests in policy.reference.items()
-            if digests is not None
+            pcr: partial(_reference, evidence.log, pcr, policy.reference)
+            for pcr in PCRS
+            if policy.reference is not None
         },
         4: partial(_pcr4, evidence.log, policy.pcr4),
         7: partial(_pcr7, evidence.log, policy.pcr7),
@@ -111,14 +142,99 @@ def _appraise(evidence: Evidence, policy: Policy, now: datetime) -> Verdict:
         reasons.append(f"the quote does not cover PCR {', '.join(map(str, unquoted))}, which policy needs")
     results = {}
     for pcr, value in sorted(evidence.pcrs.items()):
-        found = [f"PCR {pcr}: {what}" for what in checks[pcr]()] if pcr in checks else []
+        found = [f"PCR {pcr}: {what}" for what in few(checks[pcr]())] if pcr in checks else []
         found += [f"PCR {pcr}: {what}" for what in _separator(evidence.log, pcr)]
         if pcr != 11 and replayed.get(pcr) != value:  # 11 is also extended by the running system, see _pcr11
             found.append(f"PCR {pcr}: the event log does not replay to the quoted value")
         fine = PcrStatus.MATCHED if pcr in checks else PcrStatus.RECORDED
         results[pcr] = PcrResult(status=PcrStatus.MISMATCHED if found else fine, value=value, reasons=tuple(found))
         reasons += found
-    return Verdict(trusted=not reasons, reasons=tuple(reasons), policy_id=policy.id, pcrs=results)
+    return Verdict(
+        trusted=not reasons,
+        reasons=tuple(reasons),
+        policy_id=policy.id,
+        findings=_findings(evidence, policy.last_seen),
+        pcrs=results,
+    )
+
+
+def _went_back(tpm: TpmState, last: TpmState | None) -> list[str]:
+    """Against the last quote of the same TPM. Clock counts within one boot only: after a power loss it may repeat."""
+    if last is None:
+        return []
+    now, then = tpm.clock, last.clock
+    boot, last_boot = (now.reset_count, now.restart_count), (then.reset_count, then.restart_count)
+    reasons = []
+    if boot < last_boot:
+        reasons.append(f"the TPM's reset counters went back from {last_boot[0]}/{last_boot[1]} to {boot[0]}/{boot[1]}")
+    if boot == last_boot and now.clock < then.clock:
+        reasons.append(f"the TPM's clock went back from {then.clock} to {now.clock} ms within one boot")
+    if tpm.firmware_version < last.firmware_version:
+        old, new = _version(last.firmware_version), _version(tpm.firmware_version)
+        reasons.append(f"the TPM's firmware went back from {old} to {new}")
+    if gone := last.banks.keys() - tpm.banks.keys():
+        reasons.append(f"the quote leaves out PCR banks that this TPM has: {', '.join(sorted(gone))}")
+    return reasons
+
+
+def _disagreeing(evidence: Evidence) -> list[str]:
+    """Data that one bank vouches for and another does not: the banks were not extended by one measurement."""
+    log = evidence.log
+    others = [bank for bank, active in evidence.tpm.banks.items() if active and bank != BANK and bank in log.banks]
+    if not others:
+        return []
+    events = [event for event in log.events if event.type != EV_NO_ACTION and event.vouched_data(BANK) is not None]
+    return [
+        f"PCR {event.pcr}: {name_event(event, BANK)} has a {bank} digest of something else than its {BANK} digest"
+        for event in events
+        for bank in others
+        if event.vouched_data(bank) is None
+    ]
+
+
+def _findings(evidence: Evidence, last: TpmState | None) -> tuple[Finding, ...]:
+    tpm, logged = evidence.tpm, evidence.log.banks
+    unquoted = [bank for bank in logged if bank not in tpm.banks]
+    unlogged = [bank for bank, active in tpm.banks.items() if active and bank not in logged]
+    findings = []
+    if unquoted:
+        findings.append(
+            Finding(
+                severity=Severity.WARNING,
+                kind="pcr-banks",
+                subject=", ".join(unquoted),
+                detail=f"the firmware measures into PCR banks that are not in the quote: {', '.join(unquoted)}",
+                remedy="turn these banks off in the firmware's setup",
+            )
+        )
+    if unlogged:
+        findings.append(
+            Finding(
+                severity=Severity.WARNING,
+                kind="pcr-banks",
+                subject=", ".join(unlogged),
+                detail=f"PCR banks are active that the firmware does not measure into: {', '.join(unlogged)}."
+                " Whatever runs can fill them as it likes (CVE-2021-42299)",
+                remedy="turn these banks off in the firmware's setup, and seal nothing to them",
+            )
+        )
+    if last is not None and tpm.firmware_version > last.firmware_version:
+        old, new = _version(last.firmware_version), _version(tpm.firmware_version)
+        findings.append(
+            Finding(
+                severity=Severity.WARNING,
+                kind="tpm-firmware",
+                subject=new,
+                detail=f"the TPM's firmware was {old} at the last quote, and is {new}",
+                remedy="if nobody updated it, find out who did",
+            )
+        )
+    return tuple(findings)
+
+
+def _version(firmware_version: int) -> str:
+    """As vendors print it: four 16-bit numbers of TPM_PT_FIRMWARE_VERSION_1 and _2."""
+    return ".".join(str(firmware_version >> shift & 0xFFFF) for shift in (48, 32, 16, 0))
 
 
 def _separator(log: EventLog, pcr: int) -> list[str]:
@@ -140,7 +256,11 @@ def _pcr4(log: EventLog, expected: Sequence[ExpectedEvent]) -> list[str]:
     events = list(log.of_pcr(4))
     while [event.digests[BANK] for event in events[2:4]] == [RETURNING, CALLING]:
         del events[2:4]
-    return _in_order(events, expected, _describe_image)
+    for event, wanted in zip(events, expected, strict=False):
+        if event.digests[BANK] != wanted.digest:
+            words = describe_image(event, BANK)
+            return [f"{words} that is not the expected {wanted.digest.hex()} ({wanted.label})"]
+    return _surplus(events, expected, describe_image)
 
 
 def _pcr7(log: EventLog, expected: Sequence[ExpectedEvent]) -> list[str]:
@@ -149,7 +269,7 @@ def _pcr7(log: EventLog, expected: Sequence[ExpectedEvent]) -> list[str]:
     for event, wanted in zip(events, expected, strict=False):
         if event.digests[BANK] != wanted.digest:
             reasons += _variable_differences(event, wanted)
-    reasons += _surplus(events, expected, _describe_variable)
+    reasons += _surplus(events, expected, describe_variable)
     return reasons
 
 
@@ -163,58 +283,45 @@ def _pcr11(evidence: Evidence, permitted: Sequence[bytes]) -> list[str]:
     ]
 
 
-def _reference(log: EventLog, pcr: int, digests: Sequence[bytes]) -> list[str]:
-    expected = [ExpectedEvent(digest=digest, label=f"reference event {n}") for n, digest in enumerate(digests)]
-    return _in_order(log.of_pcr(pcr), expected, _describe_event)
+def _reference(log: EventLog, pcr: int, variants: Sequence[ReferenceValues]) -> list[str]:
+    """As one approved variant has it; the closest one names what differs."""
+    events = log.of_pcr(pcr)
+    observed = tuple(event.digests[BANK].hex() for event in events)
+    if not variants:
+        return ["no reference values are approved for this server's firmware"]
+    approved = max(variants, key=lambda each: leading(observed, each.digests[str(pcr)]))
+    wanted = approved.digests[str(pcr)]
+    if any(observed == each.digests[str(pcr)] for each in variants):
+        return []
+    at = leading(observed, wanted)
+    if at == len(events):
+        return [f"measurement {at + 1}, approved for {approved.title}, was not made: {wanted[at]}"]
+    expected = wanted[at] if at < len(wanted) else "nothing more"
+    name = name_event(events[at], BANK)
+    return [f"{name} has digest {observed[at]}, approved for {approved.title} is {expected}"]
 
 
 def _untouched(evidence: Evidence, pcr: int) -> list[str]:
     if not any(evidence.pcrs[pcr]):
         return []
-    names = ", ".join(_describe_event(event) for event in evidence.log.of_pcr(pcr)) or "something after boot"
+    events = [describe_event(event, BANK) for event in evidence.log.of_pcr(pcr)]
+    names = ", ".join(few(events)) or "something after boot"
     return [f"it must be untouched, but {names} was measured into it"]
 
 
-def _in_order(
-    events: Sequence[Event], expected: Sequence[ExpectedEvent], describe: Callable[[Event], str]
+def _surplus(
+    events: Sequence[Event], expected: Sequence[ExpectedEvent], describe: Callable[[Event, str], str]
 ) -> list[str]:
-    """The first event that is not the expected one, or what is missing or too much."""
-    for event, wanted in zip(events, expected, strict=False):
-        if event.digests[BANK] != wanted.digest:
-            return [f"{describe(event)} that is not the expected {wanted.digest.hex()} ({wanted.label})"]
-    return _surplus(events, expected, describe)
-
-
-def _surplus(events: Sequence[Event], expected: Sequence[ExpectedEvent], describe: Callable[[Event], str]) -> list[str]:
     if len(events) < len(expected):
         return [f"{wanted.label} was not measured" for wanted in expected[len(events) :]]
-    return [f"{describe(event)} that nothing expects" for event in events[len(expected) :]]
-
-
-def _describe_event(event: Event) -> str:
-    return f"event {event.number} ({event.type_name}) with digest {event.digests[BANK].hex()}"
-
-
-def _describe_image(event: Event) -> str:
-    if event.type != event_log.EV_EFI_BOOT_SERVICES_APPLICATION:
-        return _describe_event(event)
-    try:
-        origin = f" (by the firmware's word from {uefi.parse_image_load(event.data).device_path})"
-    except MalformedEvidenceError:
-        origin = ""
-    return f"booted an image with Authenticode digest {event.digests[BANK].hex()}{origin}"
-
-
-def _describe_variable(event: Event) -> str:
-    variable = _variable(event.vouched_data(BANK))
-    return f"variable {variable.name}" if variable else _describe_event(event)
+    return [f"{describe(event, BANK)} that nothing expects" for event in events[len(expected) :]]
 
 
 def _variable_differences(event: Event, wanted: ExpectedEvent) -> list[str]:
     """What differs in a Secure Boot variable, certificate by certificate."""
-    found, expected = _variable(event.vouched_data(BANK)), _variable(wanted.data)
-    if found is None or expected is None or found.name != expected.name:
-        return [f"{_describe_variable(event)} stands where {wanted.label} was expected"]
+    found, expected = read_variable(event.vouched_data(BANK)), read_variable(wanted.data)
+    if found is None or expected is None or (found.vendor, found.name) != (expected.vendor, expected.name):
+        return [f"{describe_variable(event, BANK)} stands where {wanted.label} was expected"]
     if found.name == "SecureBoot":
         state = "on" if found.data == b"\1" else "off"
         return [f"Secure Boot is {state}, against policy"]
@@ -222,24 +329,19 @@ def _variable_differences(event: Event, wanted: ExpectedEvent) -> list[str]:
         # An authority is one EFI_SIGNATURE_DATA: the owner's GUID (16 bytes), which vouches for nothing, and the entry.
         if wanted.data is not None and found.data[16:] == expected.data[16:]:
             return []
-        return [f"the image was admitted by {uefi.describe_certificate(found.data[16:])}, not by {wanted.label}"]
+        return [
+            f"the image was admitted by {printable(uefi.describe_certificate(found.data[16:]))}, not by {wanted.label}"
+        ]
     # Firmware trusts the entries, whoever is named as their owner: BMCs write a GUID of their own there.
     there = {(entry.type, entry.data): entry for entry in _entries(found)}
     own = {(entry.type, entry.data): entry for entry in _entries(expected)}
     foreign = [entry for key, entry in there.items() if key not in own]
     missing = [entry for key, entry in own.items() if key not in there]
-    reasons = [f"{found.name} holds a {entry.describe()} that is not the operator's" for entry in foreign]
-    return sorted(reasons + [f"{found.name} lacks the {entry.describe()}" for entry in missing])
+    if found.name == "dbx":
+        foreign = []  # more that is forbidden makes nothing more trusted
+    reasons = [f"{found.name} holds a {printable(entry.describe())} that is not the operator's" for entry in foreign]
+    return sorted(reasons + [f"{found.name} lacks the {printable(entry.describe())}" for entry in missing])
 
 
 def _entries(variable: uefi.VariableData) -> tuple[uefi.SignatureEntry, ...]:
     return uefi.parse_signature_lists(variable.data)
-
-
-def _variable(data: bytes | None) -> uefi.VariableData | None:
-    if data is None:
-        return None
-    try:
-        return uefi.parse_variable(data)
-    except MalformedEvidenceError:
-        return None

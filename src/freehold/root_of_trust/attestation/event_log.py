@@ -1,6 +1,7 @@
 """TCG event logs: strict parsing and replay (TCG PC Client Platform Firmware Profile 1.06, 10).
 
-Both forms are read: SHA-1 only (TCG_PCR_EVENT) and crypto-agile (TCG_PCR_EVENT2). Only PCR index and digests are
+Both forms are read: SHA-1 only (TCG_PCR_EVENT) and crypto-agile (TCG_PCR_EVENT2), as is a confidential guest's CCEL,
+where the index counts registers (0 MRTD, then RTMR 0 to 3) and the one bank is SHA-384. Only PCR index and digests are
 protected by the quote; type and data are a stranger's words until a digest vouches for them, so `Event.vouched_data`
 is None where it does not.
 """
@@ -16,7 +17,8 @@ MOST_BYTES, MOST_EVENTS = 1 << 20, 4096
 DIGEST_SIZES = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64, "sm3_256": 32}
 ALGORITHMS = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512", 0x0012: "sm3_256"}
 NO_PCR = 0xFFFFFFFF
-EV_NO_ACTION, EV_SEPARATOR = 0x00000003, 0x00000004
+EV_NO_ACTION, EV_SEPARATOR, EV_S_CRTM_VERSION = 0x00000003, 0x00000004, 0x00000008
+EV_EFI_PLATFORM_FIRMWARE_BLOB = 0x80000008
 EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_BOOT, EV_EFI_VARIABLE_BOOT2 = 0x80000001, 0x80000002, 0x8000000C
 EV_EFI_BOOT_SERVICES_APPLICATION, EV_EFI_BOOT_SERVICES_DRIVER, EV_EFI_RUNTIME_SERVICES_DRIVER = (
     0x80000003,
@@ -80,11 +82,13 @@ def parse_event_log(data: bytes) -> EventLog:
     reader = Reader(data, "event log", "little")
     first = _legacy_event(reader, 0)
     agile = first.data.startswith(b"Spec ID Event03\0")
-    if agile and (first.pcr, first.type, any(first.digests["sha1"])) != (0, EV_NO_ACTION, False):
-        raise reader.wrong("the specification header is not a NO_ACTION event of PCR 0")
+    if agile and (first.pcr > 1 or first.type != EV_NO_ACTION or any(first.digests["sha1"])):
+        raise reader.wrong("the specification header is not a NO_ACTION event of PCR 0 (or register 1 in a CCEL)")
     banks = _specification(first.data) if agile else ("sha1",)
     events = [] if agile else [first]
-    while reader.left and not _padding(reader):
+    # Behind the last event there may be the unused rest of the firmware's buffer: all zeros, or all ones.
+    used = min(len(data.rstrip(b"\0")), len(data.rstrip(b"\xff")))
+    while reader.left and reader.at < used:
         if len(events) >= MOST_EVENTS:
             raise reader.wrong(f"more than {MOST_EVENTS} events")
         number = len(events) + agile
@@ -92,26 +96,31 @@ def parse_event_log(data: bytes) -> EventLog:
     return EventLog(banks=banks, events=tuple(events), locality=_startup_locality(events))
 
 
-def replay(log: EventLog, bank: str, then: Iterable[tuple[int, bytes]] = ()) -> dict[int, bytes]:
-    """Values of PCR 0 to 15, and of others the log extends, after the log's events and then `then` (PCR, digest)."""
-    if bank not in log.banks:
-        raise MalformedEvidenceError(f"event log: it has no {bank} bank but {', '.join(log.banks)}")
+def replay(log: EventLog, bank: str) -> dict[int, bytes]:
+    """Values of PCR 0 to 15, and of others the log extends, after the log's events."""
+    if bank not in log.banks or bank not in hashlib.algorithms_available:
+        raise MalformedEvidenceError(f"event log: no {bank} bank can be replayed; it has {', '.join(log.banks)}")
     size = DIGEST_SIZES[bank]
     values = {pcr: bytes(size) for pcr in range(16)}
     values[0] = bytes(size - 1) + bytes([log.locality])
-    extends = [(event.pcr, event.digests[bank]) for event in log.events if event.type != EV_NO_ACTION]
-    for pcr, digest in [*extends, *then]:
-        # PCRs 17 to 22 start as all ones (Profile, 3.3); 16 and 23 as zeros.
-        before = values.get(pcr, (b"\xff" if 17 <= pcr <= 22 else b"\0") * size)
-        values[pcr] = hashlib.new(bank, before + digest).digest()
+    for event in log.events:
+        if event.type != EV_NO_ACTION:
+            # PCRs 17 to 22 start as all ones (Profile, 3.3); 16 and 23 as zeros.
+            before = values.get(event.pcr, (b"\xff" if 17 <= event.pcr <= 22 else b"\0") * size)
+            values[event.pcr] = extend(bank, before, event.digests[bank])
     return values
+
+
+def extend(bank: str, value: bytes, digest: bytes) -> bytes:
+    """TPM2_PCR_Extend."""
+    return hashlib.new(bank, value + digest).digest()
 
 
 def extend_all(bank: str, digests: Iterable[bytes]) -> bytes:
     """The value of a PCR that starts at zero and is extended by these digests."""
     value = bytes(DIGEST_SIZES[bank])
     for digest in digests:
-        value = hashlib.new(bank, value + digest).digest()
+        value = extend(bank, value, digest)
     return value
 
 
@@ -157,14 +166,6 @@ def _target(reader: Reader, number: int) -> tuple[int, int]:
     if pcr > 23 and (pcr, kind) != (NO_PCR, EV_NO_ACTION):
         raise reader.wrong(f"event {number} measures into PCR {pcr}, which does not exist")
     return pcr, kind
-
-
-def _padding(reader: Reader) -> bool:
-    """Whether nothing but the unused rest of the firmware's buffer follows."""
-    head = reader.data[reader.at : reader.at + 8]
-    if head not in (bytes(len(head)), b"\xff" * len(head)):
-        return False
-    return not reader.data[reader.at :].strip(head[:1])
 
 
 def _startup_locality(events: Iterable[Event]) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from freehold.root_of_trust.attestation.reader import Reader
 
 CHECKSUM_AT, CERTIFICATE_DIRECTORY = 64, 4  # offset in the optional header; index of the data directory
+MOST_SECTIONS = 96  # what Windows' loader takes, and more than any UKI has
+MOST_BEYOND = 64 << 20  # bytes of zeros that sections may add in memory to what the file holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,10 @@ def parse_image(data: bytes) -> Image:
         raise reader.wrong("its optional header is cut off") from error
     if directory_count <= CERTIFICATE_DIRECTORY or headers_size > len(data) or certificates_size > len(data):
         raise reader.wrong("its headers have impossible sizes")
+    if count > MOST_SECTIONS:
+        raise reader.wrong(f"{count} sections, at most {MOST_SECTIONS} are loaded")
     reader.at = optional + optional_size
-    ranges, sections = [], {}
+    ranges, sections, beyond = [], {}, 0
     for _ in range(count):
         name = reader.take(8).rstrip(b"\0").decode("latin-1")
         virtual_size, _, raw_size, start = (reader.u32() for _ in range(4))
@@ -57,7 +61,8 @@ def parse_image(data: bytes) -> Image:
             raise reader.wrong(f"section {name} runs past the end")
         if raw_size:
             ranges.append((start, start + raw_size))
-        if virtual_size > raw_size + (64 << 20):
+        beyond += max(0, virtual_size - raw_size)
+        if beyond > MOST_BEYOND:
             raise reader.wrong(f"section {name} claims {virtual_size} bytes")
         # In memory a section has its virtual size: cut, or filled up with zeros.
         sections[name] = data[start : start + min(raw_size, virtual_size)].ljust(virtual_size, b"\0")

@@ -1,19 +1,21 @@
-"""Verification of a quote: bytes in, verified PCR values out, or a QuoteError. The order of checks is a contract:
+"""Verification of a quote: bytes in, verified values out, or a QuoteError. The order of checks is a contract:
 
 1. the AK is a restricted signing key that never left its TPM;
 2. the signature is the AK's, in the AK's own scheme, and not over SHA-1;
 3. magic, then type (`structures.parse_attest`);
-4. extraData is the expected qualifying data;
+4. extraData is the expected qualifying data, and the AK is a primary key of the endorsement hierarchy, since for others
+   a TPM blurs its counters and firmware version (Part 1, 36.7);
 5. the PCR selection is *exactly* the one that was asked for (CVE-2022-0317), and never PCR 16 or 23, which a running
-   system can reset and refill with a good log's digests;
-6. the claimed values are exactly of that selection, and their digest is the quoted one;
-7. the clock did not go back against the last quote of the same TPM.
+   system can reset and refill with a good log's digests. A bank but the first may be empty: then the TPM says that it
+   is turned off; or not there: then it is unknown to the TPM, by the agent's word;
+6. the claimed values are exactly of that selection, and their digest is the quoted one.
+
+Counters, clock and firmware version are held against the last quote of the same TPM by `appraise`.
 """
 
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -25,13 +27,13 @@ from freehold.root_of_trust.attestation.structures import (
     ALG_RSASSA,
     Attest,
     Attributes,
-    ClockInfo,
     Public,
     Signature,
     parse_attest,
     parse_signature,
 )
 
+RH_ENDORSEMENT = bytes.fromhex("4000000b")
 RESETTABLE_PCRS = frozenset({16, 23})
 STRONG_HASHES: Mapping[str, hashes.HashAlgorithm] = {
     "sha256": hashes.SHA256(),
@@ -48,15 +50,6 @@ AK_MUST = (
 
 Selection = Mapping[str, Sequence[int]]
 PcrValues = Mapping[str, Mapping[int, bytes]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifiedQuote:
-    """What the TPM signed: PCR values by bank and index, its clock and firmware version."""
-
-    pcrs: PcrValues
-    clock: ClockInfo
-    firmware_version: int
 
 
 def check_ak(ak: Public) -> None:
@@ -87,51 +80,28 @@ def check_quote(ak: Public, attest: bytes, signature: bytes, *, qualifying_data:
             expected=qualifying_data.hex(),
             remedy="look for a replayed or relayed quote: something stands between the server and the controller",
         )
+    if quote.qualified_signer != _qualified_name(ak):
+        raise QuoteError("the attestation key is not a primary key of the endorsement hierarchy")
     asked = {bank: tuple(sorted(indices)) for bank, indices in selection.items()}
     forbidden = sorted(RESETTABLE_PCRS & {index for indices in asked.values() for index in indices})
     if forbidden or not asked or not all(asked.values()):
         raise QuoteError(f"policy asks for no PCRs, or for resettable PCRs {forbidden}", remedy="correct the policy")
-    if dict(quote.selection) != asked:
+    needed, *others = asked
+    exact = quote.selection.get(needed) == asked[needed] and quote.selection.keys() <= asked.keys()
+    if not exact or any(quote.selection.get(bank, ()) not in ((), asked[bank]) for bank in others):
         raise QuoteError(f"the quote covers other PCRs: {_words(quote.selection)}", expected=_words(asked))
     return quote
 
 
 def check_values(ak: Public, quote: Attest, pcrs: PcrValues) -> bool:
     """Step 6: whether `pcrs`, which must be exactly of the quote's selection, have the quoted digest."""
-    if {bank: tuple(sorted(values)) for bank, values in pcrs.items()} != dict(quote.selection):
+    claimed = {bank: tuple(sorted(values)) for bank, values in pcrs.items() if values}
+    if claimed != {bank: indices for bank, indices in quote.selection.items() if indices}:
         return False
     # Part 3, 18.4: banks in the order of the selection, PCRs ascending, hashed by the signing scheme's hash.
     joined = b"".join(pcrs[bank][index] for bank, indices in quote.selection.items() for index in indices)
     assert ak.scheme is not None  # check_ak
     return hmac.compare_digest(hashlib.new(ak.scheme[1], joined).digest(), quote.pcr_digest)
-
-
-def check_clock(clock: ClockInfo, last: ClockInfo | None) -> None:
-    """Step 7. A TPM2_Clear also sets the counters back, so after an ordered one `last` is None."""
-    if last is not None and (clock.reset_count, clock.restart_count) < (last.reset_count, last.restart_count):
-        raise QuoteError(
-            f"the TPM's reset counter went back from {last.reset_count}/{last.restart_count}"
-            f" to {clock.reset_count}/{clock.restart_count}",
-            remedy="find out who cleared the TPM or put an older state of it back",
-        )
-
-
-def verify_quote(
-    ak: Public,
-    attest: bytes,
-    signature: bytes,
-    *,
-    qualifying_data: bytes,
-    selection: Selection,
-    pcrs: PcrValues,
-    last_clock: ClockInfo | None = None,
-) -> VerifiedQuote:
-    """All steps. `selection` is the policy's, `pcrs` what the peer claims (its replayed event log)."""
-    quote = check_quote(ak, attest, signature, qualifying_data=qualifying_data, selection=selection)
-    if not check_values(ak, quote, pcrs):
-        raise QuoteError("the claimed PCR values are not the quoted ones")
-    check_clock(quote.clock, last_clock)
-    return VerifiedQuote(pcrs=pcrs, clock=quote.clock, firmware_version=quote.firmware_version)
 
 
 def _check_signature(ak: Public, attest: bytes, signature: Signature) -> None:
@@ -149,6 +119,11 @@ def _check_signature(ak: Public, attest: bytes, signature: Signature) -> None:
             raise QuoteError("the quote's signature does not fit the attestation key's type")
     except InvalidSignature as error:
         raise QuoteError("the quote's signature is not by the server's attestation key") from error
+
+
+def _qualified_name(ak: Public) -> bytes:
+    """Of a primary key: nameAlg || H(handle of the hierarchy || name) (Part 1, 16)."""
+    return ak.name[:2] + hashlib.new(ak.name_alg, RH_ENDORSEMENT + ak.name).digest()
 
 
 def _words(selection: Selection) -> str:

@@ -1,8 +1,16 @@
-"""Bounded reading of binary structures; anything that does not fit is a MalformedEvidenceError."""
+"""Bounded reading of what strangers send; anything that does not fit is a MalformedEvidenceError."""
 
 from typing import Literal
 
 from freehold.root_of_trust.attestation.errors import MalformedEvidenceError
+
+LONGEST_TEXT = 200
+
+
+def printable(text: str) -> str:
+    """A stranger's text on one line, without anything that a terminal or a log would obey."""
+    cut = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut)
 
 
 class Reader:

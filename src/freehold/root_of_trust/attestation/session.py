@@ -11,17 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from freehold.root_of_trust.attestation.appraise import BANK, Evidence
+from freehold.root_of_trust.attestation.appraise import BANK, Evidence, TpmState
 from freehold.root_of_trust.attestation.credential import make_credential
 from freehold.root_of_trust.attestation.ek import check_ek_template, ek_identity
 from freehold.root_of_trust.attestation.errors import ChallengeError, QuoteError
-from freehold.root_of_trust.attestation.event_log import EventLog, parse_event_log, replay
+from freehold.root_of_trust.attestation.event_log import DIGEST_SIZES, EventLog, extend, parse_event_log, replay
 from freehold.root_of_trust.attestation.predict import BOOT_PHASES
-from freehold.root_of_trust.attestation.quote import check_ak, check_clock, check_quote, check_values
-from freehold.root_of_trust.attestation.structures import Attest, ClockInfo, Public, parse_public
+from freehold.root_of_trust.attestation.quote import check_ak, check_quote, check_values
+from freehold.root_of_trust.attestation.structures import Attest, Public, parse_public
 
-# The PCRs that firmware and systemd-stub measure into; not 10 (IMA), 15 and up (the running system).
-SELECTION: Mapping[str, Sequence[int]] = {BANK: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14)}
+# The PCRs that firmware and systemd-stub measure into; not 10 (IMA), 15 and up (the running system). Every bank is
+# quoted that is active: what runs can fill a bank that the firmware does not measure into (CVE-2021-42299).
+PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14)
+SELECTION: Mapping[str, Sequence[int]] = dict.fromkeys((BANK, "sha384", "sha512", "sha1"), PCRS)
 LIFETIME = timedelta(seconds=90)
 SECRET_BYTES = NONCE_BYTES = 32
 
@@ -114,7 +116,6 @@ def verify_response(
     *,
     tls_certificate: bytes,
     now: datetime,
-    last_clock: ClockInfo | None = None,
     phases: Iterable[str] = BOOT_PHASES,
 ) -> Evidence:
     """Evidence that this EK's TPM quoted these PCRs now and that the log replays to them; or an AttestationError.
@@ -129,25 +130,32 @@ def verify_response(
     ak = parse_public(challenge.ak_public)
     expected = qualifying_data(challenge.nonce, challenge.session, tls_certificate)
     quote = check_quote(ak, response.quote, response.signature, qualifying_data=expected, selection=challenge.selection)
-    check_clock(quote.clock, last_clock)
     log = parse_event_log(response.event_log)
+    values = _values(ak, quote, log, tuple(phases))
+    banks = {bank: bool(indices) for bank, indices in quote.selection.items()}
     return Evidence(
         ek_identity=ek_identity(challenge.ek_public),
-        pcrs=_values(ak, quote, log, tuple(phases))[BANK],
+        ak_name=ak.name,
+        nonce=challenge.nonce,
+        pcrs=values[BANK],
         log=log,
-        clock=quote.clock,
-        firmware_version=quote.firmware_version,
+        tpm=TpmState(clock=quote.clock, firmware_version=quote.firmware_version, banks=banks),
         quoted_at=now,
     )
 
 
 def _values(ak: Public, quote: Attest, log: EventLog, phases: Sequence[str]) -> Mapping[str, Mapping[int, bytes]]:
-    for passed in range(len(phases) + 1):
-        pcrs = {}
-        for bank, indices in quote.selection.items():
-            late = [(11, hashlib.new(bank, phase.encode()).digest()) for phase in phases[:passed]]
-            values = replay(log, bank, late)
-            pcrs[bank] = {index: values[index] for index in indices if index in values}
+    """A bank that is active and that the firmware does not log must be untouched, all zeros."""
+    pcrs = {}
+    for bank, indices in quote.selection.items():
+        replayed = replay(log, bank) if bank in log.banks else dict.fromkeys(indices, bytes(DIGEST_SIZES[bank]))
+        pcrs[bank] = {index: replayed[index] for index in indices if index in replayed}
+    if check_values(ak, quote, pcrs):
+        return pcrs
+    for phase in phases:
+        for bank, values in pcrs.items():
+            if 11 in values and bank in log.banks:
+                values[11] = extend(bank, values[11], hashlib.new(bank, phase.encode()).digest())
         if check_values(ak, quote, pcrs):
             return pcrs
     raise QuoteError(

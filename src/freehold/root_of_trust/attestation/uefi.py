@@ -7,8 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cryptography import x509
-
+from freehold.root_of_trust.attestation.certificate import name_text, read_certificate
 from freehold.root_of_trust.attestation.errors import MalformedEvidenceError
 from freehold.root_of_trust.attestation.reader import Reader
 
@@ -119,8 +118,8 @@ def parse_image_load(data: bytes) -> ImageLoad:
 def describe_certificate(der: bytes) -> str:
     """The subject, or words for what cannot be read: descriptions never fail."""
     try:
-        return x509.load_der_x509_certificate(der).subject.rfc4514_string() or "without a subject"
-    except ValueError:
+        return name_text(read_certificate(der).subject) or "without a subject"
+    except MalformedEvidenceError:
         return "that cannot be read"
 
 

@@ -1,0 +1,184 @@
+"""`freehold audit`: each BMC that is ours, read with the vaulted credential and probed from outside."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+import msgspec
+
+from freehold.interfaces.cli.common import output_option, run, show_json, show_table, site_store, state_option
+from freehold.model.errors import FreeholdError
+from freehold.model.findings import Severity
+from freehold.orchestration.auditing import audit_server, shared_passwords
+from freehold.orchestration.opening import open_vault
+from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
+from freehold.out_of_band.audit import Audit
+from freehold.root_of_trust.vault import Vault
+
+AT_ONCE = 8
+"""Servers that are audited at the same time."""
+QUIET_SECONDS = 2.0
+FOUND, FAILED = 3, 1
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """Of one server: the report, or why there is none."""
+
+    server: str
+    report: Audit | None = None
+    error: FreeholdError | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "server": self.server,
+            "clean": self.report is not None and self.report.clean,
+            "findings": self.report.findings if self.report else (),
+            "error": self.error.to_dict() if self.error else None,
+        }
+
+    def rows(self) -> list[tuple[str, ...]]:
+        if self.error is not None:
+            return [(self.server, "not audited", self.error.what, "", self.error.remedy or "")]
+        findings = self.report.findings if self.report else ()
+        if not findings:
+            return [(self.server, "clean", "", "", "")]
+        return [
+            (self.server, each.severity, f"{each.kind}: {each.detail}", each.evidence, each.remedy) for each in findings
+        ]
+
+
+@click.command()
+@click.argument("servers", nargs=-1, metavar="[SERVER]...")
+@click.option(
+    "--lab",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Audit from inside this lab's controller, as `serve --lab` does.",
+)
+@state_option
+@output_option()
+def audit(servers: tuple[str, ...], lab: Path | None, state: Path, output: str) -> None:
+    """Audit how open the BMCs of all SERVERs (or of those named) stand: accounts, services, SNMP, host interface, cloud
+    connectors, TLS versions, IPMI, known-vulnerable firmware, shared passwords.
+
+    What the BMC says is read over Redfish with the credential in the vault; what its ports answer is probed, without
+    any log-in, so that no account can be locked out. Run it on the controller: other hosts do not reach the BMCs.
+    Ends with 0 if there are no warnings, with 3 if there are, with 1 if a server could not be audited.
+
+    \b
+    Example:
+      freehold audit
+      freehold audit server-1 --output json
+      sudo freehold audit --lab ./lab
+    """
+    if lab is not None:
+        from freehold.interfaces.cli.lab import facts_of
+        from freehold.interfaces.cli.serve import enter_network_namespace
+
+        enter_network_namespace(facts_of(lab)["controller_namespace"])
+    outcomes = run(_audit_all(state, servers))
+    if output == "json":
+        show_json({"servers": [each.to_dict() for each in outcomes]})
+    else:
+        headers = ("SERVER", "SEVERITY", "FINDING", "EVIDENCE", "REMEDY")
+        show_table(headers, [row for each in outcomes for row in each.rows()])
+        click.echo(summary(outcomes), err=True)
+    raise click.exceptions.Exit(exit_code(outcomes))
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    if any(each.report is None for each in outcomes):
+        return FAILED
+    return 0 if all(each.report is not None and each.report.clean for each in outcomes) else FOUND
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """`3 servers audited: 2 critical, 5 warning, 1 info; 1 could not be audited`."""
+    found = [finding.severity for each in outcomes if each.report for finding in each.report.findings]
+    counts = ", ".join(f"{found.count(severity)} {severity}" for severity in reversed(Severity) if severity in found)
+    lost = sum(each.report is None for each in outcomes)
+    audited = len(outcomes) - lost
+    text = f"{audited} server{'' if audited == 1 else 's'} audited: {counts or 'no findings'}"
+    return text + (f"; {lost} could not be audited" if lost else "")
+
+
+async def _audit_all(state: Path, names: tuple[str, ...]) -> list[Outcome]:
+    async with site_store(state) as store:
+        views = await _named(store, names) if names else await _ours(store)
+    outcomes = {view.name: Outcome(view.name, error=_not_ours(view.name)) for view in views}
+    ours = [view for view in views if view.facts.bmc_credential_committed]
+    if ours:
+        vault = await asyncio.to_thread(open_vault, state)
+        shared = await shared_passwords(vault)
+        turn = asyncio.Semaphore(AT_ONCE)
+        done: list[str] = []
+
+        async def one(view: ServerView) -> None:
+            async with turn:
+                outcomes[view.name] = await _one(vault, view, shared)
+            done.append(view.name)
+
+        async with _progress(done, len(ours)):
+            await asyncio.gather(*map(one, ours))
+    return list(outcomes.values())
+
+
+async def _one(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Outcome:
+    try:
+        return Outcome(view.name, report=await audit_server(vault, view, shared))
+    except FreeholdError as error:
+        return Outcome(view.name, error=error)
+
+
+def _not_ours(name: str) -> FreeholdError:
+    return FreeholdError(
+        "its BMC is not ours yet", server=name, remedy="wait until `freehold serve` has taken it over, or see why not"
+    )
+
+
+async def _named(store: Store, names: tuple[str, ...]) -> list[ServerView]:
+    for name in names:
+        await store.get("Server", name)  # raises for a name that is not declared
+    return [view for name in dict.fromkeys(names) if (view := await store.ledger.view(name)) is not None]
+
+
+async def _ours(store: Store) -> list[ServerView]:
+    """Every server whose BMC has been taken over."""
+    found: list[ServerView] = []
+    after, others = ("Server", ""), 0
+    while page := await store.list_resources("Server", after=after):
+        for each in page:
+            view = await store.ledger.view(each.resource.name)
+            if view is not None and view.facts.bmc_credential_committed:
+                found.append(view)
+            else:
+                others += 1
+        after = page[-1].resource.key
+    if not found:
+        raise FreeholdError(
+            f"there is nothing to audit: of {others} declared servers none is ours yet",
+            remedy="run `freehold serve` until their BMCs are taken over",
+        )
+    if others:
+        click.echo(f"left out, because not ours yet: {others} of the declared servers", err=True)
+    return found
+
+
+@asynccontextmanager
+async def _progress(done: list[str], total: int) -> AsyncIterator[None]:
+    """A line on stderr whenever `QUIET_SECONDS` have passed."""
+
+    async def say() -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(QUIET_SECONDS)
+            click.echo(f"audited {len(done)} of {total} after {time.monotonic() - began:.0f} s", err=True)
+
+    task = asyncio.create_task(say())
+    try:
+        yield
+    finally:
+        task.cancel()

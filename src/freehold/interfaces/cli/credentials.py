@@ -1,0 +1,152 @@
+"""`freehold credential`: BMC credentials into the vault, and, with two people's word, out of it."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from freehold.interfaces.cli.common import output_option, run, show_json, site_store, state_option
+from freehold.interfaces.cli.intents import login_name
+from freehold.model.errors import FreeholdError
+from freehold.orchestration.opening import open_vault
+from freehold.orchestration.store import Store
+from freehold.out_of_band.redfish import Credential
+from freehold.root_of_trust.operators import Act, Request
+
+DAY = 86400.0
+
+
+@click.group()
+def credential() -> None:
+    """BMC credentials in the site's vault.
+
+    \b
+    Example:
+      freehold credential set server-1 --username root
+      freehold credential break-glass server-1 --reason "the controller's disk is dying"
+    """
+
+
+@credential.command("set")
+@click.argument("server", required=False)
+@click.option("--ref", help="Put it at this path of the vault, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--username", required=True, help="The account on the BMC.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking for it.")
+@state_option
+@output_option()
+def set_credential(
+    server: str | None, ref: str | None, username: str, password_stdin: bool, state: Path, output: str
+) -> None:
+    """Tell the vault which credential a BMC has: before the take-over by --ref, or for SERVER when somebody changed it
+    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it.
+
+    \b
+    Example:
+      freehold credential set server-1 --username freehold
+      freehold credential set --ref factory/rack-7 --username root --password-stdin < label.txt
+    """
+    if (server is None) == (ref is None):
+        raise click.UsageError("give either a server or --ref PATH")
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    else:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    if not password:
+        raise FreeholdError("the password is empty", server=server)
+    secret = msgspec.json.encode(Credential(username, password))
+
+    async def work() -> None:
+        async with site_store(state) as store:
+            if server is not None:
+                await store.get("Server", server)
+            vault = open_vault(state)
+            if ref is not None:
+                vault.put(ref, secret)
+            else:
+                # What was pending is of an earlier change: the person who looked at the BMC knows better.
+                vault.destroy(f"bmc/{server}/pending")
+                vault.put(f"bmc/{server}/current", secret)
+            where = ref or f"server {server}"
+            await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
+
+    run(work())
+    where = ref or f"bmc/{server}/current"
+    if output == "json":
+        show_json({"path": where, "username": username})
+    else:
+        then = f"; next: `freehold rotate {server}`, so that nobody knows it" if server else ""
+        click.echo(f"{where}: account {username}{then}")
+
+
+@credential.command("break-glass")
+@click.argument("server")
+@click.option("--reason", default="", help="Why; the two people who approve it read this.")
+@click.option("--approved", metavar="ID", help="Show the credential: two operators have signed this request.")
+@state_option
+@output_option()
+def break_glass(server: str, reason: str, approved: str | None, state: Path, output: str) -> None:
+    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once, and the event
+    log of the site says that it did. Rotate it when you are done.
+
+    \b
+    Example:
+      freehold credential break-glass server-1 --reason "the controller's disk is dying"
+      freehold credential break-glass server-1 --approved 3f2a9c0d11223344
+    """
+    if bool(reason) == bool(approved):
+        raise click.UsageError("give either --reason, to ask, or --approved ID")
+
+    async def ask() -> str:
+        now = time.time()
+        request = Request(
+            act=Act.BREAK_GLASS,
+            subject=f"bmc/{server}",
+            details={"reason": reason},
+            requested_by=login_name(),
+            at=now,
+            expires=now + DAY,
+        )
+        async with site_store(state) as store:
+            await store.get("Server", server)
+            await store.add_event(server, "break-glass", f"{login_name()} asks for the BMC's password: {reason}")
+            return await store.approvals.ask(request)
+
+    if approved is None:
+        request_id = run(ask())
+        if output == "json":
+            show_json({"request": request_id})
+        else:
+            click.echo(f"{request_id}: two operators sign it: freehold approval sign {request_id} --key FILE")
+        return
+
+    async def show(request_id: str) -> tuple[Credential, tuple[str, ...]]:
+        async with site_store(state) as store:
+            names = await _approved(store, request_id, server)
+            stored = open_vault(state).get(f"bmc/{server}/current")
+            if stored is None:
+                raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
+            # Told first, shown then: what was shown without a trace would be the worse of the two.
+            told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
+            await store.add_event(server, "break-glass", told)
+            await store.approvals.spend(request_id, time.time())
+            return msgspec.json.decode(stored, type=Credential), names
+
+    found, names = run(show(approved))
+    if output == "json":
+        show_json({"server": server, "username": found.username, "password": found.password, "approved_by": names})
+    else:
+        click.echo(f"account {found.username}\npassword {found.password}")
+        click.echo(f"rotate it when you are done: freehold rotate {server}", err=True)
+
+
+async def _approved(store: Store, request_id: str, server: str) -> tuple[str, ...]:
+    request = (await store.approvals.show(request_id)).request
+    if (request.act, request.subject) != (Act.BREAK_GLASS, f"bmc/{server}"):
+        raise FreeholdError(
+            f"the request {request_id} is about {request.act} for {request.subject}",
+            server=server,
+            expected=f"{Act.BREAK_GLASS} for bmc/{server}",
+        )
+    return await store.approvals.require(request_id, time.time())

@@ -1,0 +1,208 @@
+"""Keeper of the people who may approve, of what they are asked, and of what they signed. What counts as approved is
+decided by `root_of_trust.operators`, each time anew from the signatures."""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from freehold.evidence import PublicKey
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import WaiverSpec
+from freehold.orchestration.database import Database
+from freehold.orchestration.schema import approvals, operators, servers, signatures
+from freehold.orchestration.waivers import ActiveWaiver, request_of, signed
+from freehold.root_of_trust.operators import (
+    PAYLOAD_TYPE,
+    Act,
+    NotApproved,
+    Operators,
+    OperatorsRefused,
+    Request,
+    approvers,
+    require_approval,
+)
+
+
+class UnknownRequest(FreeholdError):
+    """Nobody has asked for an approval of that id."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, who of today's operators has signed it, and when it was spent (UNIX seconds; None: still open)."""
+
+    request: Request
+    approved_by: tuple[str, ...]
+    spent: float | None
+
+
+class ApprovalLedger:
+    """`store.approvals`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def operators(self) -> Operators:
+        async with self._database.read() as connection:
+            return await _people(connection)
+
+    async def found(self, people: Mapping[str, PublicKey], now: float) -> None:
+        """Enrol the first operators. Whoever comes first founds the circle; later changes need two of its members
+        (`replace`). Raises `OperatorsRefused`."""
+        wanted = Operators.of(people)
+        if len(wanted.people) < 2:
+            raise OperatorsRefused("one person cannot approve for two", expected="the keys of two people or more")
+
+        async def work(connection: AsyncConnection) -> None:
+            there = await _people(connection)
+            if there.people and _pems(there) != _pems(wanted):
+                raise OperatorsRefused(
+                    f"this site has operators: {', '.join(sorted(there.people))}",
+                    remedy="change them with `freehold operator replace`, which two of them approve",
+                )
+            if not there.people:
+                await _enrol(connection, wanted, now)
+
+        await self._database.write(work)
+
+    async def replace(self, request_id: str, now: float) -> tuple[str, ...]:
+        """Put the people of an approved `operators` request in place of today's; who approved. Raises `NotApproved`."""
+
+        async def work(connection: AsyncConnection) -> tuple[str, ...]:
+            asked = await _asked(connection, request_id)
+            if asked.request.act is not Act.OPERATORS:
+                raise NotApproved(f"the request {request_id} is about {asked.request.act}")
+            names = await require_signatures(connection, request_id, now)
+            pems = asked.request.details["people"]
+            wanted = Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in pems.items()})
+            await connection.execute(delete(operators))
+            await _enrol(connection, wanted, now)
+            await spend(connection, request_id, now)
+            return names
+
+        return await self._database.write(work)
+
+    async def ask(self, request: Request) -> str:
+        """Ask two people; the request's id. Asking the same again changes nothing."""
+
+        await self._database.write(lambda connection: ask_for(connection, request, request.at))
+        return request.id
+
+    async def sign(self, request_id: str, envelope: bytes) -> str:
+        """Keep one person's approval; the person's name. Raises `UnknownRequest`, `NotApproved`."""
+
+        async def work(connection: AsyncConnection) -> str:
+            asked = await _asked(connection, request_id)
+            people = await _people(connection)
+            names = approvers(asked.request.to_bytes(), PAYLOAD_TYPE, [envelope], people)
+            if not names:
+                raise NotApproved(
+                    f"this is no operator's signature of request {request_id}",
+                    expected=f"the key of one of: {', '.join(sorted(people.people)) or 'nobody (no operators yet)'}",
+                )
+            row = {"approval": request_id, "operator": names[0], "envelope": envelope.decode()}
+            mine = (signatures.c.approval == request_id) & (signatures.c.operator == names[0])
+            if await connection.scalar(select(signatures.c.operator).where(mine)) is None:
+                await connection.execute(insert(signatures).values(**row))
+            # Who waits for this looks again now. It is rare, so nobody keeps a list of who waits for what.
+            await connection.execute(update(servers).values(next_due=0.0, wakes=servers.c.wakes + 1))
+            return names[0]
+
+        return await self._database.write(work)
+
+    async def show(self, request_id: str) -> Asked:
+        """Raises `UnknownRequest`."""
+        async with self._database.read() as connection:
+            return await _asked(connection, request_id)
+
+    async def list(self, *, after: str = "", limit: int = 500, closed: bool = False) -> list[Asked]:
+        """A page of requests in the order of their ids; only open ones unless `closed`."""
+        query = select(approvals.c.id).where(approvals.c.id > after)
+        if not closed:
+            query = query.where(approvals.c.spent.is_(None))
+        async with self._database.read() as connection:
+            ids = (await connection.execute(query.order_by(approvals.c.id).limit(limit))).scalars().all()
+            return [await _asked(connection, each) for each in ids]
+
+    async def require(self, request_id: str, now: float) -> tuple[str, ...]:
+        """Who approved it; at least two people. Raises `UnknownRequest`, `NotApproved`."""
+        async with self._database.read() as connection:
+            return await require_signatures(connection, request_id, now)
+
+    async def spend(self, request_id: str, now: float) -> None:
+        """What was approved is done, so the request is closed; or nobody wants it any more."""
+        await self._database.write(lambda connection: spend(connection, request_id, now))
+
+
+async def signed_waivers(
+    connection: AsyncConnection, declared: Iterable[tuple[str, WaiverSpec]]
+) -> dict[str, list[ActiveWaiver]]:
+    """By server: the waivers among `declared` (name, spec) that two operators have signed."""
+    found: dict[str, list[ActiveWaiver]] = {}
+    people = None
+    for name, spec in declared:
+        people = people or await _people(connection)
+        waiver = signed(name, spec, await _envelopes(connection, request_of(name, spec).id), people)
+        if waiver is not None:
+            found.setdefault(spec.server, []).append(waiver)
+    return found
+
+
+async def ask_for(connection: AsyncConnection, request: Request, now: float) -> None:
+    """Put a request before the operators; one that is there stays as it is."""
+    if await connection.scalar(select(approvals.c.id).where(approvals.c.id == request.id)) is None:
+        await connection.execute(
+            insert(approvals).values(id=request.id, request=request.to_bytes().decode(), at=request.at or now)
+        )
+
+
+async def _people(connection: AsyncConnection) -> Operators:
+    rows = await connection.execute(select(operators.c.name, operators.c.public_key))
+    return Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in rows})
+
+
+def _pems(people: Operators) -> dict[str, bytes]:
+    return {name: key.pem for name, key in people.people.items()}
+
+
+async def _enrol(connection: AsyncConnection, people: Operators, now: float) -> None:
+    rows = [{"name": name, "public_key": pem.decode(), "enrolled": now} for name, pem in _pems(people).items()]
+    await connection.execute(insert(operators), rows)
+
+
+async def _asked(connection: AsyncConnection, request_id: str) -> Asked:
+    row = (await connection.execute(select(approvals).where(approvals.c.id == request_id))).one_or_none()
+    if row is None:
+        raise UnknownRequest(
+            f"nobody has asked for an approval {request_id}", remedy="see `freehold approval list` for those that are"
+        )
+    request = Request.from_bytes(row.request.encode())
+    names = approvers(
+        request.to_bytes(), PAYLOAD_TYPE, await _envelopes(connection, request_id), await _people(connection)
+    )
+    return Asked(request=request, approved_by=names, spent=row.spent)
+
+
+async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes]:
+    found = select(signatures.c.envelope).where(signatures.c.approval == request_id)
+    return [envelope.encode() for envelope in (await connection.execute(found)).scalars()]
+
+
+async def expired(connection: AsyncConnection, request_id: str, now: float) -> bool:
+    """Nobody can approve it any more."""
+    return now >= (await _asked(connection, request_id)).request.expires
+
+
+async def spend(connection: AsyncConnection, request_id: str, now: float) -> None:
+    """Close a request."""
+    await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))
+
+
+async def require_signatures(connection: AsyncConnection, request_id: str, now: float) -> tuple[str, ...]:
+    """Who approved the request; at least two people. Raises `UnknownRequest`, `NotApproved`."""
+    asked = await _asked(connection, request_id)
+    request = asked.request
+    if asked.spent is not None:
+        raise NotApproved(f"the request {request.id} is closed", remedy="ask for it anew")
+    return require_approval(request, await _envelopes(connection, request.id), await _people(connection), now)

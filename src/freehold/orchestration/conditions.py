@@ -1,0 +1,166 @@
+"""What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
+
+import hashlib
+from collections.abc import Callable
+
+from freehold.model.resources import DriftKind, Reaction, parse_duration
+from freehold.model.status import Facts, IntentKind, Medium, ServerState
+from freehold.orchestration.view import ServerView
+
+Condition = Callable[[ServerView, float], bool]
+
+AGENT_LOST = 120.0
+"""Seconds of silence after which an agent is taken for lost. It polls every 20 s and reports progress in between."""
+
+SLOW_BOOT = 240.0
+"""Seconds from power-on after which people are told where to look; big servers take minutes to test their memory."""
+
+BOOT_PATIENCE = 900.0
+"""Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
+
+
+def fact(name: str) -> Condition:
+    """The fact is established: neither None nor False. A 0 is a fact: a certificate may be leaf 0 of the log."""
+    return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
+
+
+def agent_alive(server: ServerView, now: float) -> bool:
+    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
+    an agent of an earlier boot, does not count."""
+    agent, booted = server.agent, server.facts.agent_booted_at
+    return (
+        agent is not None
+        and agent.mode == "ramdisk"
+        and booted is not None
+        and agent.started >= booted
+        and now - agent.last_seen < AGENT_LOST
+    )
+
+
+def silent_for(server: ServerView, now: float) -> float:
+    """Seconds since the machine was started into our agent, if it has not said hello since then; else 0."""
+    booted = server.facts.agent_booted_at
+    if booted is None or (server.agent is not None and server.agent.started >= booted):
+        return 0.0
+    return now - booted
+
+
+def agent_attested(server: ServerView, now: float) -> bool:
+    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
+
+
+def agent_expected(server: ServerView, now: float) -> bool:
+    """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
+    booted = server.facts.agent_booted_at
+    if booted is None or agent_alive(server, now):
+        return booted is not None
+    spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
+    return not spoke and now - booted < BOOT_PATIENCE
+
+
+def may_be_cleared(server: ServerView) -> bool:
+    """Between the order and its result nobody knows whether TPM2_Clear has set the TPM's counters back."""
+    return server.status.state is ServerState.DECOMMISSIONING and not server.facts.tpm_cleared
+
+
+def os_attested(server: ServerView, _now: float) -> bool:
+    agent, booted = server.agent, server.facts.os_booted_at
+    if agent is None or booted is None or agent.mode != "os":
+        return False
+    return agent.started >= booted and agent.attested_at is not None
+
+
+def os_ready(server: ServerView, now: float) -> bool:
+    return os_attested(server, now) and server.agent is not None and server.agent.ready_at is not None
+
+
+def firmware_wanted(server: ServerView) -> str | None:
+    """The BIOS version that is declared for this server, or for its board; None: any will do."""
+    found = server.facts.firmware
+    if server.spec.firmware.bios is not None or found is None:
+        return server.spec.firmware.bios
+    mine = [each for each in server.baselines if (each.vendor, each.model) == (found.vendor, found.model)]
+    return next((each.version for each in mine if each.component.lower() == "bios"), None)
+
+
+def firmware_current(server: ServerView, _now: float) -> bool:
+    wanted, found = firmware_wanted(server), server.facts.firmware
+    return wanted is None or (found is not None and found.version == wanted)
+
+
+def rotation_due(server: ServerView) -> float:
+    """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
+    the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
+    interval = parse_duration(server.policy.rotation_interval)
+    spread = int.from_bytes(hashlib.sha256(server.name.encode()).digest()[:4]) / 2**32
+    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - spread / 5.0)
+
+
+def rotation_asked(server: ServerView) -> float | None:
+    """When a person last asked for a rotation that has not happened yet."""
+    since = server.facts.bmc_credential_since or 0.0
+    asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
+    return max(asked, default=None)
+
+
+def credential_fresh(server: ServerView, now: float) -> bool:
+    return rotation_asked(server) is None and now < rotation_due(server)
+
+
+def attested_last(server: ServerView) -> float:
+    """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
+    agent = server.agent
+    proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
+    last = max(proved, server.facts.last_attestation or 0.0)
+    return last if last > (server.facts.released_at or 0.0) else 0.0
+
+
+def attestation_fresh(server: ServerView, now: float) -> bool:
+    return now - attested_last(server) < parse_duration(server.policy.attestation_interval)
+
+
+def fresh_or_drifted(server: ServerView, now: float) -> bool:
+    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
+    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
+
+
+def drift_checked(server: ServerView, now: float) -> bool:
+    last = server.facts.last_drift_check
+    return last is not None and now - last < parse_duration(server.policy.drift_interval)
+
+
+def blocking(server: ServerView, *reactions: Reaction) -> tuple[DriftKind, ...]:
+    """Kinds of drift that policy answers with one of `reactions`, in order, once each."""
+    found = (drift.kind for drift in server.facts.drift if server.policy.reaction(drift.kind) in reactions)
+    return tuple(dict.fromkeys(found))
+
+
+def unremediated(server: ServerView) -> tuple[DriftKind, ...]:
+    done = server.facts.remediated
+    return tuple(kind for kind in blocking(server, Reaction.REMEDIATE) if kind not in done)
+
+
+def rechecked(server: ServerView, _now: float) -> bool:
+    last, remediated = server.facts.last_drift_check, server.facts.last_remediation
+    return last is not None and last > max(remediated or 0.0, server.status.state_since)
+
+
+def until(done: str, condition: Condition) -> Condition:
+    """`condition` matters only until fact `done` is established: an agent that did its work may go."""
+    finished = fact(done)
+    return lambda server, now: finished(server, now) or condition(server, now)
+
+
+def unprepared(facts: Facts) -> list[str]:
+    """What a server in the pool must have and this one lacks."""
+    needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
+    return [name for name in needed if not getattr(facts, name)]
+
+
+def every_medium(check: Callable[[Medium], bool]) -> Condition:
+    return lambda server, _now: server.facts.media is not None and all(map(check, server.facts.media))
+
+
+def first_medium(check: Callable[[Medium], bool]) -> Callable[[ServerView], str]:
+    """Serial number of the first medium for which `check` does not hold."""
+    return lambda server: next(medium.serial for medium in server.facts.media or () if not check(medium))

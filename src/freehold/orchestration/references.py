@@ -1,0 +1,148 @@
+"""Keeper of firmware reference values: proposed by a measurement, approved by two people, superseded, revoked."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from freehold.model.errors import FreeholdError
+from freehold.orchestration.approvals import ask_for, expired, require_signatures, spend
+from freehold.orchestration.database import Database
+from freehold.orchestration.schema import reference_values, servers
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become
+from freehold.root_of_trust.operators import Act, Request
+
+PATIENCE = 30 * 86400.0
+"""Seconds for which a proposal waits for its two signatures."""
+
+
+class UnknownReference(FreeholdError):
+    """There are no reference values of that id."""
+
+
+class KnownReference(msgspec.Struct, frozen=True, kw_only=True):
+    """`origin` says where the values were measured; `approval` is the request that two people sign."""
+
+    values: ReferenceValues
+    state: ReferenceState
+    origin: str
+    approval: str
+
+
+class ReferenceLedger:
+    """`store.references`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def propose(self, values: ReferenceValues, origin: str, by: str, now: float) -> KnownReference:
+        """Put values before the operators, unless they are known already."""
+        request = Request(
+            act=Act.REFERENCE_VALUES,
+            subject=values.title,
+            details={"id": values.id, "origin": origin, "values": msgspec.to_builtins(values)},
+            requested_by=by,
+            at=now,
+            expires=now + PATIENCE,
+        )
+
+        async def work(connection: AsyncConnection) -> KnownReference:
+            known = await _one(connection, values.id)
+            pending = known is not None and known.state is ReferenceState.PENDING
+            if known is not None and not (pending and await expired(connection, known.approval, now)):
+                return known
+            await ask_for(connection, request, now)
+            if known is not None:  # nobody signed in time: the same values, asked for anew
+                mine = reference_values.c.id == values.id
+                await connection.execute(update(reference_values).where(mine).values(approval=request.id, changed=now))
+                return msgspec.structs.replace(known, approval=request.id)
+            row = {
+                "id": values.id,
+                "vendor": values.vendor,
+                "model": values.model,
+                "version": values.version,
+                "state": ReferenceState.PENDING.value,
+                "document": msgspec.json.encode(values).decode(),
+                "origin": origin,
+                "approval": request.id,
+                "changed": now,
+            }
+            await connection.execute(insert(reference_values).values(**row))
+            return KnownReference(values=values, state=ReferenceState.PENDING, origin=origin, approval=request.id)
+
+        return await self._database.write(work)
+
+    async def approve(self, reference_id: str, now: float) -> tuple[str, ...]:
+        """Pending values become approved if two people signed; their names. Raises `NotApproved`."""
+
+        async def work(connection: AsyncConnection) -> tuple[str, ...]:
+            known = await _required(connection, reference_id)
+            names = await require_signatures(connection, known.approval, now)
+            await _become(connection, known, ReferenceState.APPROVED, now)
+            await spend(connection, known.approval, now)
+            return names
+
+        return await self._database.write(work)
+
+    async def withdraw(self, reference_id: str, wanted: ReferenceState, now: float) -> None:
+        """Supersede or revoke: one person may, since it only ever takes trust away. Whoever was staged with revoked
+        values is quarantined at its next attestation."""
+
+        async def work(connection: AsyncConnection) -> None:
+            known = await _required(connection, reference_id)
+            await _become(connection, known, wanted, now)
+            if known.state is ReferenceState.PENDING:
+                await spend(connection, known.approval, now)
+            await connection.execute(update(servers).values(next_due=now, wakes=servers.c.wakes + 1))
+
+        await self._database.write(work)
+
+    async def show(self, reference_id: str) -> KnownReference:
+        """Raises `UnknownReference`."""
+        async with self._database.read() as connection:
+            return await _required(connection, reference_id)
+
+    async def state(self, reference_id: str) -> ReferenceState | None:
+        async with self._database.read() as connection:
+            known = await _one(connection, reference_id)
+            return known.state if known is not None else None
+
+    async def list(self, *, after: str = "", limit: int = 500, **board: str) -> list[KnownReference]:
+        """A page in the order of the ids. `board`: only of this `vendor`, `model`, `version`."""
+        query = select(reference_values).where(reference_values.c.id > after)
+        for column, value in board.items():
+            query = query.where(reference_values.c[column] == value)
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.order_by(reference_values.c.id).limit(limit))
+            return [_known(row) for row in rows]
+
+
+async def _one(connection: AsyncConnection, reference_id: str) -> KnownReference | None:
+    query = select(reference_values).where(reference_values.c.id == reference_id)
+    row = (await connection.execute(query)).one_or_none()
+    return _known(row) if row is not None else None
+
+
+async def _required(connection: AsyncConnection, reference_id: str) -> KnownReference:
+    known = await _one(connection, reference_id)
+    if known is None:
+        raise UnknownReference(
+            f"there are no reference values {reference_id}", remedy="`freehold baseline list` shows those that are"
+        )
+    return known
+
+
+async def _become(connection: AsyncConnection, known: KnownReference, wanted: ReferenceState, now: float) -> None:
+    state = become(known.state, wanted)
+    mine = reference_values.c.id == known.values.id
+    await connection.execute(update(reference_values).where(mine).values(state=state.value, changed=now))
+
+
+def _known(row: Any) -> KnownReference:
+    return KnownReference(
+        values=msgspec.json.decode(row.document, type=ReferenceValues),
+        state=ReferenceState(row.state),
+        origin=row.origin,
+        approval=row.approval,
+    )

@@ -1,0 +1,36 @@
+"""All that a decision about one server may rest on: frozen data, read from the store as of one moment."""
+
+import msgspec
+
+from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec
+from freehold.model.status import AgentSession, Facts, Intent, Order, ServerStatus
+from freehold.orchestration.waivers import ActiveWaiver
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """The assignment that names this server. `revision` changes when somebody declares it anew."""
+
+    name: str
+    spec: AssignmentSpec
+    revision: str
+
+
+class ServerView(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a decision may rest on."""
+
+    name: str
+    spec: ServerSpec
+    status: ServerStatus = ServerStatus()
+    policy: PolicySpec = PolicySpec()
+    baselines: tuple[FirmwareBaselineSpec, ...] = ()
+    assignment: Assigned | None = None
+    generation: int = 1
+    paused: bool = False
+    waivers: tuple[ActiveWaiver, ...] = ()
+    intents: tuple[Intent, ...] = ()
+    agent: AgentSession | None = None
+    orders: dict[str, Order] = {}
+
+    @property
+    def facts(self) -> Facts:
+        return self.status.facts

@@ -1,0 +1,71 @@
+"""Waivers: what a server may lack for a while, because two people signed for it. Pure.
+
+A `Waiver` document asks; it counts once two operators have approved exactly what it says, and until it expires.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import msgspec
+
+from freehold.model.resources import Waivable, WaiverSpec
+from freehold.root_of_trust.operators import (
+    PAYLOAD_TYPE,
+    THRESHOLD,
+    Act,
+    Operators,
+    Request,
+    approvers,
+)
+
+
+class ActiveWaiver(msgspec.Struct, frozen=True, kw_only=True):
+    """A waiver that enough people signed. `expires`: UNIX seconds; whoever relies on it compares."""
+
+    name: str
+    finding: Waivable
+    reason: str
+    expires: float
+    approved_by: tuple[str, ...]
+
+
+def request_of(name: str, spec: WaiverSpec) -> Request:
+    """What two people are asked to sign. The same document always asks for the same thing."""
+    return Request(
+        act=Act.WAIVER,
+        subject=f"server/{spec.server}",
+        details={"waiver": name, **msgspec.to_builtins(spec)},
+        requested_by="declared",
+        at=0.0,
+        expires=moment(spec.expires).timestamp(),
+    )
+
+
+def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Operators) -> ActiveWaiver | None:
+    """The waiver, if enough of today's operators signed what it says now."""
+    request = request_of(name, spec)
+    names = approvers(request.to_bytes(), PAYLOAD_TYPE, envelopes, people)
+    if len(names) < THRESHOLD:
+        return None
+    return ActiveWaiver(name=name, finding=spec.finding, reason=spec.reason, expires=request.expires, approved_by=names)
+
+
+def waiver_for(waivers: Iterable[ActiveWaiver], finding: Waivable, now: float) -> ActiveWaiver | None:
+    """The waiver of `finding` that holds now."""
+    return next((each for each in waivers if each.finding == finding and now < each.expires), None)
+
+
+def claim(waiver: ActiveWaiver, **what: object) -> dict[str, object]:
+    """The statement `waiver`: what was gone without, and by whose word."""
+    return {**msgspec.to_builtins(waiver), **what}
+
+
+def remedy(server: str, finding: Waivable) -> str:
+    """What a person does who wants to go on without it."""
+    return f"or declare a Waiver of {finding} for {server}, which two operators sign with `freehold approval sign`"
+
+
+def moment(text: str) -> datetime:
+    """An RFC 3339 date or time; UTC unless it says otherwise."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""IPMI over LAN, seen from outside: codec, a UDP port, the probe, and what its result means."""

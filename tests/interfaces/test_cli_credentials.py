@@ -1,0 +1,65 @@
+"""Credentials: into the vault without an argument that `ps` could show, and out of it with two people's word only."""
+
+import io
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from cli_support import Shell
+
+from freehold.orchestration.opening import open_vault
+
+PASSWORD = "Vault-word-7"
+
+
+def put(site: Shell, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+    assert site("credential", "set", *words, "--username", "ops", "--password-stdin").code == 0
+
+
+def events(site: Shell) -> str:
+    return site("events", "server-1").out
+
+
+def test_a_credential_goes_into_the_vault_and_an_older_pending_one_goes(
+    site: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = open_vault(site.state)
+    vault.put("bmc/server-1/pending", b"of an interrupted change")
+    put(site, monkeypatch, "server-1")
+    stored = vault.get("bmc/server-1/current")
+    assert stored is not None
+    assert msgspec.json.decode(stored) == {"username": "ops", "password": PASSWORD, "generated": False}
+    assert vault.get("bmc/server-1/pending") is None
+    assert "put a credential into the vault for server server-1" in events(site)
+    assert PASSWORD not in events(site)
+
+
+def test_a_reference_is_for_servers_that_are_not_ours_yet(site: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(site, monkeypatch, "--ref", "factory/rack-7")
+    assert open_vault(site.state).get("factory/rack-7") is not None
+    assert site("credential", "set", "--username", "x").code == 2
+
+
+def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(site, monkeypatch, "server-1")
+    for name in ("ann", "bob"):
+        site("operator", "keygen", tmp_path / f"{name}.key", "--no-passphrase")
+    site("operator", "found", *(f"{name}={tmp_path}/{name}.key.pub" for name in ("ann", "bob")))
+    request = site("credential", "break-glass", "server-1", "--reason", "fire", "-o", "json").json()["request"]
+    site("approval", "sign", request, "--key", tmp_path / "ann.key")
+    refused = site("credential", "break-glass", "server-1", "--approved", request)
+    assert refused.code == 1
+    assert "break-glass for bmc/server-1 was approved by ann" in refused.err
+    assert PASSWORD not in refused.out + refused.err
+    site("approval", "sign", request, "--key", tmp_path / "bob.key")
+    assert (
+        "is about break-glass for bmc/server-1"
+        in site("credential", "break-glass", "server-2", "--approved", request).err
+    )
+    shown = site("credential", "break-glass", "server-1", "--approved", request)
+    assert shown.out == f"account ops\npassword {PASSWORD}\n"
+    assert "the BMC's password was shown to" in events(site)
+    assert "approved by ann, bob" in events(site)
+    assert site("credential", "break-glass", "server-1", "--approved", request).code == 1

@@ -1,0 +1,99 @@
+"""Operators and approvals as a person meets them: keys on their own media, two signatures, and what is refused."""
+
+import time
+from pathlib import Path
+
+import pytest
+from cli_support import Shell
+
+from freehold.root_of_trust.operators import Act, Request
+
+NAMES = ("alice", "bob", "carol")
+
+
+@pytest.fixture
+def people(site: Shell, tmp_path: Path) -> Path:
+    """The folder with the people's keys; they are the site's operators."""
+    for name in (*NAMES, "mallory"):
+        assert site("operator", "keygen", tmp_path / f"{name}.key", "--no-passphrase").code == 0
+    enrolled = site("operator", "found", *(f"{name}={tmp_path}/{name}.key.pub" for name in NAMES))
+    assert enrolled.code == 0, enrolled
+    return tmp_path
+
+
+def asked(site: Shell) -> str:
+    request = Request(
+        act=Act.WAIVER,
+        subject="server-1",
+        details={"why": "test"},
+        requested_by="ops",
+        at=1.0,
+        expires=time.time() + 60,
+    )
+    return site.store(lambda store: store.approvals.ask(request))
+
+
+def test_two_people_sign_one_of_them_on_another_machine(site: Shell, people: Path) -> None:
+    request = asked(site)
+    assert site("approval", "sign", request, "--key", people / "alice.key").out == f"{request}: signed (alice)\n"
+    assert site("approval", "show", request, "--raw", people / "request.json").code == 0
+    signed = site("approval", "sign", people / "request.json", "--key", people / "bob.key", "--out", people / "bob.sig")
+    assert signed.code == 0, signed
+    assert site("approval", "list", "-o", "json").json()["items"][0]["approved_by"] == ["alice"]
+    assert site("approval", "add", request, people / "bob.sig").out == f"{request}: signed (bob)\n"
+    assert site("approval", "list", "-o", "json").json()["items"][0]["approved_by"] == ["alice", "bob"]
+    assert site.store(lambda store: store.approvals.require(request, time.time())) == ("alice", "bob")
+
+
+def test_a_stranger_and_an_unknown_request_are_refused(site: Shell, people: Path) -> None:
+    request = asked(site)
+    refused = site("approval", "sign", request, "--key", people / "mallory.key")
+    assert refused.code == 1
+    assert f"this is no operator's signature of request {request}" in refused.err
+    assert "the key of one of: alice, bob, carol" in refused.err
+    unknown = site("approval", "sign", "0" * 16, "--key", people / "alice.key")
+    assert "nobody has asked for an approval 0000000000000000" in unknown.err
+
+
+def test_operators_are_replaced_by_two_of_them_only(site: Shell, people: Path) -> None:
+    again = site("operator", "found", f"mallory={people}/mallory.key.pub", f"bob={people}/bob.key.pub")
+    assert "this site has operators: alice, bob, carol" in again.err
+    wanted = (f"alice={people}/alice.key.pub", f"mallory={people}/mallory.key.pub")
+    request = site("operator", "replace", *wanted, "-o", "json").json()["request"]
+    site("approval", "sign", request, "--key", people / "alice.key")
+    refused = site("operator", "replace", "--approved", request)
+    assert refused.code == 1
+    assert "operators for site was approved by alice" in refused.err
+    site("approval", "sign", request, "--key", people / "carol.key")
+    assert site("operator", "replace", "--approved", request).code == 0
+    names = [each["name"] for each in site("operator", "list", "-o", "json").json()["items"]]
+    assert names == ["alice", "mallory"]
+    assert site("operator", "replace", "--approved", request).code == 1  # closed
+
+
+def test_one_person_or_one_key_is_not_two_people(site: Shell, tmp_path: Path) -> None:
+    site("operator", "keygen", tmp_path / "a.key", "--no-passphrase")
+    public = f"{tmp_path}/a.key.pub"
+    assert "one person cannot approve for two" in site("operator", "found", f"alice={public}").err
+    assert "alice and bob have the same key" in site("operator", "found", f"alice={public}", f"bob={public}").err
+
+
+def test_a_key_has_a_passphrase_and_is_never_overwritten(shell: Shell, tmp_path: Path) -> None:
+    key, words = tmp_path / "a.key", tmp_path / "words"
+    words.write_text("short\n")
+    assert "the passphrase is too short" in shell("operator", "keygen", key, "--passphrase-file", words).err
+    words.write_text("correct horse battery\n")
+    assert shell("operator", "keygen", key, "--passphrase-file", words).code == 0
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert b"ENCRYPTED" in key.read_bytes()
+    assert f"{key} exists" in shell("operator", "keygen", key, "--passphrase-file", words).err
+    request = tmp_path / "request.json"
+    request.write_bytes(
+        Request(act=Act.WAIVER, subject="s", details={}, requested_by="o", at=1.0, expires=2.0).to_bytes()
+    )
+    sign = ("approval", "sign", request, "--key", key, "--out", tmp_path / "sig", "--passphrase-file", words)
+    assert shell(*sign).code == 0
+    words.write_text("wrong horse battery\n")
+    refused = shell(*sign)
+    assert "the passphrase is wrong, or the file is no key" in refused.err
+    assert "wrong horse" not in refused.err

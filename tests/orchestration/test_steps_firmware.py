@@ -1,0 +1,144 @@
+"""The firmware job: only what two operators signed for this board is sent, and what the BMC then says is not believed
+before a boot has measured it."""
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+import pytest
+from site_support import SERVER, Place
+
+from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import Firmware
+from freehold.model.status import FirmwareFact
+from freehold.orchestration.controller import depot_seen, recorder
+from freehold.orchestration.opening import open_log
+from freehold.out_of_band.server import power
+from freehold.out_of_band.update import bios_version
+from freehold.root_of_trust.depot import (
+    BelowSecurityFloor,
+    DepotMissing,
+    Description,
+    Kind,
+    PackageForAnotherModel,
+    TargetChanged,
+    TrustedStateLost,
+)
+from freehold.root_of_trust.depot.metadata import Days
+from freehold.root_of_trust.depot.staging import sign_staged
+from freehold.root_of_trust.keys import make_depot_key
+from freehold.root_of_trust.pki import utc_now
+
+NEW = b"HALDEN-BIOS 2.0.0\n" + bytes(1 << 16)
+PEOPLE = {name: Ed25519Signer.generate() for name in ("alice", "bob", "carol")}
+
+
+def publish(place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None) -> None:
+    depot, online, now = place.site.depot, make_depot_key(place.site.vault), utc_now()
+    if not depot.publishes:
+        depot.found({name: key.public_key for name, key in PEOPLE.items()}, online.public_key, Days(), now)
+    about = Description(
+        kind=Kind.FIRMWARE, vendor=board(place).vendor, component="bios", version=version, models=models,
+        unsigned_because="a test", security_floor=floor,
+    )  # fmt: skip
+    with depot.receiving(BytesIO(data)) as received:
+        depot.add(received, f"bios-{version}.bin", about, now)
+    for name in ("alice", "carol"):
+        sign_staged(depot.staging, depot.staged(), PEOPLE[name])
+    depot.publish(online, now)
+
+
+def board(place: Place) -> FirmwareFact:
+    info = place.hardware.info
+    return FirmwareFact(vendor=info.manufacturer, model=info.model, version=info.bios_version)
+
+
+@pytest.fixture
+async def wanting(owned: Place) -> Place:
+    """A server whose BIOS is to become 2.0.0."""
+    await owned.declare(firmware=Firmware(bios="2.0.0"))
+    await owned.establish(firmware=board(owned), reference_values={"0": ()}, agent_released=True)
+    return owned
+
+
+async def test_the_bytes_that_two_operators_signed_are_sent_and_then_everything_is_measured_anew(
+    wanting: Place,
+) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    done = await wanting.step("apply_firmware")
+    assert done.done
+    facts = (await wanting.view()).facts
+    assert facts.firmware == msgspec.structs.replace(board(wanting), version="2.0.0")
+    assert (facts.learned_reference, facts.reference_values, facts.agent_released) == (None, None, False)
+    ((name, claim),) = done.statements
+    assert (name, claim["verified"], claim["staged_locally"]) == ("firmware", True, True)
+    assert claim["sha256"] == hashlib.sha256(NEW).hexdigest()
+    assert claim["unsigned_because"] == "a test"
+    async with wanting.own_bmc() as client:
+        await power(client, "reset")
+        assert await bios_version(client) == "2.0.0"
+
+
+async def test_a_bmc_that_did_not_do_what_it_said_is_quarantined(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    await wanting.step("apply_firmware")
+    agent = await wanting.speak("ramdisk", details={"reference": {"0": ["aa"], "2": []}})
+    result = await wanting.step("learn_reference", agent=agent)  # it was never started anew
+    assert result.quarantine is not None
+    assert "after the update to BIOS 2.0.0 the BMC tells of version" in result.quarantine
+
+
+async def test_without_a_depot_it_says_how_to_get_one(wanting: Place) -> None:
+    with pytest.raises(DepotMissing, match="there is no published depot") as stopped:
+        await wanting.step("apply_firmware")
+    assert "freehold depot init" in (stopped.value.remedy or "")
+
+
+async def test_firmware_for_another_board_is_never_sent(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", ("another board",))
+    with pytest.raises(PackageForAnotherModel, match="is not for model"):
+        await wanting.step("apply_firmware")
+    async with wanting.own_bmc() as client:
+        await power(client, "reset")
+        assert await bios_version(client) == board(wanting).version
+
+
+async def test_bytes_that_were_changed_in_the_depot_are_never_sent(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    (stored,) = (wanting.site.depot.directory / "repository" / "targets" / "firmware").iterdir()
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.chmod(0o600)
+    stored.write_bytes(data)
+    with pytest.raises(TargetChanged, match="is not what the operators signed"):
+        await wanting.step("apply_firmware")
+
+
+async def test_an_old_version_below_the_floor_needs_a_ticket(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    publish(wanting, b"HALDEN-BIOS 3.0.0\n", "3.0.0", (board(wanting).model,), floor="2.5.0")
+    with pytest.raises(BelowSecurityFloor, match=r"below the security floor 2\.5\.0"):
+        await wanting.step("apply_firmware")
+
+
+async def test_the_evidence_log_remembers_what_was_seen_when_the_depot_s_state_is_lost(
+    wanting: Place, tmp_path: Path
+) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    ((name, claim),) = (await wanting.step("apply_firmware")).statements
+    with open_log(tmp_path / "log", "lab", wanting.site.keys) as log:
+        assert isinstance(log, EvidenceLog)
+        assert depot_seen(log) is None
+        await recorder(log)(name, SERVER, claim)
+        assert name == Predicate.FIRMWARE
+        wanting.site.depot_seen = depot_seen(log)
+    (wanting.site.depot.directory / "trusted").rename(tmp_path / "lost")
+    with pytest.raises(TrustedStateLost):
+        await wanting.step("apply_firmware")
+
+
+async def test_a_board_that_is_not_known_yet_is_not_touched(owned: Place) -> None:
+    with pytest.raises(FreeholdError, match="its board is not known yet"):
+        await owned.step("apply_firmware")

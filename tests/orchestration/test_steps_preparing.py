@@ -1,0 +1,99 @@
+"""Reference values: a server joins the pool only with firmware that two people know."""
+
+import msgspec
+import pytest
+from site_support import Place
+
+from freehold.evidence import Ed25519Signer
+from freehold.model.findings import Severity
+from freehold.model.status import FirmwareFact
+from freehold.orchestration.references import PATIENCE
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
+from freehold.root_of_trust.operators import approve
+
+A, B = "a" * 64, "b" * 64
+PEOPLE = {name: Ed25519Signer.generate() for name in ("ann", "bob")}
+BOARD = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+
+
+@pytest.fixture
+async def measured(place: Place) -> Place:
+    """A server whose firmware was measured, on a site with operators."""
+    await place.store.approvals.found({name: key.public_key for name, key in PEOPLE.items()}, 1.0)
+    await place.establish(learned_reference={"0": (A,), "2": ()}, firmware=BOARD)
+    return place
+
+
+async def sign(place: Place, *names: str) -> None:
+    for asked in await place.store.approvals.list():
+        for name in names:
+            await place.store.approvals.sign(asked.request.id, approve(asked.request, PEOPLE[name]).to_bytes())
+
+
+async def test_one_person_is_not_enough_and_two_are(measured: Place) -> None:
+    waits = await measured.step("approve_reference")
+    (known,) = await measured.store.references.list()
+    assert not waits.done
+    assert waits.waiting_for == f"two operators to approve reference values {known.values.id}"
+    assert "freehold baseline approve" in waits.findings[0].remedy
+    await sign(measured, "ann")
+    assert not (await measured.step("approve_reference")).done
+    await sign(measured, "bob")
+    done = await measured.step("approve_reference")
+    assert done.facts == {"reference_values": {"0": (A,), "2": ()}, "reference_id": known.values.id}
+    ((name, claim),) = done.statements
+    assert (name, claim["approved_by"], claim["firmware"]) == ("posture", ["ann", "bob"], known.values.firmware)
+    assert (await measured.store.references.show(known.values.id)).state is ReferenceState.APPROVED
+
+
+async def test_the_next_server_of_the_same_board_asks_nobody(measured: Place) -> None:
+    await measured.step("approve_reference")
+    await sign(measured, "ann", "bob")
+    await measured.step("approve_reference")
+    again = await measured.step("approve_reference")
+    assert again.done
+    assert await measured.store.approvals.list() == []
+
+
+async def test_other_firmware_under_the_same_version_is_a_critical_finding_that_names_the_event(
+    measured: Place,
+) -> None:
+    await measured.step("approve_reference")
+    await sign(measured, "ann", "bob")
+    await measured.step("approve_reference")
+    await measured.establish(learned_reference={"0": (B,), "2": ()})
+    waits = await measured.step("approve_reference")
+    assert not waits.done
+    (finding,) = waits.findings
+    assert finding.severity is Severity.CRITICAL
+    assert f"PCR 0: event 0 is {B}" in finding.detail
+
+
+@pytest.mark.parametrize("state", [ReferenceState.SUPERSEDED, ReferenceState.REVOKED])
+async def test_withdrawn_values_bring_nobody_into_the_pool(measured: Place, state: ReferenceState) -> None:
+    await measured.step("approve_reference")
+    await sign(measured, "ann", "bob")
+    await measured.step("approve_reference")
+    (known,) = await measured.store.references.list()
+    await measured.store.references.withdraw(known.values.id, state, 5.0)
+    refused = await measured.step("approve_reference")
+    assert refused.quarantine is not None
+    assert f"which are {state}" in refused.quarantine
+
+
+async def test_a_policy_of_learned_asks_nobody_and_says_so(measured: Place) -> None:
+    policy = msgspec.structs.replace((await measured.view()).policy, reference_values="learned")
+    done = await measured.step("approve_reference", policy=policy)
+    assert done.facts == {"reference_values": {"0": (A,), "2": ()}, "reference_id": None}
+    assert done.statements[0][1]["origin"] == "learned"
+    assert await measured.store.references.list() == []
+
+
+async def test_a_request_that_nobody_signed_in_time_is_asked_anew(measured: Place) -> None:
+    values = ReferenceValues(vendor="Halden", model="HX2", version="1.0", digests={"0": (A,), "2": ()})
+    first = await measured.store.references.propose(values, "staging", "server-1", 1.0)
+    assert (await measured.store.references.propose(values, "staging", "server-1", 2.0)).approval == first.approval
+    again = await measured.store.references.propose(values, "staging", "server-1", 1.0 + PATIENCE)
+    assert again.approval != first.approval
+    await sign(measured, "ann", "bob")
+    assert await measured.store.references.approve(values.id, 2.0 + PATIENCE) == ("ann", "bob")

@@ -1,0 +1,193 @@
+"""How open a BMC stands: what the vendors' data tells, and what it amounts to."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freehold.out_of_band.connectors import CloudConnector, connectors_in, service_advisor_uri
+from freehold.out_of_band.posture import (
+    AccountFact,
+    AccountPolicy,
+    HostInterfaceFact,
+    Posture,
+    ServiceFact,
+    posture_findings,
+)
+from freehold.out_of_band.snmp import Snmp, snmp_in
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+CLOSED = Posture(
+    services=(ServiceFact(name="IPMI", enabled=False, port=623), ServiceFact(name="HTTPS", enabled=True, port=443)),
+    accounts=(AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),),
+    policy=AccountPolicy(lockout_threshold=5),
+    connectors=(CloudConnector(name="Call home", state="False", enabled=False),),
+    snmp=Snmp(enabled=True, v1=False, v2c=False, defaults=("public",)),
+    host_interfaces=(HostInterfaceFact(uri="/h/1", enabled=False, no_auth=True, bootstrapping=True),),
+)
+
+
+def kinds(posture: Posture) -> list[str]:
+    return [finding.kind for finding in posture_findings(posture, subject="s1")]
+
+
+def connectors(manager: Any, **resources: Any) -> list[tuple[str, bool]]:
+    parts = {"remote_support": {}, "dell_attributes": {}, "service_advisor": {}} | resources
+    return [(each.name, each.enabled) for each in connectors_in(manager, **parts)]
+
+
+def test_posture_findings_name_what_is_wrong_worst_first() -> None:
+    posture = Posture(
+        services=(ServiceFact(name="IPMI", enabled=True, port=623), ServiceFact(name="SSDP", enabled=True, port=1900)),
+        accounts=(
+            AccountFact(uri="/a/1", username="root", role="Administrator", enabled=True),
+            AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),
+            AccountFact(uri="/a/3", username="old", role="", enabled=False),
+        ),
+        policy=AccountPolicy(lockout_threshold=0),
+        connectors=(CloudConnector(name="HPE Compute Ops Management", state="Connected", enabled=True),),
+    )
+    findings = posture_findings(posture, subject="s1")
+    assert [finding.kind for finding in findings] == [
+        "bmc-ipmi-enabled",
+        "bmc-foreign-account",
+        "bmc-cloud-connector",
+        "bmc-no-lockout",
+        "bmc-ssdp-enabled",
+    ]
+    assert findings[0].evidence == "NetworkProtocol.IPMI.ProtocolEnabled is true, port 623"
+    assert "'root'" in findings[1].detail
+    assert "Connected" in findings[2].detail
+
+
+def test_a_closed_bmc_has_no_findings() -> None:
+    assert kinds(CLOSED) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"snmp": Snmp(enabled=True)}, ["bmc-snmp-enabled"]),
+        ({"snmp": Snmp(enabled=True, v1=True, v2c=False)}, ["bmc-snmp-enabled"]),
+        ({"snmp": Snmp(enabled=False, v1=True, defaults=("public",))}, []),
+        (
+            {"snmp": Snmp(enabled=True, v2c=True, defaults=("public",))},
+            ["bmc-snmp-default-community", "bmc-snmp-enabled"],
+        ),
+    ],
+)
+def test_snmp_by_community_is_found(change: dict[str, Any], expected: list[str]) -> None:
+    assert kinds(msgspec.structs.replace(CLOSED, **change)) == expected
+
+
+@pytest.mark.parametrize(
+    ("no_auth", "bootstrapping", "expected"),
+    [
+        (False, False, ["bmc-host-interface"]),
+        (True, False, ["bmc-host-interface-no-auth", "bmc-host-interface"]),
+        (False, True, ["bmc-host-interface-bootstrapping", "bmc-host-interface"]),
+    ],
+)
+def test_a_host_interface_that_is_on_is_found(no_auth: bool, bootstrapping: bool, expected: list[str]) -> None:
+    fact = HostInterfaceFact(uri="/h/1", enabled=True, no_auth=no_auth, bootstrapping=bootstrapping)
+    findings = posture_findings(msgspec.structs.replace(CLOSED, host_interfaces=(fact,)), subject="s1")
+    assert [finding.kind for finding in findings] == expected
+    assert all(finding.evidence.startswith("/h/1: ") for finding in findings)
+
+
+# ---- cloud connectors
+
+
+@pytest.mark.parametrize(
+    ("status", "enabled"),
+    [("NotEnabled", False), ("DisabledByCOM", False), ("Connected", True), ("DNSResolutionError", True)],
+)
+def test_compute_ops_management_is_on_while_it_tries(status: str, enabled: bool) -> None:
+    manager = {"Oem": {"Hpe": {"CloudConnect": {"CloudConnectStatus": status}}}}
+    assert connectors(manager) == [("HPE Compute Ops Management", enabled)]
+
+
+def test_support_assist_of_an_idrac() -> None:
+    """Names and values as an iDRAC 9 has them; it is off from the factory."""
+    attributes = {
+        "SupportAssist.1.EmailOptIn": "Yes",
+        "SupportAssist.1.EventBasedAutoCollection": "Disabled",
+        "SupportAssist.1.SupportAssistEnableState": "Disabled",
+        "SwitchConnectionView.1.Enable": "Enabled",
+    }
+    name = "Dell SupportAssist.1.SupportAssistEnableState"
+    assert connectors({}, dell_attributes={"Attributes": attributes}) == [(name, False)]
+    on = attributes | {"SupportAssist.1.SupportAssistEnableState": "Enabled"}
+    assert connectors({}, dell_attributes={"Attributes": on}) == [(name, True)]
+
+
+def test_call_home_of_lenovo_is_where_its_service_advisor_is() -> None:
+    uri = "/redfish/v1/Managers/1/Oem/Lenovo/ServiceAdvisor"
+    assert service_advisor_uri({"Oem": {"Lenovo": {"ServiceAdvisor": uri}}}) == uri
+    assert service_advisor_uri({"Oem": {"Lenovo": {"ServiceAdvisor": {"@odata.id": uri}}}}) == uri
+    assert service_advisor_uri({"Oem": {"Lenovo": {}}}) is None
+    assert connectors({}, service_advisor={"CallHomeEnabled": True}) == [("Lenovo call home", True)]
+
+
+@given(_JSON)
+def test_strange_oem_data_has_no_connectors(value: Any) -> None:
+    assert connectors({"Oem": value}) == []
+    assert service_advisor_uri({"Oem": value, "Links": value}) is None
+
+
+# ---- SNMP
+
+
+def snmp(network: Any, **resources: Any) -> Snmp | None:
+    return snmp_in(network, **({"hpe_snmp": {}, "dell_attributes": {}} | resources))
+
+
+def test_snmp_as_the_standard_tells_it() -> None:
+    network = {
+        "SNMP": {
+            "ProtocolEnabled": True,
+            "EnableSNMPv1": True,
+            "EnableSNMPv2c": False,
+            "CommunityStrings": [
+                {"CommunityString": "public"},
+                {"CommunityString": "s3cret"},
+                {"CommunityString": None},
+            ],
+        }
+    }
+    found = snmp(network)
+    assert found == Snmp(enabled=True, v1=True, v2c=False, defaults=("public",), hidden=True)
+    assert "s3cret" not in repr(found)
+    assert snmp({}) is None
+
+
+def test_snmp_of_an_ilo_is_told_by_its_own_service() -> None:
+    network = {"SNMP": {"ProtocolEnabled": True, "Port": 161}}
+    on = snmp(network, hpe_snmp={"SNMPv1RequestsEnabled": True, "ReadCommunities": ["public", "", ""]})
+    assert on == Snmp(enabled=True, v1=True, defaults=("public",))
+    off = snmp(network, hpe_snmp={"SNMPv1RequestsEnabled": False, "SNMPv1Enabled": True, "ReadCommunities": ["", ""]})
+    assert off is not None
+    assert not off.by_community
+
+
+def test_snmp_of_an_idrac_is_told_by_its_attributes() -> None:
+    network = {"SNMP": {"ProtocolEnabled": True}}
+    attributes = {"SNMP.1.AgentCommunity": "public", "SNMP.1.AgentEnable": "Enabled", "SNMP.1.SNMPProtocol": "All"}
+    found = snmp(network, dell_attributes={"Attributes": attributes})
+    assert found == Snmp(enabled=True, v1=True, v2c=True, defaults=("public",))
+    v3 = snmp(network, dell_attributes={"Attributes": attributes | {"SNMP.1.SNMPProtocol": "SNMPv3"}})
+    assert v3 is not None
+    assert not v3.by_community
+
+
+@given(_JSON, _JSON, _JSON)
+def test_strange_data_does_not_crash_snmp(protocol: Any, communities: Any, value: Any) -> None:
+    network = {"SNMP": {"ProtocolEnabled": value, "CommunityStrings": communities, "EnableSNMPv1": value}}
+    assert snmp(network, hpe_snmp={"ReadCommunities": communities}, dell_attributes={"Attributes": value}) is not None
+    assert snmp({"SNMP": protocol}) is None or isinstance(protocol, dict)
