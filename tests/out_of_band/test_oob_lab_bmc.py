@@ -31,8 +31,11 @@ FACTORY = Credential("root", "factory-pass")
 
 
 @asynccontextmanager
-async def bmc(tmp_path: Path, hardware: MemoryHardware) -> AsyncIterator[tuple[str, BmcIdentity]]:
-    runner = await serve(hardware, BmcConfig(FACTORY.password, tmp_path / "bmc", port=0, reset_seconds=0.1))
+async def bmc(
+    tmp_path: Path, hardware: MemoryHardware, trusted_ca: Path | None = None
+) -> AsyncIterator[tuple[str, BmcIdentity]]:
+    config = BmcConfig(FACTORY.password, tmp_path / "bmc", port=0, reset_seconds=0.1, trusted_ca=trusted_ca)
+    runner = await serve(hardware, config)
     address = f"127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield address, BmcIdentity(spki_sha256=(await fetch_identity(address)).spki_sha256)
