@@ -18,7 +18,8 @@ _SIGNATURE = {"SignatureTypeRegistry": "UEFI", "SignatureType": "EFI_CERT_SHA256
 
 class SecureBootState(msgspec.Struct, frozen=True, kw_only=True):
     """`enabled`: what the next boot will do; `active`: what the last one did. `databases` maps PK, KEK, db, dbx to the
-    sorted hex SHA-256 fingerprints of their certificates; `signatures` maps them to their sorted hex digests."""
+    sorted hex SHA-256 fingerprints of their certificates, and `signatures` to their sorted hex digests; a database that
+    the BMC does not show is not there."""
 
     enabled: bool
     active: bool
@@ -78,9 +79,8 @@ async def _fingerprints(client: RedfishClient, database: r.SecureBootDatabase) -
     return tuple(sorted(fingerprint(str(member.get("CertificateString") or "")) for member in members))
 
 
-async def _digests(client: RedfishClient, database: r.SecureBootDatabase) -> tuple[str, ...]:
-    members = await client.members(database.signatures.uri) if database.signatures.uri is not None else []
-    return tuple(sorted(str(member.get("SignatureString") or "").lower() for member in members))
+async def _digests(client: RedfishClient, uri: str) -> tuple[str, ...]:
+    return tuple(sorted(str(each.get("SignatureString") or "").lower() for each in await client.members(uri)))
 
 
 def fingerprint(pem: str) -> str:
@@ -96,7 +96,11 @@ async def secure_boot_state(client: RedfishClient) -> SecureBootState:
     raw = await _secure_boot(client)
     secure_boot = r.read(r.SecureBoot, raw, [])
     databases = await _databases(client, raw) if secure_boot.secure_boot_databases.uri else {}
-    signatures = {name: await _digests(client, database) for name, database in databases.items()}
+    signatures = {
+        name: await _digests(client, database.signatures.uri)
+        for name, database in databases.items()
+        if database.signatures.uri is not None
+    }
     return SecureBootState(
         enabled=secure_boot.secure_boot_enable is True,
         active=secure_boot.secure_boot_current_boot == "Enabled",
@@ -117,10 +121,15 @@ async def enroll_secure_boot(client: RedfishClient, wanted: KeyDatabases) -> Sec
         state = await secure_boot_state(client)
         if not holds(state, wanted):
             raise _mismatch(client, state, wanted)
-    if not state.enabled:
-        path = str((await _secure_boot(client))["@odata.id"])
-        await client.wait_task(await client.patch(path, {"SecureBootEnable": True}))
-        state = await secure_boot_state(client)
+    return await enable_secure_boot(client)
+
+
+async def enable_secure_boot(client: RedfishClient) -> SecureBootState:
+    """Secure Boot is on for the next boot. Raises `EnrolmentFailed` if the BMC does not keep to it."""
+    raw = await _secure_boot(client)
+    if raw.get("SecureBootEnable") is not True:
+        await client.wait_task(await client.patch(str(raw["@odata.id"]), {"SecureBootEnable": True}))
+    state = await secure_boot_state(client)
     if not state.enabled:
         raise EnrolmentFailed(
             "the BMC accepted SecureBootEnable but still reports it off",
@@ -137,30 +146,30 @@ async def reset_secure_boot(client: RedfishClient, mode: str = "ResetAllKeysToDe
 
 
 async def _write_keys(client: RedfishClient, wanted: KeyDatabases) -> None:
-    await reset_secure_boot(client, "DeleteAllKeys")  # back to setup mode, where databases take unsigned writes
     databases = await _databases(client, await _secure_boot(client))
+    writes = []
     for name in _WRITE_ORDER:
         digests = wanted.dbx if name == "dbx" else ()
-        certificates = [
-            {"CertificateString": pem, "CertificateType": "PEM"} for pem in wanted.certificates.get(name, ())
-        ]
+        pems = [{"CertificateString": pem, "CertificateType": "PEM"} for pem in wanted.certificates.get(name, ())]
         for part, entries in (
-            ("certificates", certificates),
+            ("certificates", pems),
             ("signatures", [{"SignatureString": digest, **_SIGNATURE} for digest in digests]),
         ):
             target = getattr(databases[name], part).uri if name in databases else None
-            if entries and target is None:
+            if entries and target is None:  # known before anything is deleted
                 raise NotSupported(f"the BMC takes no {part} for the Secure Boot database {name}", server=client.server)
-            for entry in entries:
-                await client.wait_task(await client.post(target, entry))
+            writes += [(str(target), entry) for entry in entries]
+    await reset_secure_boot(client, "DeleteAllKeys")  # back to setup mode, where databases take unsigned writes
+    for target, entry in writes:
+        await client.wait_task(await client.post(target, entry))
 
 
 def holds(state: SecureBootState, wanted: KeyDatabases) -> bool:
     """PK, KEK and db exactly: a foreign entry lets foreign code boot. In dbx there may be more: firmware that brings a
-    dbx of its own forbids more, which makes nothing more trusted."""
-    held = {"dbx": (), **state.entries}
+    dbx of its own forbids more, which makes nothing more trusted. A dbx that the BMC does not show is not judged."""
+    held = state.entries
     exact = all(held.get(name) == entries for name, entries in wanted.entries.items() if name != "dbx")
-    return exact and set(wanted.entries["dbx"]) <= set(held["dbx"])
+    return exact and ("dbx" not in state.signatures or set(wanted.entries["dbx"]) <= set(held["dbx"]))
 
 
 def _mismatch(client: RedfishClient, state: SecureBootState, wanted: KeyDatabases) -> EnrolmentFailed:

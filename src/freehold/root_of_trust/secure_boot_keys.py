@@ -86,15 +86,20 @@ class SecureBootKeyring:
     def newest(self) -> Generation:
         return self.generations()[-1]
 
+    def generation(self, number: int) -> Generation:
+        """Raises `SecureBootKeysMissing` if there is none of that number."""
+        found = next((each for each in self.generations() if each.number == number), None)
+        if found is None:
+            raise SecureBootKeysMissing(
+                f"the site has no generation {number} of Secure Boot keys",
+                remedy="this vault is older than the store: restore the vault that belongs to it",
+            )
+        return found
+
     def key_set(self, number: int) -> KeySet:
         """What generation `number` enrols. Raises `SecureBootKeysMissing` if there is none of that number."""
         if number not in self._known:  # a generation never changes
-            found = next((each for each in self.generations() if each.number == number), None)
-            if found is None:
-                raise SecureBootKeysMissing(
-                    f"the site has no generation {number} of Secure Boot keys",
-                    remedy="this vault is older than the store: restore the vault that belongs to it",
-                )
+            found = self.generation(number)
             pk, kek, *db = (pki.der(self._key(name).loaded) for name in found.keys)
             dbx = tuple(map(bytes.fromhex, found.dbx))
             self._known[number] = KeySet(generation=number, owner=self._owner, pk=pk, kek=kek, db=tuple(db), dbx=dbx)
