@@ -179,7 +179,7 @@ def claim_of(entry: Any) -> dict[str, Any]:
 @pytest.fixture
 async def mute(owned: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A server whose BMC does not show the databases, and an agent that is one."""
-    owned.hardware.faults.extra["no_secure_boot_databases"] = "on"
+    owned.hardware.faults.secure_boot_hidden = True
 
     def image(agent: bytes, ring: SecureBootKeyring, number: int, at: Any) -> bytes:
         return b"enrolment image of generation %d" % number

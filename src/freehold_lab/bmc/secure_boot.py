@@ -34,8 +34,8 @@ def _database(call: Call) -> SecureBootDatabaseName:
 
 
 def _hidden(call: Call) -> bool:
-    """The fault `extra["no_secure_boot_databases"]`: as on a BMC from before SecureBoot 1.1 (2020.1)."""
-    return "no_secure_boot_databases" in call.bmc.hardware.faults.extra
+    """As on a BMC from before SecureBoot 1.1 (Redfish 2020.1)."""
+    return call.bmc.hardware.faults.secure_boot_hidden
 
 
 def _certificate_id(der: bytes) -> str:
