@@ -22,6 +22,7 @@ GROUPS = {
     "evidence": {"log", "export"},
     "image": {"build", "import", "list"},
     "vault": {"init", "status", "rekey", "recover", "audit"},
+    "secureboot": {"list", "revoke", "rotate", "image"},
     "pki": {"ceremony", "request", "install", "list", "revoke", "crl"},
 }
 LAB = {"up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan"}

@@ -209,6 +209,15 @@ async def test_enrolled_keys_reach_the_firmware_at_the_next_boot(rig: Rig) -> No
     assert (body["SecureBootMode"], body["SecureBootCurrentBoot"]) == ("UserMode", "Enabled")
 
 
+async def test_a_bmc_from_before_there_were_secure_boot_databases(rig: Rig) -> None:
+    rig.hardware.faults.secure_boot_hidden = True
+    _, body = await rig.get(SECURE_BOOT)
+    assert ("SecureBootDatabases" in body, body["SecureBootMode"]) == (False, "SetupMode")
+    assert (await rig.get(DATABASES))[0] == 404
+    assert (await enroll(rig, "db", certificate("db")))[0] == 404
+    assert (await rig.post(f"{SECURE_BOOT}/Actions/SecureBoot.ResetKeys", {"ResetKeysType": "DeleteAllKeys"}))[0] == 204
+
+
 async def test_secure_boot_database_members(rig: Rig) -> None:
     first, second = certificate("first"), certificate("second")
     _, body = await enroll(rig, "db", first)

@@ -35,7 +35,6 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT
-from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
 from freehold.root_of_trust.keys import SiteKeys
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware, example_info
@@ -69,7 +68,14 @@ def booted(name: str) -> BootedImage:
     """An image whose measurements are those of the recorded boots."""
     pcr4 = {True: recorded.pcr4("secure-boot"), False: recorded.pcr4("setup-mode")}
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return BootedImage(name=name, sha256=digest, pcr4=pcr4, pcr11=bytes.fromhex(recorded.RECORDED["pcr11"]))
+    return BootedImage(
+        name=name,
+        sha256=digest,
+        pcr4=pcr4,
+        pcr11=bytes.fromhex(recorded.RECORDED["pcr11"]),
+        authenticode=bytes.fromhex(recorded.RECORDED["uki_authenticode"]),
+        signers=(recorded.certificate("db"),),
+    )
 
 
 def documents(**changes: Any) -> list[Resource]:
@@ -186,6 +192,11 @@ def make(state: Path) -> Site:
     """A site whose images measure what the recorded boots measured, under the keys that the recorded machine had."""
     shutil.copytree(founded()[0], state, dirs_exist_ok=True)
     vault = open_vault(state)
+    for name, variable in (("pk", "PK"), ("kek", "KEK"), ("db", "db")):
+        stored = msgspec.json.decode(vault.get(f"site/keys/{name}") or b"")
+        pem = (recorded.DATA / f"{variable}.pem").read_text()
+        vault.put(f"site/keys/{name}", msgspec.json.encode(stored | {"certificate": pem}))
+        (state / "keys" / f"{name}.pem").unlink()
     keys = SiteKeys.load(state, vault)
     files = {name: state / name for name in ("agent.efi", "agent.iso", "stage2.img", "os.raw")}
     for path in files.values():
@@ -206,9 +217,7 @@ def make(state: Path) -> Site:
     assert isinstance(spec, SiteSpec)
     networks = {name: each for (_, name), each in declared.items() if isinstance(each, NetworkSpec)}
     (state / "tpm-roots").mkdir(exist_ok=True)
-    site = make_site(state, spec, networks, vault, keys, boot)
-    authority = SignatureEntry(type=CERT_X509, owner=recorded.OWNER, data=recorded.certificate("db"))
-    return dataclasses.replace(site, secure_boot=recorded.keys(), authority=authority)
+    return make_site(state, spec, networks, vault, keys, boot)
 
 
 @asynccontextmanager

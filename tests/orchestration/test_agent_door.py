@@ -277,6 +277,44 @@ async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_mus
 
 
 @pytest.mark.host
+async def test_each_server_is_held_against_the_keys_of_its_own_generation(trusting: Door, vendor: Vendor) -> None:
+    """The site has rotated since; this server carries the first generation still, and is trusted by it."""
+    place = trusting.place
+    ring = place.site.keys.secure_boot
+    ring.rotate("pk", "yearly", datetime.now(UTC))
+    ring.rotate("db", "yearly", datetime.now(UTC))
+    with booted_tpm(vendor, "own", "secure-boot") as own:
+        fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
+        await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
+        agent = await trusting.enter(own, log="secure-boot", mode="os")
+        agent.controller.close()
+        name, _, claim = place.evidence.statements[-1]
+        assert (name, claim["policy"].rpartition("/")[2]) == ("attestation", "secure-boot-1")
+        await place.establish(secure_boot_generation=2)
+        words = await trusting.refused(own, log="secure-boot", mode="os")
+    assert "PCR 7: PK" in words
+
+
+@pytest.mark.host
+async def test_while_its_keys_are_changed_a_server_is_refused_and_not_quarantined(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.AVAILABLE, ek_sha256=ek_of(own), secure_boot_changing=True)
+    assert "its Secure Boot keys are being changed" in await trusting.refused(own)
+    assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_a_vault_that_lacks_the_server_s_generation_lets_nobody_in_and_quarantines_nobody(
+    trusting: Door, own: Any
+) -> None:
+    await trusting.place.establish(
+        ServerState.PROVISIONING, ek_sha256=ek_of(own), secure_boot_enrolled=True, secure_boot_generation=9
+    )
+    with pytest.raises(Refused, match="the controller failed"):
+        await trusting.enter(own)
+    assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
 async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_named(trusting: Door, own: Any) -> None:
     await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own), agent_booted_at=1.0)
     trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))

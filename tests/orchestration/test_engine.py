@@ -67,6 +67,7 @@ async def story(rig: Rig, engine: Engine) -> None:
 
 
 def assert_told_whole(rig: Rig) -> None:
+    assert rig.world.surprises == []
     assert rig.evidence.path("server-1") == [*TO_ACTIVE, *DRIFT, *AND_BACK]
     server = rig.world.server("server-1")
     assert server.accounts == {OURS}
@@ -147,6 +148,59 @@ async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: 
     assert_told_whole(rig)
     resumed = [event.message for event in await rig.store.events(limit=5000) if event.kind == "resumed"]
     assert len(resumed) == (0 if when == "after its record" else len(wanted))
+
+
+def half_way(world: World, struck: list[str]) -> dict[str, StepFn]:
+    """Steps of a controller that dies once while the Secure Boot keys of a server are half-written."""
+    steps = world.steps()
+
+    async def enroll(context: StepContext) -> StepResult:
+        if context.facts.secure_boot_changing and not struck:
+            struck.append(context.step)
+            world.server(context.name).generation = None
+            raise Killed
+        return await steps["enroll_secure_boot"](context)
+
+    return steps | {"enroll_secure_boot": enroll}
+
+
+@pytest.mark.parametrize("when", ["never", "before its side effect", "half-way", "after its side effect"])
+@pytest.mark.parametrize("then", [None, IntentKind.DECOMMISSION, IntentKind.QUARANTINE])
+async def test_new_secure_boot_keys_never_surprise_the_verifier(rig: Rig, when: str, then: IntentKind | None) -> None:
+    """server-1 is active, server-2 available. A generation is made; the controller dies over server-2, and a person
+    asks for something before it comes back."""
+    await rig.store.apply([each for each in rack() if each.name != "web-2" or each.kind != "Assignment"])
+    engine = rig.engine()
+    await rig.drive_to(engine, S.ACTIVE, "server-1")
+    await rig.drive_to(engine, S.AVAILABLE, "server-2")
+    await rig.store.announce_secure_boot(2)
+    if when != "never":
+        struck: list[str] = []
+        only = {"enroll_secure_boot"}
+        steps = half_way(rig.world, struck) if when == "half-way" else killing(rig.world.steps(), when, struck, only)
+        dying = Engine(rig.store, steps, rig.evidence, clock=rig.clock, monotonic=rig.clock)
+        with pytest.raises(Killed):
+            await rig.drive(dying, lambda status: status.facts.secure_boot_generation == 2, "server-2")
+        rig.clock.now += 31
+    if then is not None:
+        await rig.store.record_intent("server-2", then, by="ann", reason="test")
+        if then is IntentKind.QUARANTINE:
+            await rig.drive_to(rig.engine(), S.QUARANTINED, "server-2")
+            await rig.store.record_intent("server-2", IntentKind.RELEASE, by="ann")
+    status = await rig.drive(
+        rig.engine(),
+        lambda status: status.state is S.AVAILABLE and status.facts.secure_boot_generation == 2,
+        "server-2",
+    )
+    assert not status.facts.secure_boot_changing
+    active = await rig.status("server-1")
+    assert (active.state, active.facts.secure_boot_generation) == (S.ACTIVE, 1)
+    await rig.store.record_intent("server-1", IntentKind.DECOMMISSION, by="ann")
+    status = await rig.drive_to(rig.engine(), S.AVAILABLE, "server-1")
+    assert status.facts.secure_boot_generation == 2
+    assert [rig.world.server(name).generation for name in ("server-1", "server-2")] == [2, 2]
+    assert rig.world.surprises == []
+    assert rig.world.servers["server-2"].boots >= (2 if then else 1)
 
 
 async def test_a_step_that_was_cut_off_is_told_so(rig: Rig) -> None:

@@ -43,6 +43,7 @@ from freehold.orchestration.conditions import (
     certificate_due,
     certificate_fresh,
     fact,
+    keys_current,
     rotation_due,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
@@ -436,6 +437,7 @@ facts = st.builds(
     firmware=st.none() | st.just(FirmwareFact(vendor="v", model="m", version="1")),
     learned_reference=st.none() | st.just({"0": ("00",)}),
     reference_values=st.none() | st.just({"0": ("00",)}),
+    secure_boot_generation=st.none() | st.integers(1, 3),
     agent_booted_at=moments,
     os_booted_at=moments,
     last_attestation=moments,
@@ -482,6 +484,7 @@ views = st.builds(
     ),
     assignment=st.none() | st.just(ASSIGNED),
     paused=st.booleans(),
+    secure_boot_generation=st.integers(1, 3),
     intents=st.lists(
         st.builds(Intent, id=st.integers(1, 9), kind=st.sampled_from(IntentKind), by=st.just("ann")), max_size=2
     ).map(tuple),
@@ -503,12 +506,15 @@ def test_every_view_has_a_legal_decision(server: ServerView) -> None:
         case Do():
             assert decision.step in {goal.step for goal in GOALS[state]}
             assert not server.paused
+            assert not (decision.step == "boot_agent" and server.facts.secure_boot_changing)
         case Wait():
             assert decision.until > NOW
         case Move():
             transition(state, decision.state, released=decision.released)
             assert decision.released == (state is S.QUARANTINED)
             forget(msgspec.structs.replace(server.facts, **decision.facts), decision.state)
+            if decision.state is S.PROVISIONING:
+                assert decision.released or keys_current(server, NOW)
             if decision.state is S.AVAILABLE and state is S.DECOMMISSIONING:
                 assert server.facts.media is not None
                 assert all(medium.verified for medium in server.facts.media)
@@ -521,6 +527,42 @@ def test_every_view_has_a_legal_decision(server: ServerView) -> None:
             assert decision.until is None or decision.until > NOW
         case Refuse():
             assert decision.intent in {intent.id for intent in server.intents}
+
+
+ENROL = Do("enroll_secure_boot", "enroll_secure_boot")
+
+
+def test_an_available_server_takes_newer_secure_boot_keys_over_before_it_is_given_away() -> None:
+    for carried, newest, behind in ((None, 1, False), (None, 2, True), (1, 2, True), (2, 2, False), (3, 2, False)):
+        facts = msgspec.structs.replace(ROTATED, secure_boot_generation=carried)
+        decision = next_step(view(S.AVAILABLE, facts, assignment=ASSIGNED, secure_boot_generation=newest), NOW)
+        assert (decision == ENROL) is behind, (carried, newest)
+
+
+def test_an_active_server_keeps_the_keys_that_its_os_was_made_for() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, secure_boot_generation=1)
+    assert isinstance(next_step(view(S.ACTIVE, facts, secure_boot_generation=2), NOW), Idle)
+
+
+@pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])
+def test_nothing_boots_while_the_keys_in_the_firmware_are_uncertain(state: S) -> None:
+    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True)
+    assert next_step(view(state, facts), NOW) == ENROL
+    settled = msgspec.structs.replace(facts, secure_boot_changing=False)
+    assert next_step(view(state, settled), NOW) == Do("boot_agent", "boot_agent")
+
+
+def test_decommissioning_ends_with_the_newest_keys() -> None:
+    facts = Facts(
+        workload_stopped=True, agent_booted_at=NOW - 60, tpm_cleared=True, agent_released=True, keys_destroyed=True,
+        media=(Medium(serial="A", planted=True, sanitized=True, verified=True),), secure_boot_generation=1,
+    )  # fmt: skip
+    assert next_step(view(S.DECOMMISSIONING, facts, secure_boot_generation=2), NOW) == ENROL
+    current = msgspec.structs.replace(facts, secure_boot_generation=2)
+    step = next_step(view(S.DECOMMISSIONING, current, secure_boot_generation=2), NOW)
+    assert step == Do("reassert_state", "reassert_state")
+    undone = msgspec.structs.replace(current, secure_boot_changing=True)  # the tenant had changed them
+    assert next_step(view(S.DECOMMISSIONING, undone, secure_boot_generation=2), NOW) == ENROL
 
 
 def test_leaf_0_of_the_log_is_a_certificate_too() -> None:

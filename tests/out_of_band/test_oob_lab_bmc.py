@@ -6,7 +6,9 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -20,6 +22,7 @@ from freehold.out_of_band.hardening import UNWANTED, Hardened, harden
 from freehold.out_of_band.inventory import Cpu
 from freehold.out_of_band.posture import posture_findings, read_account_policy, read_posture
 from freehold.out_of_band.redfish import Credential, RedfishClient
+from freehold.out_of_band.secure_boot import KeyDatabases
 from freehold.out_of_band.takeover import take_over
 from freehold.out_of_band.transport import BmcIdentity, fetch_identity
 from freehold_lab.bmc.context import BmcConfig
@@ -31,8 +34,11 @@ FACTORY = Credential("root", "factory-pass")
 
 
 @asynccontextmanager
-async def bmc(tmp_path: Path, hardware: MemoryHardware) -> AsyncIterator[tuple[str, BmcIdentity]]:
-    runner = await serve(hardware, BmcConfig(FACTORY.password, tmp_path / "bmc", port=0, reset_seconds=0.1))
+async def bmc(
+    tmp_path: Path, hardware: MemoryHardware, trusted_ca: Path | None = None
+) -> AsyncIterator[tuple[str, BmcIdentity]]:
+    config = BmcConfig(FACTORY.password, tmp_path / "bmc", port=0, reset_seconds=0.1, trusted_ca=trusted_ca)
+    runner = await serve(hardware, config)
     address = f"127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield address, BmcIdentity(spki_sha256=(await fetch_identity(address)).spki_sha256)
@@ -206,39 +212,70 @@ async def test_bios_attributes_are_staged_and_unknown_ones_refused(client: Redfi
         await server.set_bios_attributes(client, {"Nonsense": 1})
 
 
-async def test_secure_boot_is_enrolled_with_exactly_our_keys(
-    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path
+DIGEST, OTHER_DIGEST = "ab" * 32, "cd" * 32
+
+
+@pytest.fixture
+def wanted(tmp_path: Path) -> KeyDatabases:
+    pems = {name: (Keys(tmp_path, name).pem,) for name in ("PK", "KEK", "db")}
+    return KeyDatabases(certificates=pems, dbx=(DIGEST,))
+
+
+def with_db(wanted: KeyDatabases, *pems: str) -> KeyDatabases:
+    return msgspec.structs.replace(wanted, certificates=wanted.certificates | {"db": pems})
+
+
+async def deletions(client: RedfishClient) -> int:
+    logs = [line.message for line in await server.log_entries(client) if "Secure" in line.message]
+    return sum("DeleteAllKeys" in line for line in logs)
+
+
+async def test_secure_boot_is_enrolled_with_exactly_our_keys_and_what_is_revoked(
+    client: RedfishClient, hardware: MemoryHardware, wanted: KeyDatabases
 ) -> None:
-    pk, kek, db = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db"))
     await server.power(client, "off")
     for _ in range(2):
-        state = await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+        state = await server.enroll_secure_boot(client, wanted)
         assert state.enabled
         assert state.mode == "UserMode"
+        assert state.entries == wanted.entries
     assert len(await hardware.secure_boot_certificates("db")) == 1
+    assert await hardware.secure_boot_signatures("dbx") == [DIGEST]
     await server.power(client, "on")
     assert (await server.secure_boot_state(client)).active
-    logs = [line.message for line in await server.log_entries(client) if "Secure" in line.message]
-    assert sum("DeleteAllKeys" in line for line in logs) == 1  # the second enrolment had nothing to do
+    assert await deletions(client) == 1  # the second enrolment had nothing to do
 
 
 async def test_enrolment_removes_foreign_keys_and_survives_an_interruption(
-    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path
+    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path, wanted: KeyDatabases
 ) -> None:
-    pk, kek, db, foreign = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db", "foreign"))
     await server.power(client, "off")
-    await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=foreign)
+    await server.enroll_secure_boot(client, with_db(wanted, Keys(tmp_path, "foreign").pem))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.05):
-            await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
-    state = await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+            await server.enroll_secure_boot(client, wanted)
+    state = await server.enroll_secure_boot(client, wanted)
     assert [len(state.databases[name]) for name in ("PK", "KEK", "db")] == [1, 1, 1]
 
 
-async def test_a_firmware_that_adds_a_vendors_key_is_found_out(
-    client: RedfishClient, hardware: MemoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_two_keys_in_db_and_a_longer_dbx_take_the_place_of_what_was_there(
+    client: RedfishClient, tmp_path: Path, wanted: KeyDatabases
 ) -> None:
-    pk, kek, db = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db"))
+    await server.power(client, "off")
+    await server.enroll_secure_boot(client, wanted)
+    both = with_db(wanted, *wanted.certificates["db"], Keys(tmp_path, "db-new").pem)
+    both = msgspec.structs.replace(both, dbx=(OTHER_DIGEST, DIGEST))
+    assert (await server.enroll_secure_boot(client, both)).entries == both.entries
+    assert (await server.enroll_secure_boot(client, wanted)).entries == wanted.entries
+
+
+async def test_a_firmware_that_adds_a_vendors_key_is_found_out(
+    client: RedfishClient,
+    hardware: MemoryHardware,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: KeyDatabases,
+) -> None:
     foreign = Keys(tmp_path, "vendor").certificate.public_bytes(Encoding.DER)
     honest = hardware.set_secure_boot_database
 
@@ -246,14 +283,51 @@ async def test_a_firmware_that_adds_a_vendors_key_is_found_out(
         await honest(name, [*certificates, foreign] if name == "db" else certificates, signatures)
 
     monkeypatch.setattr(hardware, "set_secure_boot_database", smuggle)
-    with pytest.raises(EnrolmentFailed, match=r"after enrolment db holds .*, .* and 0 hashes"):
-        await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+    with pytest.raises(EnrolmentFailed, match=r"after enrolment db holds \w{12}, \w{12} instead of \w{12}"):
+        await server.enroll_secure_boot(client, wanted)
 
 
-async def test_secure_boot_can_be_reset(client: RedfishClient, tmp_path: Path) -> None:
-    pk, kek, db = (Keys(tmp_path, name).pem for name in ("pk", "kek", "db"))
+@pytest.mark.parametrize(("smuggled", "accepted"), [([OTHER_DIGEST, DIGEST], True), ([OTHER_DIGEST], False)])
+async def test_a_firmware_may_forbid_more_than_we_do_but_not_less(
+    client: RedfishClient,
+    hardware: MemoryHardware,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: KeyDatabases,
+    smuggled: list[str],
+    accepted: bool,
+) -> None:
+    honest = hardware.set_secure_boot_database
+
+    async def smuggle(name: SecureBootDatabaseName, certificates: list[bytes], signatures: list[str]) -> None:
+        await honest(name, certificates, signatures)
+        if name == "PK":
+            await honest("dbx", [], smuggled)
+
+    monkeypatch.setattr(hardware, "set_secure_boot_database", smuggle)
+    if accepted:
+        assert set(wanted.entries["dbx"]) < set((await server.enroll_secure_boot(client, wanted)).entries["dbx"])
+    else:
+        with pytest.raises(EnrolmentFailed, match="dbx holds sha256:cdcdcdcdcdcd instead of sha256:abababababab"):
+            await server.enroll_secure_boot(client, wanted)
+
+
+async def test_a_bmc_without_a_dbx_cannot_be_told_what_is_revoked(
+    client: RedfishClient, monkeypatch: pytest.MonkeyPatch, wanted: KeyDatabases
+) -> None:
+    full = RedfishClient.members
+
+    async def members(self: RedfishClient, path: str, **rest: Any) -> list[Any]:
+        return [each for each in await full(self, path, **rest) if each.get("DatabaseId") != "dbx"]
+
+    monkeypatch.setattr(RedfishClient, "members", members)
+    await server.enroll_secure_boot(client, msgspec.structs.replace(wanted, dbx=()))
+    with pytest.raises(NotSupported, match="takes no signatures for the Secure Boot database dbx"):
+        await server.enroll_secure_boot(client, wanted)
+
+
+async def test_secure_boot_can_be_reset(client: RedfishClient, wanted: KeyDatabases) -> None:
     await server.power(client, "off")
-    await server.enroll_secure_boot(client, pk_pem=pk, kek_pem=kek, db_pem=db)
+    await server.enroll_secure_boot(client, wanted)
     await server.reset_secure_boot(client, "DeleteAllKeys")
     assert (await server.secure_boot_state(client)).mode == "SetupMode"
 

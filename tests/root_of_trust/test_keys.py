@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys, SiteKeysError
+from freehold.root_of_trust.secure_boot_keys import SecureBootKeysMissing
 from freehold.root_of_trust.vault import EmbeddedVault
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
@@ -59,17 +60,6 @@ def test_creating_twice_and_loading_give_the_same_keys(vault: EmbeddedVault) -> 
     assert "PRIVATE" not in repr(made) + repr(made.agent_ca) + repr(vars(made))
 
 
-def test_names_say_whose_keys_they_are(vault: EmbeddedVault) -> None:
-    keys = create(vault)
-    names = {role: key.certificate.subject.rfc4514_string() for role, key in keys.secure_boot.items()}
-    assert names == {"pk": "CN=lab Secure Boot PK", "kek": "CN=lab Secure Boot KEK", "db": "CN=lab Secure Boot db"}
-    assert isinstance(keys.secure_boot["db"].certificate.public_key(), rsa.RSAPublicKey)
-    assert keys.secure_boot["db"].certificate.public_key().key_size == 2048
-    assert list(keys.signature_lists()) == ["PK", "KEK", "db"]
-    for name, data in keys.signature_lists().items():
-        assert data.endswith(keys.secure_boot[name.lower()].certificate_der)
-
-
 def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +70,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
         died = run_until_crash(monkeypatch, dies_at, lambda vault=vault: create(vault))
         there = {path: vault.get(path) for path in vault.paths()}
         keys = create(vault)
-        assert len(vault.paths()) == 9
+        assert len(vault.paths()) == 10
         assert all(vault.get(path) == secret for path, secret in there.items())
         assert keys.public_files() == SiteKeys.load(state, vault, lambda: NOW).public_files()
         if not died:
@@ -93,7 +83,7 @@ def test_loading_an_incomplete_set_says_what_is_missing(vault: EmbeddedVault) ->
         SiteKeys.load(vault.directory.parent, vault)
     create(vault)
     vault.destroy("site/keys/db")
-    with pytest.raises(SiteKeysError, match="lacks the site's db key"):
+    with pytest.raises(SecureBootKeysMissing, match="lacks the site's db key"):
         SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
 
 

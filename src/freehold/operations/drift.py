@@ -15,7 +15,8 @@ from freehold.model.status import Drift
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of one server as its BMC reports it. `accounts` maps user name to role, enabled accounts only;
-    `firmware` maps component to version; `secure_boot_keys` maps database to its certificates' SHA-256, sorted."""
+    `firmware` maps component to version; `secure_boot_keys` maps database to what it holds: SHA-256 of
+    certificates, `sha256:` before digests of images."""
 
     secure_boot: bool
     boot_order: tuple[str, ...]

@@ -125,19 +125,22 @@ class AgentDoor:
         if greeted is None:
             raise AgentRefusedError("this session is unknown", remedy="the agent says hello again")
         view = await self._view(greeted.server)
+        if view.facts.secure_boot_changing:
+            what, then = "its Secure Boot keys are being changed", "nothing: it is started again when that is done"
+            raise await self._refuse(view.name, what, then)
         response = session.Response(
             secret=evidence.secret, quote=evidence.quote, signature=evidence.signature, event_log=evidence.event_log
         )
         now = datetime.now(UTC)
         try:
             proven = session.verify_response(challenge, response, tls_certificate=self._certificate, now=now)
-            image = self._expected_image(greeted.hello.mode, view.facts)
+            image, ek = self._expected_image(greeted.hello.mode, view.facts), greeted.ek.identity
+            last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
+            keys = await self._site.keys_of(view.facts)
+            policy = policy_for(image, view.facts, keys, ek_identity=ek, last_seen=last_seen)
         except AttestationError as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
-        ek, keys = greeted.ek.identity, self._site.secure_boot
-        last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
-        policy = policy_for(image, view.facts, keys, self._site.authority, ek_identity=ek, last_seen=last_seen)
         proof = self._proof(greeted, challenge, evidence, proven)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
         # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.

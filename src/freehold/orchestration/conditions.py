@@ -127,6 +127,15 @@ def certificate_fresh(server: ServerView, now: float) -> bool:
     return now < certificate_due(server)
 
 
+def keys_settled(server: ServerView, _now: float) -> bool:
+    """What its firmware measures is certain: no enrolment of Secure Boot keys was begun and not ended."""
+    return not server.facts.secure_boot_changing
+
+
+def keys_current(server: ServerView, now: float) -> bool:
+    return keys_settled(server, now) and (server.facts.secure_boot_generation or 1) >= server.secure_boot_generation
+
+
 def attested_last(server: ServerView) -> float:
     """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
     agent = server.agent

@@ -23,6 +23,7 @@ from freehold.model.status import ServerState
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.issuance import record_certificates, watch_certificates
+from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
 from freehold.orchestration.step import Record
@@ -35,8 +36,6 @@ from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import load_roots
-from freehold.root_of_trust.attestation.predict import SecureBootKeys
-from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
 from freehold.root_of_trust.depot import Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys, depot_key
 from freehold.root_of_trust.vault import Vault
@@ -68,13 +67,11 @@ def make_site(
     state: Path, spec: SiteSpec, networks: dict[str, NetworkSpec], vault: Vault, keys: SiteKeys, boot: BootArtifacts
 ) -> Site:
     """Everything the steps need, from what was opened."""
-    lists = keys.signature_lists()
     agents, systems = known_builds(state, keys)
     files = BootFiles()
     for path in (boot.agent_efi, boot.agent_iso, boot.stage2):
         files.register("boot", path.name, path)
     files.register("images", boot.os.path.name, boot.os.path)
-    db = keys.secure_boot["db"]
     tftp = (state / "tftp").resolve()
     tftp.mkdir(exist_ok=True)
     shutil.copy(boot.agent_efi, tftp / "agent.efi")  # apart: TFTP serves whatever lies in its directory
@@ -84,11 +81,6 @@ def make_site(
         networks=networks,
         vault=vault,
         keys=keys,
-        secure_boot=SecureBootKeys(pk=lists["PK"], kek=lists["KEK"], db=lists["db"]),
-        secure_boot_pems={
-            name: keys.secure_boot[name.lower()].certificate_pem.decode() for name in ("PK", "KEK", "db")
-        },
-        authority=SignatureEntry(type=CERT_X509, owner=keys.identity.owner_guid, data=db.certificate_der),
         agent_image=boot.agent,
         agent_iso=boot.agent_iso.name,
         images={boot.os.name: boot.os},
@@ -144,6 +136,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         for watcher in (
             asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
+            asyncio.create_task(watch_generations(site.keys.secure_boot, store, log), name="Secure Boot keys"),
             asyncio.create_task(keep_depot_fresh(site), name="depot"),
         ):
             watcher.add_done_callback(_say_why_it_ended)

@@ -16,7 +16,17 @@ from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, Polic
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
 from freehold.orchestration.approvals import signed_waivers
 from freehold.orchestration.database import Database
-from freehold.orchestration.schema import agent_sessions, events, intents, journal, orders, replicas, resources, servers
+from freehold.orchestration.schema import (
+    about,
+    agent_sessions,
+    events,
+    intents,
+    journal,
+    orders,
+    replicas,
+    resources,
+    servers,
+)
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.wakes import wake
 
@@ -210,7 +220,7 @@ class Ledger:
         return (await self.views([name])).get(name)
 
     async def views(self, names: Sequence[str]) -> dict[str, ServerView]:
-        """All that a decision about these servers may rest on, as of one moment. Read together: five queries, and two
+        """All that a decision about these servers may rest on, as of one moment. Read together: six queries, and two
         more for each waiver."""
         async with self._database.read() as connection:
             mine = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
@@ -230,6 +240,7 @@ class Ledger:
                 connection,
                 select(intents).where(intents.c.server.in_(names), intents.c.handled.is_(None)).order_by(intents.c.id),
             )
+            newest = await secure_boot_generation(connection)
             sessions = await _all(connection, select(agent_sessions).where(agent_sessions.c.server.in_(names)))
             given = await _all(connection, select(orders).where(orders.c.server.in_(names)))
             declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
@@ -251,6 +262,7 @@ class Ledger:
                 assignment=_assigned(assigned.get(row.name)),
                 baselines=baselines,
                 generation=row.generation,
+                secure_boot_generation=newest or 1,
                 paused=row.paused,
                 waivers=tuple(waivers.get(row.name, ())),
                 intents=tuple(_intent(each) for each in wishes if each.server == row.name),
@@ -260,6 +272,12 @@ class Ledger:
                 },
             )
         return views
+
+
+async def secure_boot_generation(connection: AsyncConnection) -> int | None:
+    """The newest generation of the site's Secure Boot keys that was announced."""
+    found = await connection.scalar(select(about.c.value).where(about.c.name == "secure-boot-generation"))
+    return int(found) if found is not None else None
 
 
 async def _all(connection: AsyncConnection, query: Select[Any]) -> Sequence[Row[Any]]:

@@ -9,9 +9,12 @@ from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, FirmwareFact
 from freehold.root_of_trust.attestation import predict
 from freehold.root_of_trust.attestation.appraise import BANK, Evidence, Policy, TpmState, Verdict
+from freehold.root_of_trust.attestation.errors import AttestationError
+from freehold.root_of_trust.attestation.pe import authenticode
 from freehold.root_of_trust.attestation.predict import ExpectedEvent, SecureBootKeys
 from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues
-from freehold.root_of_trust.attestation.uefi import SignatureEntry
+from freehold.root_of_trust.secure_boot_generations import KeySet
+from freehold.root_of_trust.secure_boot_signing import signers_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class BootedImage:
     sha256: str
     pcr4: dict[bool, tuple[ExpectedEvent, ...]]  # by whether Secure Boot is on
     pcr11: bytes
+    authenticode: bytes
+    signers: tuple[bytes, ...]  # certificates (DER) of its signatures, in their order
 
     @classmethod
     def of(cls, name: str, uki: bytes) -> "BootedImage":
@@ -30,31 +35,50 @@ class BootedImage:
             sha256=hashlib.sha256(uki).hexdigest(),
             pcr4={on: predict.pcr4_events(uki, secure_boot=on) for on in (False, True)},
             pcr11=predict.pcr_value(predict.pcr11_events(uki)),
+            authenticode=authenticode(uki),
+            signers=signers_of(uki),
         )
+
+    def refused_by(self, keys: KeySet) -> str | None:
+        """Why firmware with these keys does not start it (UEFI 2.10, 32.5.3.3); None: it does."""
+        if self.authenticode in keys.dbx:
+            return f"its digest {self.authenticode.hex()} is in dbx of generation {keys.generation}"
+        if keys.authority(self.signers) is None:
+            return f"no key in db of generation {keys.generation} has signed it"
+        return None
 
 
 def policy_for(
     image: BootedImage,
     facts: Facts,
-    keys: SecureBootKeys,
-    authority: SignatureEntry,
+    keys: KeySet,
     *,
     ek_identity: str,
     last_seen: TpmState | None = None,
 ) -> Policy:
-    """The policy for a boot of `image`: before enrolment the machine is in setup mode, after it our keys decide.
+    """The policy for a boot of `image`: before enrolment the machine is in setup mode, after it our keys decide: `keys`
+    are of the generation that the server carries. Raises `AttestationError` if they could not have started the image.
 
     `ek_identity` is the server's own once it is bound; until then it is the one whose certificate was just verified.
     `last_seen` is of that TPM's last quote.
     """
     enrolled = facts.secure_boot_enrolled
     reference = facts.reference_values
+    if enrolled and (why := image.refused_by(keys)) is not None:
+        raise AttestationError(
+            f"{image.name} cannot have been started under the server's Secure Boot keys: {why}",
+            remedy="decommission the server and assign it anew",
+        )
+    authority = keys.authority(image.signers)
+    mode = f"secure-boot-{keys.generation}" if enrolled else "setup-mode"
     return Policy(
-        id=f"{image.name}@{image.sha256[:16]}/{'secure-boot' if enrolled else 'setup-mode'}",
+        id=f"{image.name}@{image.sha256[:16]}/{mode}",
         ek_identity=facts.ek_sha256 or ek_identity,
         pcr4=image.pcr4[enrolled],
         pcr7=predict.pcr7_events(
-            keys if enrolled else SecureBootKeys(), secure_boot=enrolled, authorities=(authority,) if enrolled else ()
+            keys.variables() if enrolled else SecureBootKeys(),
+            secure_boot=enrolled,
+            authorities=(authority,) if enrolled and authority is not None else (),
         ),
         pcr11=(image.pcr11,),
         # Firmware code and option ROMs are held against reference values, since nobody can predict them.

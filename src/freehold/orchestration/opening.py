@@ -104,12 +104,11 @@ def boot_artifacts(
         boot_url=f"http://{address}:{BOOT_PORT}/boot",
         agent_ca_pem=keys.agent_ca.certificate_pem,
         image_public_key_pem=keys.image.public_key_pem,
-        db_key_pem=keys.secure_boot["db"].private_pem,
-        db_cert_pem=keys.secure_boot["db"].certificate_pem,
+        sign=keys.secure_boot.sign,
     )
     inputs = [base.version, str(base.initrd), str(base.stage2), material.site, material.controller_url]
-    pems = [material.agent_ca_pem, material.image_public_key_pem, material.db_cert_pem]
-    version = digest_of([*inputs, *(hashlib.sha256(pem).hexdigest() for pem in pems)])[:16]
+    trusted = [material.agent_ca_pem, material.image_public_key_pem, *keys.secure_boot.newest_set().db]
+    version = digest_of([*inputs, *(hashlib.sha256(each).hexdigest() for each in trusted)])[:16]
     out = state / "images" / version
     done = out / "content.json"
     if not done.exists():

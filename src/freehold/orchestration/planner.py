@@ -27,6 +27,8 @@ from freehold.orchestration.conditions import (
     firmware_wanted,
     first_medium,
     fresh_or_drifted,
+    keys_current,
+    keys_settled,
     or_drifted,
     os_attested,
     os_ready,
@@ -67,6 +69,7 @@ def established(step: str, name: str) -> Goal:
 def agent_until(done: str) -> tuple[Goal, ...]:
     """The machine runs our agent, and the agent proved what it is; wanted until fact `done` holds."""
     return (
+        Goal("Secure Boot keys settled", until(done, keys_settled), "enroll_secure_boot"),
         Goal("boot agent", until(done, agent_expected), "boot_agent"),
         Goal(
             "agent attested",
@@ -126,6 +129,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
     S.AVAILABLE: (
         Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("certificate fresh", certificate_fresh, "renew_certificate"),
+        Goal("Secure Boot keys current", keys_current, "enroll_secure_boot"),
     ),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
@@ -160,6 +164,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("clear_tpm", "tpm_cleared"),
         established("release_agent", "agent_released"),
         established("destroy_keys", "keys_destroyed"),
+        Goal("Secure Boot keys current", keys_current, "enroll_secure_boot"),
         established("reassert_state", "state_reasserted"),
         established("certify", "certificate_index"),
     ),

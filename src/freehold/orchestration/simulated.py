@@ -4,6 +4,7 @@ The world keeps what real hardware keeps (accounts, keys, disks, TPM), so a step
 middle, meets what it left behind. `World.touched` lists side effects; faults are fields of a server.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class SimulatedServer:
     ipmi: bool = True
     bios: dict[str, Any] = field(default_factory=dict)
     secure_boot: bool = False
+    generation: int | None = 0  # of the Secure Boot keys in its firmware; 0: setup mode; None: half-written
     media: dict[str, str] = field(default_factory=lambda: {"nvme-0": "", "disk-1": ""})
     running: str = ""  # "", "ramdisk" or "os"
     boots: int = 0
@@ -61,6 +63,7 @@ class World:
     def __init__(self) -> None:
         self.servers: dict[str, SimulatedServer] = {}
         self.touched: list[tuple[str, str, int]] = []  # (server, key, fence) of every side effect
+        self.surprises: list[str] = []  # boots that would have measured other Secure Boot keys than was predicted
 
     def server(self, name: str) -> SimulatedServer:
         if name not in self.servers:
@@ -151,8 +154,13 @@ class World:
         return StepResult(facts={"bios_applied": True})
 
     async def _enroll_secure_boot(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        server.secure_boot = True
-        return _proved("secure-boot", secure_boot_enrolled=True)
+        if not context.facts.secure_boot_changing:
+            return StepResult(done=False, facts={"secure_boot_changing": True}, retry_after=0.1)
+        server.running, server.generation = "", None
+        await asyncio.sleep(0)  # whoever dies here leaves it half-written
+        server.secure_boot, server.generation = True, context.server.secure_boot_generation
+        facts = {"secure_boot_generation": server.generation, "secure_boot_changing": False}
+        return _proved("secure-boot", secure_boot_enrolled=True, **facts)
 
     async def _approve_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return StepResult(facts={"reference_values": context.facts.learned_reference})
@@ -266,6 +274,9 @@ class World:
     # what runs on the server
 
     async def _boot(self, context: StepContext, server: SimulatedServer, mode: str) -> None:
+        expected = (context.facts.secure_boot_generation or 1) if context.facts.secure_boot_enrolled else 0
+        if server.generation != expected:
+            self.surprises.append(f"{context.name} measures generation {server.generation}, expected is {expected}")
         server.boots += 1
         server.running = mode
         if not server.agent_silent:

@@ -15,7 +15,7 @@ from cryptography import x509
 from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
-from freehold.model.status import Order, OrderState
+from freehold.model.status import Facts, Order, OrderState
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
@@ -31,10 +31,9 @@ from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
-from freehold.root_of_trust.attestation.predict import SecureBootKeys
-from freehold.root_of_trust.attestation.uefi import SignatureEntry
 from freehold.root_of_trust.depot import Depot, Seen
 from freehold.root_of_trust.keys import SiteKeys
+from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT = 8080, 8443
@@ -68,9 +67,6 @@ class Site:
     networks: dict[str, NetworkSpec]
     vault: Vault
     keys: SiteKeys
-    secure_boot: SecureBootKeys
-    secure_boot_pems: dict[str, str]  # PK, KEK, db
-    authority: SignatureEntry
     agent_image: BootedImage
     agent_iso: str
     images: dict[str, OsImage]
@@ -104,10 +100,9 @@ class Site:
     def boot_url(self) -> str:
         return f"http://{self.spec.controller.provisioning}:{BOOT_PORT}"
 
-    @property
-    def media_url(self) -> str:
+    def media_url(self, name: str) -> str:
         """Where a BMC fetches virtual media: it has no leg in the provisioning network."""
-        return f"http://{self.spec.controller.oob}:{BOOT_PORT}/boot/{self.agent_iso}"
+        return f"http://{self.spec.controller.oob}:{BOOT_PORT}/boot/{name}"
 
     @property
     def references(self) -> ReferenceLedger:
@@ -135,6 +130,14 @@ class Site:
         """The OS image with this manifest; None if this controller does not keep it."""
         current = {image.manifest_sha256: image.booted for image in self.images.values()}
         return (self.os_builds | current).get(manifest_sha256)
+
+    async def newest_keys(self) -> KeySet:
+        """The Secure Boot keys that a server is given now."""
+        return await asyncio.to_thread(self.keys.secure_boot.newest_set)
+
+    async def keys_of(self, facts: Facts) -> KeySet:
+        """The Secure Boot keys that this server carries."""
+        return await asyncio.to_thread(self.keys.secure_boot.key_set, facts.secure_boot_generation or 1)
 
     async def answer_dhcp(self, server: str, hosts: tuple[BootHost, ...]) -> None:
         """From now on answer these NICs of the server, and nothing else of it. Idempotent."""

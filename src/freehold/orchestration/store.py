@@ -24,10 +24,10 @@ from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_waivers
 from freehold.orchestration.database import Database
-from freehold.orchestration.ledger import Ledger
+from freehold.orchestration.ledger import Ledger, secure_boot_generation
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
-from freehold.orchestration.schema import events, intents, orders, resources, servers
+from freehold.orchestration.schema import about, events, intents, orders, resources, servers
 from freehold.orchestration.waivers import remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
 
@@ -239,6 +239,22 @@ class Store:
         return waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, self._clock()) is not None
 
     # intents
+
+    async def secure_boot_generation(self) -> int:
+        """The newest generation of Secure Boot keys that was announced; 0: none was."""
+        async with self._database.read() as connection:
+            return await secure_boot_generation(connection) or 0
+
+    async def announce_secure_boot(self, number: int) -> None:
+        """There is a newer generation of Secure Boot keys. Every server is looked at."""
+
+        async def work(connection: AsyncConnection) -> None:
+            name = "secure-boot-generation"
+            await connection.execute(delete(about).where(about.c.name == name))
+            await connection.execute(insert(about).values(name=name, value=str(number)))
+            await connection.execute(update(servers).values(next_due=0.0, wakes=servers.c.wakes + 1))
+
+        await self._database.write(work)
 
     async def record_intent(
         self, server: str, kind: IntentKind, *, by: str, reason: str = "", args: dict[str, Any] | None = None

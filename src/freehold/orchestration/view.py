@@ -25,6 +25,7 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     baselines: tuple[FirmwareBaselineSpec, ...] = ()
     assignment: Assigned | None = None
     generation: int = 1
+    secure_boot_generation: int = 1  # the newest of the site's Secure Boot keys
     paused: bool = False
     waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()

@@ -66,3 +66,7 @@ class CsrRefused(OutOfBandError):
 
 class EnrolmentFailed(OutOfBandError):
     """After the writes the Secure Boot databases do not hold what was written."""
+
+
+class UpdateUnderWay(OutOfBandError):
+    """A task of the BMC is not over, so no firmware was sent."""

@@ -2,64 +2,71 @@
 
 The bytes that are sent are the caller's, and are verified there: no standard property says whether a BMC checks what it
 is given, and some BMCs' own check can be walked around (CVE-2024-10237, CVE-2025-7937). A push is never repeated
-blindly: whoever does not know how one ended looks at the tasks and at the version first.
+blindly: nothing is sent while a task of the BMC is not over, and whoever does not know how a push ended
+(`BmcUnreachable`) looks at the version before the next one.
 """
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from freehold.out_of_band.errors import NotSupported
+from freehold.out_of_band.errors import BmcError, BmcUnreachable, NotSupported, UpdateUnderWay
+from freehold.out_of_band.firmware_names import Component, FirmwareItem, firmware_of
 from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.redfish import Json, RedfishClient, link
-
-BIOS_NAMES = ("bios", "system bios", "system rom", "uefi", "bios firmware")
-"""What vendors call the BIOS in FirmwareInventory: Dell, Supermicro and the standard's mock-up by `Id` or a name that
-ends so, HPE "System ROM" ("Redundant System ROM" is the other copy)."""
+from freehold.out_of_band.transport import Answer
 
 RUNNING = ("New", "Starting", "Running", "Pending", "Stopping", "Service")
+SIMPLE_UPDATE = "UpdateService.SimpleUpdate"
+_STARTING = frozenset({502, 503, 504})  # what a BMC answers, or the web server before it, while it is not there yet
+_POLL_SECONDS = 2.0
+
+Serve = Callable[[bytes, str], AbstractAsyncContextManager[str]]
+"""Serves these bytes under this file name to the BMC while the context is entered, and yields their `https` URL."""
 
 
-class FirmwareItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A SoftwareInventory resource that can be updated: its URI is what `Targets` names."""
-
-    uri: str
-    name: str
-    version: str
-    updateable: bool
-
-
-def bios_of(members: Sequence[Json]) -> FirmwareItem | None:
-    """The BIOS among the members of a FirmwareInventory; None if none, or more than one, is called so. Pure."""
-    found = []
-    for member in members:
-        uri, name = link(member), str(member.get("Name") or "").strip()
-        related = [link(each) or "" for each in member.get("RelatedItem") or []]
-        called = str(member.get("Id") or "").lower() == "bios" or name.lower() in BIOS_NAMES
-        if uri is not None and (called or any(each.endswith("/Bios") for each in related)):
-            version, updateable = str(member.get("Version") or "").strip(), member.get("Updateable") is not False
-            found.append(FirmwareItem(uri=uri, name=name, version=version, updateable=updateable))
-    return found[0] if len(found) == 1 else None
+async def find_firmware(client: RedfishClient, component: Component) -> FirmwareItem:
+    """Raises `NotSupported` if the BMC does not tell which of its firmware that is, or does not update it."""
+    path = link(await _service(client), "FirmwareInventory")
+    members = await client.members(path) if path is not None else []
+    part = await _part(client, component)
+    found = firmware_of(component, members, active=link(part, "Links", "ActiveSoftwareImage"), part=link(part))
+    if found is None or not found.updateable:
+        raise NotSupported(
+            f"the BMC lists no {component} that it could update"
+            if found is None
+            else f"the BMC does not update the {component}",
+            server=client.server,
+            remedy=f"update the {component} by the vendor's own way, and declare the version that it then has",
+        )
+    return found
 
 
 async def find_bios(client: RedfishClient) -> FirmwareItem:
-    """Raises `NotSupported` if the BMC does not tell which of its firmware is the BIOS, or does not update it."""
-    service = await _service(client)
-    path = link(service, "FirmwareInventory")
-    bios = bios_of(await client.members(path)) if path is not None else None
-    if bios is None or not bios.updateable:
-        raise NotSupported(
-            "the BMC lists no BIOS that it could update" if bios is None else "the BMC does not update the BIOS",
-            server=client.server,
-            remedy="update the BIOS by the vendor's own way, and declare the version that it then has",
-        )
-    return bios
+    return await find_firmware(client, "BIOS")
+
+
+async def _part(client: RedfishClient, component: Component) -> Json:
+    """The resource that the firmware belongs to: Manager, or Bios (of which some BMCs have none)."""
+    if component == "BMC":
+        return await first_member(client, "Managers")
+    path = link(await first_member(client, "Systems"), "Bios")
+    return await client.get(path) if path is not None else {}
+
+
+async def firmware_version(client: RedfishClient, component: Component) -> str:
+    """`ComputerSystem.BiosVersion` or `Manager.FirmwareVersion`: what inventory, baselines and reference values go
+    by. FirmwareInventory may write the same version in another way."""
+    if component == "BMC":
+        return str((await first_member(client, "Managers")).get("FirmwareVersion") or "").strip()
+    return str((await first_member(client, "Systems")).get("BiosVersion") or "").strip()
 
 
 async def bios_version(client: RedfishClient) -> str:
-    """`ComputerSystem.BiosVersion`: what inventory, baselines and reference values go by."""
-    return str((await first_member(client, "Systems")).get("BiosVersion") or "").strip()
+    return await firmware_version(client, "BIOS")
 
 
 async def update_running(client: RedfishClient) -> bool:
@@ -70,31 +77,85 @@ async def update_running(client: RedfishClient) -> bool:
 
 
 async def push_firmware(
-    client: RedfishClient, package: bytes, target: str, *, name: str, send_timeout: float, timeout: float = 1800.0
+    client: RedfishClient,
+    package: bytes,
+    target: str,
+    *,
+    name: str,
+    send_timeout: float,
+    timeout: float = 1800.0,
+    serve: Serve | None = None,
 ) -> None:
     """Send `package` for the firmware at `target` and follow the task to its end. `send_timeout` (seconds) bounds the
-    upload. It is in force from the server's next start on.
+    upload, or the request to fetch it. It is in force from the next start of the server (BMC: of the BMC) on.
 
-    Raises `NotSupported` if the BMC takes no uploads or not of this size, `BmcError` if the task failed, and
-    `BmcUnreachable` if the outcome is unknown.
+    A BMC that takes no uploads is told to fetch the package from where `serve` serves it (SimpleUpdate).
+    Raises `NotSupported` if the BMC takes updates by neither way or not of this size, `UpdateUnderWay` if it is busy,
+    `BmcError` if it refused or the task failed, and `BmcUnreachable` if the outcome is unknown.
     """
     service = await _service(client)
-    uri, largest = service.get("MultipartHttpPushUri"), service.get("MaxImageSizeBytes")
-    if not isinstance(uri, str):
-        raise NotSupported(
-            "the BMC takes no firmware by upload (no MultipartHttpPushUri)",
+    push_uri = _accepting(client, service, package, serve)
+    if await update_running(client):
+        raise UpdateUnderWay(
+            "a task of the BMC is still running, so no firmware is sent",
             server=client.server,
-            remedy="update the BMC's firmware by the vendor's own way first",
+            remedy="it is tried again by itself; a task that never ends goes with a restart of the BMC",
         )
-    if isinstance(largest, int) and len(package) > largest:
-        raise NotSupported(
-            f"the package has {len(package)} bytes, the BMC takes {largest}",
-            server=client.server,
-            remedy="import the package that the vendor makes for updates by Redfish",
-        )
-    content, content_type = multipart({"Targets": [target]}, package, name)
-    answer = await client.upload(uri, content, content_type, timeout=send_timeout)
-    await client.wait_task(answer, timeout=timeout)
+    if push_uri is not None:
+        content, content_type = multipart({"Targets": [target]}, package, name)
+        await _follow(client, await client.upload(push_uri, content, content_type, timeout=send_timeout), timeout)
+        return
+    assert serve is not None
+    async with serve(package, name) as image_uri:
+        order = {"ImageURI": image_uri, "TransferProtocol": "HTTPS", "Targets": [target]}
+        await _follow(client, await client.action(service, SIMPLE_UPDATE, order, timeout=send_timeout), timeout)
+
+
+def _accepting(client: RedfishClient, service: Json, package: bytes, serve: Serve | None) -> str | None:
+    """Where to push to; None: it is to be fetched. Raises `NotSupported` before a byte is sent."""
+    largest, push_uri = service.get("MaxImageSizeBytes"), service.get("MultipartHttpPushUri")
+    why = remedy = None
+    if service.get("ServiceEnabled") is False:
+        why, remedy = "its update service is turned off", "enable it (UpdateService.ServiceEnabled)"
+    elif isinstance(largest, int) and len(package) > largest:
+        why = f"the package has {len(package)} bytes, the BMC takes {largest}"
+        remedy = "import the package that the vendor makes for updates by Redfish"
+    elif isinstance(push_uri, str):
+        return push_uri
+    elif f"#{SIMPLE_UPDATE}" not in (service.get("Actions") or {}):
+        why = "it takes firmware neither by upload (MultipartHttpPushUri) nor by download (SimpleUpdate)"
+        remedy = "update the BMC's firmware by the vendor's own way first"
+    elif serve is None:
+        why = "it takes no firmware by upload (no MultipartHttpPushUri)"
+        remedy = "serve the package where the BMC can fetch it (SimpleUpdate)"
+    elif service.get("VerifyRemoteServerCertificate") is False:
+        why = "it would fetch firmware from anybody (VerifyRemoteServerCertificate is off)"
+        remedy = "give it the site's CA (UpdateService.RemoteServerCertificates) and turn the verification on"
+    else:
+        return None
+    raise NotSupported(f"the BMC cannot be sent this firmware: {why}", server=client.server, remedy=remedy)
+
+
+async def _follow(client: RedfishClient, answer: Answer, timeout: float) -> None:
+    """To the end of what `answer` began. A BMC may fall silent while it writes its own flash, or start anew at the end;
+    reading is safe to repeat, so that is waited out."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + timeout
+    while True:
+        try:
+            await client.wait_task(answer, timeout=max(end - clock(), 0.0))
+        except NotSupported as error:
+            raise BmcUnreachable(
+                "the BMC has started anew and forgotten the task of the update; how it ended is unknown",
+                server=client.server,
+                remedy="nothing to do: its tasks and the version are looked at before anything is sent again",
+            ) from error
+        except (BmcError, BmcUnreachable) as error:
+            if clock() >= end or (isinstance(error, BmcError) and error.status not in _STARTING):
+                raise
+            await asyncio.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def multipart(parameters: Json, package: bytes, name: str) -> tuple[bytes, str]:

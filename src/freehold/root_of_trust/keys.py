@@ -1,4 +1,5 @@
-"""The operator's keys: private halves in the vault, public halves as files in `keys/`.
+"""The operator's keys: private halves in the vault, public halves as files in `keys/`. Of Secure Boot keys there may be
+many; `secure_boot_keys` keeps them.
 
 Each key is one vault record (private half and certificate together), written once. So a creation that a crash cut short
 is completed by repeating it: what exists stays, what is missing is made, and the files are derived from the vault.
@@ -13,17 +14,17 @@ from uuid import UUID, uuid4
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from freehold.evidence import Ed25519Signer, durable
 from freehold.model.errors import FreeholdError
-from freehold.root_of_trust import pki, secure_boot
+from freehold.root_of_trust import pki
+from freehold.root_of_trust.secure_boot_keys import SecureBootKeyring
 from freehold.root_of_trust.vault import Vault
 
 _ROOT = "site/keys"
 ROOT_CERTIFICATE = "site/pki/root"
 """Vault path of the root's certificate (PEM), if a ceremony was held. Its key is never in the vault."""
-SECURE_BOOT_ROLES = ("pk", "kek", "db")
 
 
 class SiteKeysError(FreeholdError):
@@ -75,7 +76,7 @@ class SiteKeys:
         identity: Identity,
         evidence: Ed25519Signer,
         image: Ed25519Signer,
-        secure_boot_keys: dict[str, CertifiedKey],
+        secure_boot: SecureBootKeyring,
         agent_ca: CertifiedKey,
         controller_tls: CertifiedKey,
         bmc_ca: CertifiedKey | None,
@@ -83,7 +84,7 @@ class SiteKeys:
     ) -> None:
         """`bmc_ca` is None in a vault that was made before there was one; `root`: its certificate (PEM), if any."""
         self.identity, self.evidence, self.image = identity, evidence, image
-        self.secure_boot, self.agent_ca, self.controller_tls = secure_boot_keys, agent_ca, controller_tls
+        self.secure_boot, self.agent_ca, self.controller_tls = secure_boot, agent_ca, controller_tls
         self.bmc_ca, self.root = bmc_ca, root
 
     def __repr__(self) -> str:
@@ -116,8 +117,7 @@ class SiteKeys:
             )
         for name in ("evidence", "image"):
             _once(vault, name, lambda: _store(ed25519.Ed25519PrivateKey.generate(), None))
-        for role in SECURE_BOOT_ROLES:
-            _once(vault, role, lambda role=role: _new_secure_boot_key(site_name, role, now()))  # type: ignore[misc]
+        SecureBootKeyring(vault, site_name, identity.owner_guid).create(now())
         _once(vault, "agent-ca", lambda: _new_agent_ca(identity, now()))
         _once(vault, "bmc-ca", lambda: _new_bmc_ca(site_name, zone, now()))
         _once(vault, "controller-tls", lambda: _new_controller_tls(vault, identity, now()))
@@ -138,7 +138,7 @@ class SiteKeys:
             identity,
             _signer(vault, "evidence"),
             _signer(vault, "image"),
-            {role: certified(vault, role) for role in SECURE_BOOT_ROLES},
+            SecureBootKeyring(vault, identity.site_name, identity.owner_guid),
             certified(vault, "agent-ca"),
             controller,
             certified(vault, "bmc-ca") if vault.get(f"{_ROOT}/bmc-ca") is not None else None,
@@ -155,17 +155,8 @@ class SiteKeys:
             "agent-ca.pem": self.agent_ca.certificate_pem,
             **({"bmc-ca.pem": self.bmc_ca.certificate_pem} if self.bmc_ca else {}),
             **({"root.pem": self.root} if self.root else {}),
-            **{f"{role}.pem": key.certificate_pem for role, key in self.secure_boot.items()},
+            **{f"{name}.pem": pem for name, pem in self.secure_boot.certificates().items()},
             "owner-guid": f"{self.identity.owner_guid}\n".encode(),
-        }
-
-    def signature_lists(self) -> dict[str, bytes]:
-        """The content of the variables PK, KEK and db with the operator's certificates and nothing else."""
-        owner = self.identity.owner_guid
-        names = {"pk": "PK", "kek": "KEK", "db": "db"}
-        return {
-            names[role]: secure_boot.certificate_database(owner, [key.certificate_der])
-            for role, key in self.secure_boot.items()
         }
 
 
@@ -202,11 +193,6 @@ def _store(key: ed25519.Ed25519PrivateKey | pki.PrivateKey, certificate: x509.Ce
     )
     public = pki.pem(certificate).decode() if certificate else None
     return msgspec.json.encode(_Stored(private.decode(), public))
-
-
-def _new_secure_boot_key(site: str, role: str, now: datetime) -> bytes:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return _store(key, pki.secure_boot_certificate(key, site, {"db": "db"}.get(role, role.upper()), now))
 
 
 def _new_agent_ca(identity: Identity, now: datetime) -> bytes:

@@ -167,7 +167,8 @@ class Prover:
         return found
 
     def _export(self, bundle: Path, card: dict[str, Any]) -> Path:
-        keys = {"db": self._site.keys.secure_boot["db"].certificate_pem, "image": self._site.keys.image.public_key_pem}
+        own = self._site.keys
+        keys = {"db": "".join(own.secure_boot.newest_set().pems["db"]).encode(), "image": own.image.public_key_pem}
         kept = self._site.artifacts.all()
         return export(self._log, bundle, self._site.keys.evidence, report=card, artifacts=kept, public_keys=keys)
 

@@ -28,9 +28,14 @@ SHA256_LENGTH = 64
 def _database(call: Call) -> SecureBootDatabaseName:
     names: tuple[SecureBootDatabaseName, ...] = get_args(SecureBootDatabaseName)
     for name in names:
-        if name == call["database"]:
+        if name == call["database"] and not _hidden(call):
             return name
     raise call.missing()
+
+
+def _hidden(call: Call) -> bool:
+    """As on a BMC from before SecureBoot 1.1 (Redfish 2020.1)."""
+    return call.bmc.hardware.faults.secure_boot_hidden
 
 
 def _certificate_id(der: bytes) -> str:
@@ -41,12 +46,13 @@ def _certificate_id(der: bytes) -> str:
 async def _secure_boot(call: Call) -> JsonObject:
     hardware = call.bmc.hardware
     has_pk = bool(await hardware.secure_boot_certificates("PK"))
+    shown = {} if _hidden(call) else {"SecureBootDatabases": link(DATABASES)}
     return {
         "Name": "UEFI Secure Boot",
         "SecureBootEnable": await hardware.secure_boot_enabled(),
         "SecureBootCurrentBoot": "Enabled" if await hardware.secure_boot_active() else "Disabled",
         "SecureBootMode": "UserMode" if has_pk else "SetupMode",
-        "SecureBootDatabases": link(DATABASES),
+        **shown,
     }
 
 
@@ -68,7 +74,9 @@ def _note(call: Call, what: str) -> None:
     call.bmc.record("SecureBootChanged", what, origin=SECURE_BOOT, log="System")
 
 
-async def _databases(_: Call) -> Iterable[str]:
+async def _databases(call: Call) -> Iterable[str]:
+    if _hidden(call):
+        raise call.missing()
     return get_args(SecureBootDatabaseName)
 
 

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "resume": ("intents", "resume", "Go on with a paused server."),
     "retire": ("intents", "retire", "Decommission a server for good."),
     "rotate": ("rotation", "rotate", "Give BMCs new passwords now."),
+    "secureboot": ("secureboot", "secureboot", "The keys that decide what servers start; rotate, revoke."),
     "serve": ("serve", "serve", "Run the controller."),
     "vault": ("vault", "vault", "The site's secrets: their key, and who can recover them."),
     "verify": ("evidence", "verify", "Verify an evidence bundle offline."),

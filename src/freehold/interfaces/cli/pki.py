@@ -91,7 +91,7 @@ def install(role: str, certificate: Path, root: Path, state: Path, output: str) 
     Example:
       freehold pki install bmc bmc-ca.pem --root root.pem
     """
-    vault = _vault(state)
+    vault = existing_vault(state)
     now = x509_of_site.utc_now()
     authorities.install(state, vault, role, certificate.read_bytes(), root.read_bytes(), now)
     claim = next(each for each in authorities.own_claims(vault) if each["purpose"] == f"{_title(role)} CA")
@@ -113,7 +113,7 @@ def list_certificates(state: Path, output: str) -> None:
     Example:
       freehold pki list
     """
-    gone, now = authorities.revoked(_vault(state)), datetime.now(UTC)
+    gone, now = authorities.revoked(existing_vault(state)), datetime.now(UTC)
     rows = [claim | {"state": _state(claim, gone, now)} for claim in _issued(state)]
     if output != "json":
         cells = [(c["serial"], c["purpose"], c.get("server") or c["subject"], c["not_after"], c["state"]) for c in rows]
@@ -132,7 +132,7 @@ def revoke(serial: str, state: Path, output: str) -> None:
     Example:
       freehold pki revoke 5e0c41
     """
-    vault = _vault(state)
+    vault = existing_vault(state)
     known = {claim["serial"]: claim for claim in _issued(state) if claim["purpose"] == "BMC"}
     if serial.lower() not in known:
         raise UnknownSerial(
@@ -157,7 +157,7 @@ def crl(out: Path, state: Path, output: str) -> None:
     Example:
       freehold pki crl --out bmc-ca.crl
     """
-    vault = _vault(state)
+    vault = existing_vault(state)
     out.write_bytes(authorities.bmc_revocation_list(vault, x509_of_site.utc_now()))
     revoked = [f"{serial:x}" for serial in authorities.revoked(vault)]
     if output == "json":
@@ -173,7 +173,7 @@ async def _site(state: Path) -> tuple[str, SiteSpec, dict[str, NetworkSpec]]:
         return await site_documents(store)
 
 
-def _vault(state: Path) -> Vault:
+def existing_vault(state: Path) -> Vault:
     """The vault of a site that has its keys. Looking must not found one."""
     if not (state / "vault" / "vault.json").exists():
         raise FreeholdError(

@@ -3,12 +3,30 @@
 import time
 from typing import Any
 
-from freehold.model.status import ServerState
+from freehold.model.errors import FreeholdError
+from freehold.model.status import Facts, ServerState
+from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.provisioning.dhcp import BootHost
+from freehold.root_of_trust.secure_boot_generations import KeySet
+
+
+def generation_of(facts: Facts) -> int | None:
+    """The generation of Secure Boot keys that the server carries; None: none of ours."""
+    return (facts.secure_boot_generation or 1) if facts.secure_boot_enrolled else None
+
+
+def require_bootable(image: BootedImage, keys: KeySet) -> None:
+    """Raises rather than start a server into what its firmware refuses, or give it keys that would refuse it."""
+    if (why := image.refused_by(keys)) is not None:
+        raise FreeholdError(
+            f"{image.name}, as this controller boots it, would not start under the server's Secure Boot keys: {why}",
+            remedy="restart `freehold serve`: it builds and signs with the keys that there are now. "
+            "If the digest is revoked on purpose, update Freehold first, so that it builds another one",
+        )
 
 
 def boot_hosts(site: Site, view: ServerView, *, boots: bool = True) -> tuple[BootHost, ...]:
@@ -24,6 +42,8 @@ def boot_hosts(site: Site, view: ServerView, *, boots: bool = True) -> tuple[Boo
 async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     """Start the machine into the signed agent, by UEFI HTTP Boot or from virtual media, once."""
     view = ctx.server
+    if view.facts.secure_boot_enrolled:
+        require_bootable(site.agent_image, await site.keys_of(view.facts))
     await site.end_session(view.name)
     for key in view.orders:
         await ctx.agents.drop(view.name, key)  # nobody may answer what was asked of an earlier boot
@@ -32,7 +52,7 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     async with site.bmc(view) as client:
         if view.spec.boot_method == "virtualMedia":
             await oob.eject_media(client)  # a medium of the same name may be an older one
-            await oob.insert_media(client, site.media_url)
+            await oob.insert_media(client, site.media_url(site.agent_iso))
             await oob.boot_cd(client)
         else:
             await oob.set_boot_http(client, f"{site.boot_url}/boot/agent.efi")
@@ -45,6 +65,7 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
         "uki_sha256": site.agent_image.sha256,
         "method": view.spec.boot_method,
         "secure_boot_enrolled": view.facts.secure_boot_enrolled,
+        "secure_boot_generation": generation_of(view.facts),
     }
     facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
     if view.status.state is ServerState.DECOMMISSIONING:
@@ -90,7 +111,13 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
     await site.answer_dhcp(view.name, boot_hosts(site, view, boots=False))
     assert view.facts.image is not None
     image = site.image(view.facts.image.name).booted
-    claim = {"boots": image.name, "uki_sha256": image.sha256, "method": "disk", "secure_boot_enrolled": True}
+    claim = {
+        "boots": image.name,
+        "uki_sha256": image.sha256,
+        "method": "disk",
+        "secure_boot_enrolled": True,
+        "secure_boot_generation": generation_of(view.facts),
+    }
     # Any OS that says hello after this agent did is the one that was just written.
     since = view.agent.started if view.agent else ctx.now
     return StepResult(facts={"os_booted_at": since}, statements=(("boot-config", claim),))

@@ -14,11 +14,11 @@ from freehold.operations.sanitization import MediumStatement, allowed, judge, re
 from freehold.orchestration import waivers
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
+from freehold.orchestration.steps.secure_boot import AT_ONCE, as_enrolled, secure_boot_shown
 from freehold.orchestration.steps.securing import without_ipmi
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.posture import read_accounts
-from freehold.out_of_band.secure_boot import enroll_secure_boot
 from freehold.out_of_band.takeover import foreign_accounts
 
 CANARIES, SAMPLE_BYTES = 64, 4096
@@ -136,19 +136,31 @@ async def destroy_keys(site: Site, ctx: StepContext) -> StepResult:
 async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
     """Off, no foreign account, IPMI off, our Secure Boot keys, declared BIOS settings: whatever the last tenant did."""
     await ctx.ensure_lease(BMC_COMMAND)
-    pems = site.secure_boot_pems
+    keys = await site.keys_of(ctx.facts)
     async with site.bmc(ctx.server) as client:
         await oob.power(client, "off")
+        secure_boot = await secure_boot_shown(client)
+        if secure_boot is not None and not as_enrolled(secure_boot, keys):
+            # The step that enrols does it; until then nobody knows what this firmware would measure.
+            facts = {"secure_boot_changing": True}
+            return StepResult(
+                done=False, facts=facts, retry_after=AT_ONCE, events=("its Secure Boot keys were changed",)
+            )
         own = await site.own_account(ctx.server)
         for account in foreign_accounts(await read_accounts(client), own):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
         await harden(client)
-        state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
         await oob.clear_boot_override(client)
-    claim = {"kind": "re-asserted", "secure_boot": state.enabled, "ipmi": ipmi, "accounts": [own]}
+    claim = {
+        "kind": "re-asserted",
+        "secure_boot": secure_boot.enabled if secure_boot is not None else None,
+        "secure_boot_generation": keys.generation,
+        "ipmi": ipmi,
+        "accounts": [own],
+    }
     return StepResult(facts={"state_reasserted": True}, statements=(("posture", claim),))
 
 

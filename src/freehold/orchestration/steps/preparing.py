@@ -1,10 +1,9 @@
-"""Steps of `preparing`: BIOS settings, the operator's Secure Boot keys, reference values."""
+"""Steps of `preparing`: BIOS settings, reference values."""
 
 from freehold.model.findings import Finding, Severity
 from freehold.orchestration.references import KnownReference
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
-from freehold.out_of_band.secure_boot import enroll_secure_boot
 from freehold.out_of_band.server import set_bios_attributes
 from freehold.root_of_trust.attestation import reference
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
@@ -21,17 +20,6 @@ async def apply_bios(site: Site, ctx: StepContext) -> StepResult:
         staged = await set_bios_attributes(client, wanted) if wanted else ()
     claim = {"kind": "bios", "declared": wanted, "staged": list(staged)}
     return StepResult(facts={"bios_applied": True}, statements=(("posture", claim),))
-
-
-async def enroll(site: Site, ctx: StepContext) -> StepResult:
-    """PK, KEK and db are the operator's alone, and Secure Boot is on. The next attested PCR 7 confirms it."""
-    await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
-        pems = site.secure_boot_pems
-        state = await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
-    databases = {name: list(prints) for name, prints in state.databases.items()}
-    claim = {"enabled": state.enabled, "databases": databases, "confirmed_by": "PCR 7 of the next attested boot"}
-    return StepResult(facts={"secure_boot_enrolled": True}, statements=(("secure-boot", claim),))
 
 
 async def approve_reference(site: Site, ctx: StepContext) -> StepResult:

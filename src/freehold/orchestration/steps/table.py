@@ -13,6 +13,7 @@ from freehold.orchestration.steps import (
     firmware,
     preparing,
     provisioning,
+    secure_boot,
     securing,
     watching,
 )
@@ -37,7 +38,7 @@ DOERS: dict[str, Doer] = {
     "learn_reference": firmware.learn_reference,
     "apply_firmware": firmware.apply_firmware,
     "apply_bios": preparing.apply_bios,
-    "enroll_secure_boot": preparing.enroll,
+    "enroll_secure_boot": secure_boot.enroll,
     "approve_reference": preparing.approve_reference,
     "write_image": provisioning.write_image,
     "write_seed": provisioning.write_seed,

@@ -10,12 +10,13 @@ from freehold.model.resources import DriftKind, parse_duration
 from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
+from freehold.orchestration.steps.secure_boot import databases
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
-from freehold.out_of_band.secure_boot import enroll_secure_boot, fingerprint, secure_boot_state
+from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot, secure_boot_state
 from freehold.out_of_band.takeover import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
@@ -26,7 +27,7 @@ async def observe(client: RedfishClient) -> Observation:
     state, posture = await secure_boot_state(client), await read_posture(client)
     return Observation(
         secure_boot=state.enabled,
-        secure_boot_keys=state.databases,
+        secure_boot_keys=state.entries,
         boot_order=await oob.boot_order(client),
         accounts={account.username: account.role for account in posture.accounts if account.enabled},
         bios=await oob.bios_attributes(client),
@@ -36,14 +37,17 @@ async def observe(client: RedfishClient) -> Observation:
 
 
 def accepted(
-    observed: Observation, declared_bios: dict[str, Any], pems: dict[str, str], own: str = OWN_ACCOUNT
+    observed: Observation, declared_bios: dict[str, Any], keys: KeyDatabases, own: str = OWN_ACCOUNT
 ) -> Observation:
     """The baseline of a server that becomes active: what only the machine knows as observed, what is ours as declared.
-    So an account or a key that came in before the first check is drift, not part of the baseline."""
+    So an account or a key that came in before the first check is drift, not part of the baseline. In dbx, what the
+    firmware forbids beside ours may stay."""
+    held, ours = observed.secure_boot_keys, keys.entries
+    dbx = tuple(sorted({*held.get("dbx", ()), *ours["dbx"]}))
     return msgspec.structs.replace(
         observed,
         secure_boot=True,
-        secure_boot_keys=observed.secure_boot_keys | {name: (fingerprint(pem),) for name, pem in pems.items()},
+        secure_boot_keys=held | ours | {"dbx": dbx} if held else held,  # a BMC that shows none cannot tell of drift
         accounts={own: OWN_ROLE},
         bios=observed.bios | declared_bios,
         ipmi=False,
@@ -56,7 +60,8 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
     stored = ctx.facts.baseline
     if stored is None:
         own = await site.own_account(ctx.server)
-        baseline = accepted(observed, ctx.server.spec.bios, site.secure_boot_pems, own)
+        keys = databases(await site.keys_of(ctx.facts))
+        baseline = accepted(observed, ctx.server.spec.bios, keys, own)
     else:
         baseline = msgspec.convert(stored, Observation)
     drift = diff(baseline, observed)
@@ -84,9 +89,10 @@ async def remediate(site: Site, ctx: StepContext) -> StepResult:
         )
     baseline = msgspec.convert(ctx.facts.baseline, Observation)
     drift = [each for each in ctx.facts.drift if each.kind is kind]
+    keys = databases(await site.keys_of(ctx.facts))
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
-        restart = await _REMEDIES[kind](site, client, baseline)
+        restart = await _REMEDIES[kind](client, baseline, keys)
         if restart:
             await oob.power(client, "reset")
     claim = {"kind": kind.value, "drift": msgspec.to_builtins(drift), "restarted": restart}
@@ -94,7 +100,7 @@ async def remediate(site: Site, ctx: StepContext) -> StepResult:
     return StepResult(facts=facts, statements=(("remediation", claim),), events=(f"remediated {kind}",))
 
 
-async def _accounts(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
+async def _accounts(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     for account in (await read_posture(client)).accounts:
         if account.enabled and account.username not in baseline.accounts:
             try:
@@ -104,30 +110,30 @@ async def _accounts(_site: Site, client: RedfishClient, baseline: Observation) -
     return False
 
 
-async def _boot_order(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
+async def _boot_order(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     await oob.set_boot_order(client, baseline.boot_order)
     return False
 
 
-async def _bios(_site: Site, client: RedfishClient, baseline: Observation) -> bool:
+async def _bios(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     """What is active decides on the restart: an attempt that was cut off may have staged everything already."""
     active = await oob.bios_attributes(client)
     await oob.set_bios_attributes(client, dict(baseline.bios))
     return any(active.get(name) != value for name, value in baseline.bios.items())
 
 
-async def _ipmi(_site: Site, client: RedfishClient, _baseline: Observation) -> bool:
+async def _ipmi(client: RedfishClient, _baseline: Observation, _keys: KeyDatabases) -> bool:
     await oob.set_ipmi(client, False)
     return False
 
 
-async def _secure_boot(site: Site, client: RedfishClient, _baseline: Observation) -> bool:
-    pems = site.secure_boot_pems
-    await enroll_secure_boot(client, pk_pem=pems["PK"], kek_pem=pems["KEK"], db_pem=pems["db"])
+async def _secure_boot(client: RedfishClient, _baseline: Observation, keys: KeyDatabases) -> bool:
+    """Those that the server carries, not the newest: an OS is on it that was made for them."""
+    await enroll_secure_boot(client, keys)
     return True
 
 
-_REMEDIES: dict[DriftKind, Callable[[Site, RedfishClient, Observation], Awaitable[bool]]] = {
+_REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], Awaitable[bool]]] = {
     DriftKind.BMC_ACCOUNT: _accounts,
     DriftKind.BOOT_ORDER: _boot_order,
     DriftKind.BIOS_ATTRIBUTE: _bios,

@@ -4,6 +4,7 @@ base = build_base(Cache(default_root(), progress))
 site = assemble_site(base, SiteMaterial(...), state / "images", progress)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class BaseArtifacts:
 
 @dataclass(frozen=True)
 class SiteMaterial:
-    """What a site gives: its addresses, its public keys as PEM, and the db key that signs what its servers start.
+    """What a site gives: its addresses, its public keys as PEM, and `sign`, which signs what its servers start.
 
     `boot_url` is the base of the boot server, e.g. http://172.30.2.2:8080/boot.
     """
@@ -46,8 +47,7 @@ class SiteMaterial:
     boot_url: str
     agent_ca_pem: bytes
     image_public_key_pem: bytes
-    db_key_pem: bytes
-    db_cert_pem: bytes
+    sign: Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def build_base(
 
 
 def assemble_site(base: BaseArtifacts, site: SiteMaterial, out: Path, progress: Progress = silent) -> SiteArtifacts:
-    """Make a site's files in `out`, in seconds, in place of older ones. The private key is used in memory only."""
+    """Make a site's files in `out`, in seconds, in place of older ones."""
     out.mkdir(parents=True, exist_ok=True)
     linux = base.kernel.image.read_bytes()
     osrel = f"ID=freehold\nNAME=Freehold\nPRETTY_NAME=Freehold\nVERSION_ID={base.version}\n".encode()
@@ -111,7 +111,7 @@ def assemble_site(base: BaseArtifacts, site: SiteMaterial, out: Path, progress: 
         with timed(name, progress):
             unsigned = uki.assemble(linux, cmdline, osrel, initrd)
             path = out / name
-            path.write_bytes(uki.sign(unsigned, site.db_key_pem, site.db_cert_pem))
+            path.write_bytes(site.sign(unsigned))
             return path
 
     initrd = base.initrd.read_bytes() + part.archive()

@@ -26,7 +26,6 @@ PACKAGE_OF = {  # the tools that the builders call, and the Debian package that 
     "mmdebstrap": "mmdebstrap",
     "readelf": "binutils",
     "rm": "coreutils",
-    "sbsign": "sbsigntool",
     "sfdisk": "fdisk",
     "systemctl": "systemd",
     "unshare": "util-linux",

@@ -1,10 +1,8 @@
-"""Unified Kernel Images (UAPI.5): the systemd stub with a kernel, an initrd and a command line in one signed file."""
+"""Unified Kernel Images (UAPI.5): the systemd stub with a kernel, an initrd and a command line in one file to sign."""
 
-import os
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from freehold.provisioning.images.disk import LOADER_PATH, fat_image
@@ -73,36 +71,6 @@ def sections_of(image: bytes) -> dict[str, bytes]:
         name, size, _, raw, offset, *_ = SECTION_HEADER.unpack_from(image, pe + 24 + optional_size + i * 40)
         found[name.rstrip(b"\0").decode()] = image[offset : offset + min(size, raw)]
     return found
-
-
-def sign(unsigned: bytes, key_pem: bytes, cert_pem: bytes) -> bytes:
-    """The file with an Authenticode signature by the key (RSA, PEM, not encrypted).
-
-    The private key reaches sbsign through a memory file: it is never on a disk.
-    """
-    with (
-        memory_file("key", key_pem) as key,
-        memory_file("certificate", cert_pem) as certificate,
-        tempfile.TemporaryDirectory(prefix="freehold-sign-") as work,
-    ):
-        source, target = Path(work, "unsigned.efi"), Path(work, "signed.efi")
-        source.write_bytes(unsigned)
-        run(
-            "sbsign", "--key", f"/proc/self/fd/{key}", "--cert", f"/proc/self/fd/{certificate}",
-            "--output", target, source, pass_fds=(key, certificate),
-        )  # fmt: skip
-        return target.read_bytes()
-
-
-@contextmanager
-def memory_file(name: str, content: bytes) -> Iterator[int]:
-    """A descriptor of an anonymous file with the content; it is gone when the context ends."""
-    descriptor = os.memfd_create(name)
-    try:
-        os.write(descriptor, content)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def make_iso(uki: bytes, out: Path) -> Path:

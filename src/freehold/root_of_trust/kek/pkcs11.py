@@ -63,14 +63,14 @@ class Pkcs11Kek:
     def create(cls, module: str, token: str, pin: Callable[[], str]) -> "Pkcs11Kek":
         """Makes a new key in the token labelled `token`; CKA_ID is 16 random bytes. Raises `CustodyUnavailable`."""
         where = Where(module, token)
-        found = _token(module, token, None)
+        found = find_token(module, token, None)
         if Mechanism.AES_GCM not in found.slot.get_mechanisms():
             raise CustodyUnavailable(
                 f"{where} cannot do AES-GCM",
                 expected="the mechanism CKM_AES_GCM",
                 remedy=f"choose one that has it; `pkcs11-tool --module {module} --list-mechanisms` lists what it can",
             )
-        session = _log_in(found, where, pin, rw=True)
+        session = log_in(found, where, pin, rw=True)
         try:
             session.generate_key(
                 KeyType.AES,
@@ -94,8 +94,8 @@ class Pkcs11Kek:
     def open(cls, module: str, token: str, serial: str, key_id: str, pin: Callable[[], str]) -> "Pkcs11Kek":
         """The key with CKA_ID `key_id` in the token of this label and serial number. Raises `CustodyUnavailable`."""
         where = Where(module, token)
-        found = _token(module, token, serial)
-        return cls._with(_log_in(found, where, pin, rw=False), where, found, key_id)
+        found = find_token(module, token, serial)
+        return cls._with(log_in(found, where, pin, rw=False), where, found, key_id)
 
     @classmethod
     def _with(cls, session: pkcs11.Session, where: Where, token: pkcs11.Token, key_id: str) -> "Pkcs11Kek":
@@ -118,7 +118,7 @@ class Pkcs11Kek:
                 expected="CKA_SENSITIVE and CKA_NEVER_EXTRACTABLE, from its first day",
                 remedy="recover with two people, to a key that was made in its token: `freehold vault recover`",
             )
-        return cls(where, _serial(token), key_id, keys[0])
+        return cls(where, serial_of(token), key_id, keys[0])
 
     @property
     def key_id(self) -> str:
@@ -149,7 +149,7 @@ def _gcm(nonce: bytes, context: bytes) -> dict[str, Any]:
     return {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(nonce, context, 128)}
 
 
-def _token(module: str, label: str, serial: str | None) -> pkcs11.Token:
+def find_token(module: str, label: str, serial: str | None) -> pkcs11.Token:
     """The token. Raises `CustodyUnavailable` if the module cannot be loaded, or there is not exactly one such token."""
     try:
         library = pkcs11.lib(module)
@@ -160,10 +160,10 @@ def _token(module: str, label: str, serial: str | None) -> pkcs11.Token:
             expected="the shared library that came with the token",
             remedy="install it (for SoftHSM: apt-get install softhsm2), or correct `module` in custody.json",
         ) from None
-    found = [each for each in present if each.label == label and serial in (None, _serial(each))]
+    found = [each for each in present if each.label == label and serial in (None, serial_of(each))]
     if len(found) == 1:
         return found[0]
-    there = ", ".join(f"{each.label!r} (serial {_serial(each)})" for each in present if each.label) or "none"
+    there = ", ".join(f"{each.label!r} (serial {serial_of(each)})" for each in present if each.label) or "none"
     raise CustodyUnavailable(
         f"{Where(module, label)} is {'not there' if not found else 'there more than once'}; tokens present: {there}",
         expected=f"one token labelled {label!r}" + (f" with serial {serial}" if serial else ""),
@@ -182,8 +182,8 @@ def pin_danger(flags: TokenFlag) -> str | None:
     return None
 
 
-def _log_in(token: pkcs11.Token, where: Where, pin: Callable[[], str], *, rw: bool) -> pkcs11.Session:
-    """One attempt at most."""
+def log_in(token: pkcs11.Token, where: Where, pin: Callable[[], str], *, rw: bool) -> pkcs11.Session:
+    """A session of the user; one attempt at most. Raises `PinRefused` or `CustodyUnavailable`."""
     if (danger := pin_danger(token.flags)) is not None:
         raise PinRefused(
             f"{where} was not asked to log in: {danger}",
@@ -203,7 +203,8 @@ def _log_in(token: pkcs11.Token, where: Where, pin: Callable[[], str], *, rw: bo
         raise _unavailable(where, "did not let us log in", error) from None
 
 
-def _serial(token: pkcs11.Token) -> str:
+def serial_of(token: pkcs11.Token) -> str:
+    """The serial number, without its padding."""
     return token.serial.decode("ascii", "replace").strip()
 
 
