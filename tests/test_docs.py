@@ -21,6 +21,7 @@ GROUPS = {
     "evidence": {"log", "export"},
     "image": {"build", "import", "list"},
     "pki": {"ceremony", "request", "install", "list", "revoke", "crl"},
+    "vault": {"init", "status", "rekey", "recover", "audit"},
 }
 LAB = {"up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan"}
 # Outside addresses that a reader may be sent to. A package index or a mirror is never one of them.

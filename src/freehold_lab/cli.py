@@ -16,64 +16,94 @@ from freehold_lab.progress import Progress
 
 EXIT_FAILED, EXIT_UNHEALTHY, EXIT_INTERRUPTED = 1, 3, 130
 
-EPILOG = """examples:
-  python -m freehold_lab up --servers 2
-  python -m freehold_lab fault bmc-slow server-1 5
-  python -m freehold_lab wan cut
-  python -m freehold_lab exec controller -- curl -k https://172.30.1.11/redfish/v1
-  python -m freehold_lab console server-1
-  python -m freehold_lab down
-
-exit status: 0 done; 1 failed, with the reason; 2 wrong usage; 3 `status` found something broken;
+PROG = "freehold lab"  # how people call it; `python -m freehold_lab` is the same program
+EPILOG = """exit status: 0 done; 1 failed, with the reason; 2 wrong usage; 3 `status` found something broken;
 `exec` and `ssh` pass on that of the command.
 """
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--dir", type=Path, default=Path("lab"), help="directory of the lab (default: ./lab)")
-    shared.add_argument("--output", choices=["text", "json"], default="text")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--dir", type=Path, default=Path("lab"), help="directory of the lab (default: ./lab)")
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument(
+        "-o", "--output", choices=["table", "json"], default="table", help="how to print the answer (default: table)"
+    )
     parser = argparse.ArgumentParser(
-        prog="python -m freehold_lab",
+        prog=PROG,
         description="A rack in a box: servers, BMCs, networks and faults.",
-        epilog=EPILOG,
+        epilog=_examples("up --servers 2", "fault bmc-slow server-1 5", "wan cut", "down") + "\n" + EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[shared], help=what, description=what)
-        sub.set_defaults(run=run)
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], what: str, *examples: str, answers: bool = True
+    ) -> argparse.ArgumentParser:
+        """`answers`: it has an answer of its own; the others pass on a terminal or a command's output as it is."""
+        sub = commands.add_parser(
+            name,
+            parents=[where, shown] if answers else [where],
+            help=what,
+            description=what,
+            epilog=_examples(*examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run, output="table")
         return sub
 
-    up = command("up", _up, "start a lab; ready when every BMC answers")
+    up = command("up", _up, "start a lab; ready when every BMC answers", "up --servers 2")
     up.add_argument("--name", default="lab", help="name of the lab, part of its namespaces' names (default: lab)")
     up.add_argument("--servers", type=int, default=1, help="how many servers (default: 1)")
     up.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of a server (default: 1024)")
     up.add_argument("--cores", type=int, default=1, help="cores of a server (default: 1)")
     up.add_argument("--kvm", action="store_true", help="use KVM if a trial guest shows that it works")
-    down = command("down", _down, "remove a lab and all it made")
+    down = command("down", _down, "remove a lab and all it made", "down", "down --name lab --keep")
     down.add_argument("--name", help="name of the lab, if its directory is lost")
     down.add_argument("--keep", action="store_true", help="keep the files: disks, TPMs, BMC settings, logs")
-    command("status", _status, "how each server is, and the uplink")
-    fault = command("fault", _fault, "inject a fault: NAME SERVER VALUE, `list`, or `clear [SERVER]`")
+    command("status", _status, "how each server is, and the uplink", "status -o json")
+    fault = command(
+        "fault",
+        _fault,
+        "inject a fault: NAME SERVER VALUE, `list`, or `clear [SERVER]`",
+        "fault list",
+        "fault bmc-slow server-1 5",
+        "fault tampered-firmware server-1",
+        "fault clear",
+    )
     fault.add_argument("name", help=f"list, clear, {', '.join([*faults.SWITCHES, *faults.ACTIONS])}")
     fault.add_argument("arguments", nargs="*", metavar="SERVER|VALUE")
-    console = command("console", _console, "join the serial console of a server")
+    console = command("console", _console, "join the serial console of a server", "console server-1", answers=False)
     console.add_argument("server")
     console.add_argument("--log", action="store_true", help="print what it has said so far instead")
-    power = command("power", _power, "press the button at the rack: on, off, reset")
+    power = command("power", _power, "press the button at the rack: on, off, reset", "power server-1 reset")
     power.add_argument("server")
     power.add_argument("to", choices=["on", "off", "reset"])
-    ssh = command("ssh", _ssh, "ssh to a server from the operator's host in production: ssh SERVER [-- COMMAND]")
+    ssh = command(
+        "ssh",
+        _ssh,
+        "ssh to a server from the operator's host in production: ssh SERVER [-- COMMAND]",
+        "ssh server-1 --user ops --identity lab/ssh-key -- uptime",
+        answers=False,
+    )
     ssh.add_argument("server")
     ssh.add_argument("--user", default="root")
     ssh.add_argument("--identity", type=Path, help="private key")
-    execute = command("exec", _exec, "run a command in a namespace: exec controller -- COMMAND")
+    execute = command(
+        "exec",
+        _exec,
+        "run a command in a namespace: exec controller -- COMMAND",
+        "exec controller -- curl -k https://172.30.1.11/redfish/v1",
+        answers=False,
+    )
     execute.add_argument("role")
-    wan = command("wan", _wan, "the path to the world outside")
+    wan = command("wan", _wan, "the path to the world outside", "wan cut", "wan counters -o json")
     wan.add_argument("action", choices=["cut", "restore", "counters", "reset-counters"])
     return parser
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["Example:", *(f"  {PROG} {line}" for line in lines)]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,20 +114,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except LabError as exc:
-        return _fail(options, str(exc))
+        return _fail(options, exc)
     except PermissionError as exc:
-        return _fail(options, f"{exc.filename}: permission denied. Run the same command with sudo.")
+        return _fail(options, LabError(f"{exc.filename}: permission denied", remedy="Run the same command with sudo."))
     except OSError as exc:
-        remedy = " Make room, or use another --dir." if exc.errno == errno.ENOSPC else ""
-        return _fail(options, f"{exc.filename or 'the lab'}: {exc.strerror or exc}.{remedy}")
+        full = exc.errno == errno.ENOSPC
+        what = f"{exc.filename or 'the lab'}: {exc.strerror or exc}"
+        return _fail(options, LabError(what, remedy="Make room, or use another --dir." if full else None))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
-def _fail(options: argparse.Namespace, text: str) -> int:
+def _fail(options: argparse.Namespace, error: LabError) -> int:
+    """As every command of Freehold says it: one object, or a sentence and what to do."""
     if options.output == "json":
-        sys.stdout.write(json.dumps({"error": text}) + "\n")
-    sys.stderr.write(f"freehold_lab: {text}\n")
+        parts = {"what": error.what, "server": error.server, "expected": None, "remedy": error.remedy}
+        sys.stderr.write(json.dumps({"error": parts}) + "\n")
+        return EXIT_FAILED
+    subject = f"server {error.server}: {error.what}" if error.server else error.what
+    sys.stderr.write(f"freehold: {subject}\n" + (f"  what to do: {error.remedy}\n" if error.remedy else ""))
     return EXIT_FAILED
 
 
@@ -174,6 +209,11 @@ def _fault(options: argparse.Namespace) -> int:
         return _show(options, rows, "\n".join(f"{key}: {value or 'none'}" for key, value in rows.items()))
     if name == "rogue-dhcp":
         return _rogue(options, facts, arguments)
+    if name == "tampered-image":
+        if not arguments or not Path(arguments[0]).is_file():
+            raise LabError("fault tampered-image needs the path of an image", remedy="The same path again undoes it.")
+        offset = faults.tamper(Path(arguments[0]))
+        return _show(options, {"image": arguments[0], "offset": offset}, f"{arguments[0]}: byte {offset} is another")
     if name == "clear":
         servers = [layout.server(facts, arguments[0])] if arguments else facts["servers"]
         if not arguments:

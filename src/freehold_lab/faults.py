@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from freehold_lab.errors import LabError
@@ -47,7 +48,22 @@ ACTIONS = {
     "power-loss": "",
     "tampered-firmware": "",
     "rogue-dhcp": "on or off, for the whole lab",
+    "tampered-image": "path of an image that is served, instead of a server; the same again undoes it",
 }
+
+
+def tamper(image: Path) -> int:
+    """Change one byte in a block of the image that holds data; calling it again changes it back. Returns the offset."""
+    block, offset = 4096, 5 << 20  # behind the partition table, so that nothing but a digest can tell
+    with image.open("r+b") as file:
+        file.seek(offset)
+        while (data := file.read(block)) and data[0] in (0x00, 0xFF):
+            offset += block
+        if not data:
+            raise LabError(f"{image} holds no data", remedy="Give the path of a disk image.")
+        file.seek(offset)
+        file.write(bytes([data[0] ^ 0xFF]))
+    return offset
 
 
 def switch(faults: Faults, name: str, value: str) -> None:

@@ -16,7 +16,7 @@ class Crash(BaseException):
 class MortalOs:
     """The `os` module for one process that dies at change number `dies_at` (from 0) and stays dead."""
 
-    CHANGES = frozenset({"mkdir", "open", "write", "fsync", "replace", "unlink", "ftruncate"})
+    CHANGES = frozenset({"mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir", "ftruncate"})
 
     def __init__(self, dies_at: int) -> None:
         self.left = dies_at

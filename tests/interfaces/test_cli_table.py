@@ -1,5 +1,6 @@
 """The table of commands: each one is there, has help, and the help ends with an example."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import pytest
 from cli_support import Shell
 
 import freehold.interfaces.cli
+from freehold.interfaces.cli.lab import LAB_COMMANDS
 from freehold.interfaces.cli.main import COMMANDS, cli
+from freehold.interfaces.cli.resources import Kind
 
 FOLDER = Path(freehold.interfaces.cli.__file__).parent
 
@@ -34,6 +37,36 @@ def test_every_command_is_there_and_its_help_ends_with_an_example(name: str) -> 
         lines = example.strip().splitlines()
         assert lines, path
         assert all("freehold" in line for line in lines), path
+
+
+@pytest.mark.parametrize("name", LAB_COMMANDS)
+def test_every_command_of_the_lab_has_an_example_in_our_words(name: str) -> None:
+    command = [sys.executable, "-m", "freehold_lab", name, "--help"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert text.startswith(f"usage: freehold lab {name}")
+    _, found, examples = text.partition("Example:\n")
+    assert found
+    assert all(line.startswith(f"  freehold lab {name}") for line in examples.strip("\n").splitlines())
+
+
+def test_a_failure_of_the_lab_is_told_as_every_other_failure(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "freehold_lab", "status", "--dir", str(tmp_path)]
+    plain = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert plain.returncode == 1
+    assert plain.stderr.startswith("freehold: ")
+    assert "\n  what to do: " in plain.stderr
+    told = subprocess.run([*command, "-o", "json"], check=False, capture_output=True, text=True)
+    assert set(json.loads(told.stderr)["error"]) == {"what", "server", "expected", "remedy"}
+    assert told.stdout == ""
+
+
+def test_kinds_and_the_lab_s_commands_are_completed() -> None:
+    context = click.Context(cli)
+    assert [item.value for item in Kind().shell_complete(context, click.Argument(["kind"]), "ser")] == ["servers"]
+    command = cli.get_command(context, "lab")
+    assert command is not None
+    items = command.params[0].shell_complete(click.Context(command), "co")
+    assert [item.value for item in items] == ["console"]
 
 
 OURS = [name for name, (module, _, _) in COMMANDS.items() if module not in ("lab", "serve", "prove")]

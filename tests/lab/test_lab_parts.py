@@ -304,4 +304,4 @@ def test_a_disk_that_fills_up_is_said_in_words(
 
     monkeypatch.setattr(cli, "check_root", fill)
     assert cli.main(["status"]) == 1
-    assert "lab/lab.json: No space left on device. Make room" in capsys.readouterr().err
+    assert "lab/lab.json: No space left on device\n  what to do: Make room" in capsys.readouterr().err

@@ -108,12 +108,12 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         # An image with one changed byte is refused, with the chunk named; the server does not go on.
         rig.wait_state("provisioning")
         image = rig.artifact("os.raw")
-        chunk = _flip(image) // manifest.CHUNK_SIZE
+        chunk = tamper(rig, image) // manifest.CHUNK_SIZE
         rig.wait("refusal", lambda _: any("chunk" in event and "wrong" in event for event in rig.events()))
         said = next(event for event in rig.events() if "chunk" in event and "wrong" in event)
         assert f"chunk {chunk} at byte" in said, said
         assert rig.status()["state"] == "provisioning"
-        _flip(image)
+        tamper(rig, image)
 
         # Killed while it writes, and again while the OS starts.
         rig.wait("writing", lambda status: status.get("step") == "write_image" and not status.get("retry_at"))
@@ -146,19 +146,10 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         assert not any("decommissioning -> available" in event for event in rig.events())
 
 
-def _flip(image: Path) -> int:
-    """Change one byte (or change it back) in a chunk that holds data; its offset."""
-    offset = 5 << 20
-    with image.open("r+b") as file:
-        while True:
-            file.seek(offset)
-            block = file.read(1)
-            if block != b"\0":
-                break
-            offset += 4096
-        file.seek(offset)
-        file.write(bytes([block[0] ^ 0xFF]))
-    return offset
+def tamper(rig: SiteRig, image: Path) -> int:
+    """Change one byte of the image that is served, or change it back; its offset."""
+    answer = rig.in_lab("fault", "-o", "json", "tampered-image", str(image)).stdout
+    return int(json.loads(answer)["offset"])
 
 
 def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp_path: Path) -> None:

@@ -536,3 +536,11 @@ def test_after_a_release_the_os_must_prove_itself_anew() -> None:
     assert next_step(view(S.ACTIVE, facts, agent=stale), NOW) == Do("renew_attestation", "renew_attestation")
     fresh = msgspec.structs.replace(stale, attested_at=NOW - 5)
     assert isinstance(next_step(view(S.ACTIVE, facts, agent=fresh), NOW), Idle)
+
+
+def test_a_machine_that_keeps_silent_tells_where_to_look() -> None:
+    soon = next_step(view(S.PROVISIONING, Facts(agent_booted_at=NOW - 60)), NOW)
+    assert soon == Wait("the agent to start and to attest", NOW + 30)
+    late = next_step(view(S.PROVISIONING, Facts(agent_booted_at=NOW - 300)), NOW)
+    assert isinstance(late, Wait)
+    assert "nothing was heard for 5 minutes: its firmware may have refused the image (Secure Boot)" in late.reason

@@ -46,7 +46,7 @@ def publish(place: Place, data: bytes, version: str, models: tuple[str, ...], fl
     with depot.receiving(BytesIO(data)) as received:
         depot.add(received, f"bios-{version}.bin", about, now)
     for name in ("alice", "carol"):
-        sign_staged(depot.staging, PEOPLE[name])
+        sign_staged(depot.staging, depot.staged(), PEOPLE[name])
     depot.publish(online, now)
 
 

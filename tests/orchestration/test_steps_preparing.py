@@ -7,7 +7,8 @@ from site_support import Place
 from freehold.evidence import Ed25519Signer
 from freehold.model.findings import Severity
 from freehold.model.status import FirmwareFact
-from freehold.root_of_trust.attestation.reference import ReferenceState
+from freehold.orchestration.references import PATIENCE
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
 from freehold.root_of_trust.operators import approve
 
 A, B = "a" * 64, "b" * 64
@@ -86,3 +87,13 @@ async def test_a_policy_of_learned_asks_nobody_and_says_so(measured: Place) -> N
     assert done.facts == {"reference_values": {"0": (A,), "2": ()}, "reference_id": None}
     assert done.statements[0][1]["origin"] == "learned"
     assert await measured.store.references.list() == []
+
+
+async def test_a_request_that_nobody_signed_in_time_is_asked_anew(measured: Place) -> None:
+    values = ReferenceValues(vendor="Halden", model="HX2", version="1.0", digests={"0": (A,), "2": ()})
+    first = await measured.store.references.propose(values, "staging", "server-1", 1.0)
+    assert (await measured.store.references.propose(values, "staging", "server-1", 2.0)).approval == first.approval
+    again = await measured.store.references.propose(values, "staging", "server-1", 1.0 + PATIENCE)
+    assert again.approval != first.approval
+    await sign(measured, "ann", "bob")
+    assert await measured.store.references.approve(values.id, 2.0 + PATIENCE) == ("ann", "bob")

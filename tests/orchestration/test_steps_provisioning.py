@@ -7,7 +7,7 @@ from site_support import SERVER, Place
 
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import AssignmentSpec, RootDisk
-from freehold.model.status import Tenancy
+from freehold.model.status import ImageFact, Tenancy
 from freehold.orchestration.steps.provisioning import root_disk
 
 SMALL = {"name": "nvme1n1", "serial": "N1", "size_bytes": 2 << 30}
@@ -72,3 +72,12 @@ async def test_an_image_that_is_not_built_names_those_that_are(place: Place) -> 
     with pytest.raises(FreeholdError, match="image debian is declared but not built") as refused:
         await place.step("write_image")
     assert "assign one of: other" in str(refused.value)
+
+
+async def test_an_installed_os_gets_an_address_of_ours_and_nothing_to_boot(owned: Place) -> None:
+    await owned.establish(image=ImageFact(name="debian", version="12", manifest="ab" * 32))
+    assert (await owned.step("boot_agent")).done
+    assert [host.boots for host in owned.site.due_to_boot[SERVER]] == [True]
+    session = await owned.speak("os")
+    assert (await owned.step("boot_os", agent=session)).done
+    assert [host.boots for host in owned.site.due_to_boot[SERVER]] == [False]

@@ -17,7 +17,7 @@ SETTINGS = DhcpSettings(
 def test_config_answers_only_known_and_names_nothing_outside(tmp_path):
     lines = dnsmasq_config(SETTINGS, tmp_path).splitlines()
     assert "dhcp-ignore=tag:!known" in lines
-    assert "dhcp-boot=tag:http,http://172.30.2.2:8080/boot/agent.efi" in lines
+    assert "dhcp-boot=tag:http,tag:boots,http://172.30.2.2:8080/boot/agent.efi" in lines
     assert "dhcp-option=option:router" in lines
     assert "port=0" in lines
     assert not any(line.startswith(("enable-tftp", "server=")) for line in lines)
@@ -43,8 +43,11 @@ def test_settings_that_inject_or_do_not_fit_are_refused(tmp_path, change):
 
 
 def test_hosts_are_sorted_and_well_formed():
-    hosts = [BootHost(mac="52:54:00:00:00:11"), BootHost(mac="52:54:00:00:00:10", address="172.30.2.10", hostname="n0")]
-    assert hosts_file(hosts) == "52:54:00:00:00:10,172.30.2.10,n0\n52:54:00:00:00:11\n"
+    hosts = [
+        BootHost(mac="52:54:00:00:00:11", boots=False),
+        BootHost(mac="52:54:00:00:00:10", address="172.30.2.10", hostname="n0"),
+    ]
+    assert hosts_file(hosts) == "52:54:00:00:00:10,set:boots,172.30.2.10,n0\n52:54:00:00:00:11\n"
 
 
 @pytest.mark.parametrize(
@@ -129,16 +132,22 @@ def ask(name):
     print(name, done.stdout.decode().strip(), flush=True)
 async def main():
     settings = dhcp.DhcpSettings(interface="s0", server="172.31.9.2", first="172.31.9.100", last="172.31.9.199",
-                                 netmask="255.255.255.0", boot_url="http://172.31.9.2/boot/agent.efi")
+                                 netmask="255.255.255.0", boot_url="http://172.31.9.2/boot/agent.efi",
+                                 tftp_root=directory)
     daemon = dhcp.Dnsmasq(settings, pathlib.Path(directory))
     await daemon.start()
     await asyncio.to_thread(ask, "unknown")
     await daemon.reload([dhcp.BootHost(mac="02:54:00:00:00:10", address="172.31.9.50", hostname="n0")])
     await asyncio.sleep(0.3)
     await asyncio.to_thread(ask, "known")
+    await daemon.reload([dhcp.BootHost(mac="02:54:00:00:00:10", address="172.31.9.50", hostname="n0", boots=False)])
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(ask, "installed")
     await daemon.reload([])
     await asyncio.sleep(0.3)
     await asyncio.to_thread(ask, "gone")
+    fetch = ["busybox", "tftp", "-g", "-r", "agent.efi", "-l", directory + "/fetched", "172.31.9.2"]
+    subprocess.run(["ip", "netns", "exec", client, *fetch], check=True)
     await daemon.stop()
     print("running", daemon.running)
 asyncio.run(main())
@@ -147,7 +156,8 @@ asyncio.run(main())
 
 @pytest.mark.lab
 def test_dnsmasq_answers_the_known_and_ignores_the_unknown(tmp_path):
-    """Two namespaces joined by a veth pair: dnsmasq in one, the probe as a client in the other."""
+    """Two namespaces joined by a veth pair: dnsmasq in one, the probe as a client in the other, by TFTP too."""
+    (tmp_path / "agent.efi").write_bytes(b"the signed agent")
     server, client = (f"fh-dhcp-{os.getpid()}-{end}" for end in "sc")
     for name in (server, client):
         subprocess.run(["ip", "netns", "add", name], check=True)
@@ -155,6 +165,7 @@ def test_dnsmasq_answers_the_known_and_ignores_the_unknown(tmp_path):
         for name, command in (
             (server, f"link add s0 type veth peer name c0 netns {client}"), (server, "addr add 172.31.9.2/24 dev s0"),
             (server, "link set s0 up"), (client, "link set c0 up"),
+            (client, "addr add 172.31.9.9/24 dev c0"),
         ):  # fmt: skip
             subprocess.run(["ip", "-n", name, *command.split()], check=True)
         command = ["ip", "netns", "exec", server, sys.executable, "-c", SERVER, str(tmp_path), client, CLIENT]
@@ -165,6 +176,8 @@ def test_dnsmasq_answers_the_known_and_ignores_the_unknown(tmp_path):
     assert done.stdout.splitlines() == [
         "unknown [0, 0]",
         "known ('172.31.9.50', 'http://172.31.9.2/boot/agent.efi', '172.31.9.2', ()) [0, 1]",
+        "installed ('172.31.9.50', '', '172.31.9.2', ()) [0, 1]",
         "gone [0, 0]",
         "running False",
     ], done.stderr
+    assert (tmp_path / "fetched").read_bytes() == b"the signed agent"

@@ -59,7 +59,7 @@ class Rig:
 
     def sign(self, *names: str) -> None:
         for name in names:
-            sign_staged(self.depot.staging, self.people[name])
+            sign_staged(self.depot.staging, self.depot.staged(), self.people[name])
 
     def publish(self, *names: str, now: datetime = NOW) -> None:
         """Two signatures and out with it."""

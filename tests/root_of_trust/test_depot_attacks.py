@@ -17,18 +17,20 @@ from tuf.api.metadata import Root, Snapshot
 from freehold.evidence import Ed25519Signer, durable
 from freehold.root_of_trust.depot import (
     DataEndless,
+    DepotClient,
     DepotError,
     MetadataExpired,
     MetadataIncomplete,
     MetadataReplayed,
     MetadataUnsigned,
+    Target,
     TargetChanged,
     TargetNotFound,
     mirror,
 )
 from freehold.root_of_trust.depot import metadata as roles
 from freehold.root_of_trust.depot.errors import PeopleRefused
-from freehold.root_of_trust.depot.files import open_beneath
+from freehold.root_of_trust.depot.files import Progress, open_beneath
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +96,8 @@ def victim(request: pytest.FixtureRequest, rig: Rig) -> Iterator[Victim]:
 def test_the_rig_works_without_an_attack(rig: Rig) -> None:
     for depot in (rig.depot, rig.site):
         client = depot.client()
-        target, file = client.fetch(wanted("2.0"))
-        with file:
-            assert file.read() == content("2.0")
+        target, data = client.fetch(wanted("2.0"))
+        assert data == content("2.0")
         assert (client.seen.targets, target.length) == (3, len(content("2.0")))
     assert mirror(rig.site, rig.medium()).copied == ()
 
@@ -111,7 +112,7 @@ def flip_a_byte(repository: Path, name: str) -> None:
 def test_changed_byte(rig: Rig) -> None:
     client = rig.depot.client()
     flip_a_byte(rig.depot.repository.directory, "bios-2.0.bin")
-    with pytest.raises(TargetChanged, match="not what the operators signed: it has 6500 bytes with SHA-256"):
+    with pytest.raises(TargetChanged, match="not what the operators signed: it has SHA-256"):
         client.fetch(wanted("2.0"))
 
 
@@ -131,7 +132,7 @@ def test_changed_byte_in_the_site_is_repaired_by_the_next_medium(rig: Rig) -> No
     with pytest.raises(TargetChanged, match="mirror the depot again"):
         rig.site.client().fetch(wanted("2.0"))
     assert mirror(rig.site, rig.medium()).copied
-    rig.site.client().fetch(wanted("2.0"))[1].close()
+    rig.site.client().fetch(wanted("2.0"))
 
 
 def test_one_of_two_signatures(victim: Victim) -> None:
@@ -285,7 +286,7 @@ def test_endless_target(rig: Rig) -> None:
     (file,) = (rig.depot.repository.directory / "targets/firmware").glob("*.bios-2.0.bin")
     os.truncate(file, 1 << 40)
     client = rig.depot.client()
-    with pytest.raises(DataEndless, match="more than the 6500 bytes"):
+    with pytest.raises(DataEndless, match="goes on behind its 6500 bytes"):
         client.open_verified(client.find(wanted("2.0")))
 
 
@@ -450,45 +451,88 @@ def test_a_signed_path_that_leads_out_is_refused(victim: Victim) -> None:
     victim.refuses(DepotError, "the path is not KIND/FILE")
 
 
-def test_bytes_are_checked_on_a_copy_that_nobody_can_reach(rig: Rig) -> None:
-    """No time between check and use: what is handed out has no name, and later changes do not reach it."""
-    client = rig.depot.client()
-    target = client.find(wanted("2.0"))
-    (stored,) = (rig.depot.repository.directory / "targets/firmware").glob("*.bios-2.0.bin")
-    with client.open_verified(target) as file:
-        stored.write_bytes(b"evil" * 1625)
-        assert file.read() == content("2.0")
-        assert os.fstat(file.fileno()).st_nlink == 0
-    with pytest.raises(TargetChanged):
-        client.open_verified(target)
-    stored.unlink()
-    with pytest.raises(TargetChanged, match="its file is missing"):
-        client.open_verified(target)
+BIG = bytes(range(256)) * 4096 * 3 + b"tail"  # three chunks and a bit
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(rig: Rig) -> None:
-    rig.release("3.0", data=bytes(3 << 20))
+def big(rig: Rig) -> tuple[DepotClient, Target, Path]:
+    rig.release("3.0", data=BIG)
     client = rig.depot.client()
     target = client.find(wanted("3.0"))
-    stored = rig.depot.repository.directory / "targets" / target.stored_name
+    return client, target, rig.depot.repository.directory / "targets" / target.stored_name
 
-    def change(done: int, _total: int) -> None:
-        if done == 1 << 20:
-            with stored.open("r+b") as file:
-                file.seek(2 << 20)
-                file.write(b"evil")
 
+@pytest.mark.parametrize("at", [0, 1, (1 << 20) - 1, 1 << 20, len(BIG) - 1])
+def test_a_file_that_is_changed_between_check_and_use_is_not_handed_out(rig: Rig, at: int) -> None:
+    client, target, stored = big(rig)
+    with client.open_verified(target) as file:
+        with stored.open("r+b") as attacker:
+            attacker.seek(at)
+            attacker.write(b"!")
+        first = at // (1 << 20) * (1 << 20)
+        assert file.read(first) == BIG[:first]
+        with pytest.raises(TargetChanged, match=f"changed at byte {first} or behind"):
+            file.read()
+        if at < 1 << 20:
+            file.seek(1 << 20)
+            assert file.read() == BIG[1 << 20 :]
     with pytest.raises(TargetChanged):
-        client.open_verified(target, change)
-    stored.write_bytes(bytes(3 << 20))
+        client.open_verified(target)
 
-    def change_behind(done: int, _total: int) -> None:
-        if done == 2 << 20:
-            with stored.open("r+b") as file:
-                file.write(b"evil")
 
-    with client.open_verified(target, change_behind) as handed_out:
-        assert handed_out.read() == bytes(3 << 20)
+def test_a_file_that_is_cut_between_check_and_use_is_not_handed_out(rig: Rig) -> None:
+    client, target, stored = big(rig)
+    with client.open_verified(target) as file:
+        os.truncate(stored, 2 << 20)
+        assert file.read(2 << 20) == BIG[: 2 << 20]
+        with pytest.raises(TargetChanged, match="it ends at byte 2097152"):
+            file.read(1)
+
+
+def test_a_file_that_changes_while_it_is_checked(rig: Rig) -> None:
+    client, target, stored = big(rig)
+
+    def change(at: int) -> Progress:
+        def progress(done: int, _total: int) -> None:
+            if done == 1 << 20:
+                with stored.open("r+b") as attacker:
+                    attacker.seek(at)
+                    attacker.write(b"!")
+
+        return progress
+
+    with client.open_verified(target, change(0)) as file, pytest.raises(TargetChanged):
+        file.read(1)
+    stored.write_bytes(BIG)
+    with pytest.raises(TargetChanged):
+        client.open_verified(target, change(2 << 20))
+
+
+def test_a_file_that_is_replaced_or_removed_after_the_check_does_not_matter(rig: Rig) -> None:
+    client, target, stored = big(rig)
+    with client.open_verified(target) as file:
+        (stored.parent / "other").write_bytes(b"evil")
+        (stored.parent / "other").rename(stored)
+        assert file.read() == BIG
+    stored.unlink()
+    with pytest.raises(TargetChanged, match=r"the file of firmware/bios-3.0.bin is missing"):
+        client.open_verified(target)
+
+
+def test_a_verified_file_reads_like_a_file_and_has_no_way_round_the_check(rig: Rig) -> None:
+    client, target, _ = big(rig)
+    with client.open_verified(target) as file:
+        for at, length in ((0, 10), (5, 1 << 20), ((1 << 20) - 3, 6), (len(BIG) - 2, 10), (len(BIG) + 5, 1)):
+            assert file.seek(at) == at
+            assert file.read(length) == BIG[at : at + length]
+        assert file.seek(-4, os.SEEK_END) == len(BIG) - 4
+        assert (file.read(), file.tell()) == (b"tail", len(BIG))
+        with pytest.raises(OSError, match="fileno"):
+            file.fileno()
+
+
+def test_an_empty_package(rig: Rig) -> None:
+    rig.release("3.0", data=b"")
+    assert rig.depot.client().fetch(wanted("3.0"))[1] == b""
 
 
 def test_media_errors_are_named(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

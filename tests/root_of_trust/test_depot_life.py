@@ -47,9 +47,7 @@ def test_what_two_operators_signed_can_be_used(rig: Rig) -> None:
     with pytest.raises(DepotMissing, match="no published depot"):
         rig.depot.client()
     rig.publish()
-    found, file = rig.depot.client().fetch(wanted("1.0"))
-    with file:
-        assert (found, file.read()) == (target, content("1.0"))
+    assert rig.depot.client().fetch(wanted("1.0")) == (target, content("1.0"))
     assert rig.depot.staged().waiting == {}
 
 
@@ -78,15 +76,24 @@ def test_a_package_added_behind_a_signature_voids_it(rig: Rig) -> None:
 def test_a_strangers_key_signs_nothing(rig: Rig) -> None:
     rig.add("1.0")
     with pytest.raises(KeyRefusedHere, match="has nothing to sign") as refused:
-        sign_staged(rig.depot.staging, Ed25519Signer.generate())
+        sign_staged(rig.depot.staging, rig.depot.staged(), Ed25519Signer.generate())
     assert "alice, bob, carol" in str(refused.value)
+
+
+def test_what_was_shown_is_what_is_signed(rig: Rig) -> None:
+    rig.add("1.0")
+    shown = rig.depot.staged()
+    rig.add("6.6.6")
+    with pytest.raises(NotPublishable, match="changed while it was being read"):
+        sign_staged(rig.depot.staging, shown, rig.people["alice"])
+    assert not any(metadata.signatures for metadata in rig.depot.staged().waiting.values())
 
 
 def test_the_staged_directory_is_carried_to_two_operators_at_once(rig: Rig, tmp_path: Path) -> None:
     rig.add("1.0")
     for name in ("alice", "bob"):
         shutil.copytree(rig.depot.staging.directory, tmp_path / name)
-        assert sign_staged(Staging(tmp_path / name), rig.people[name]) == ["root", "targets"]
+        assert sign_staged(Staging(tmp_path / name), rig.depot.staged(), rig.people[name]) == ["root", "targets"]
     rig.depot.publish(rig.online, NOW, [tmp_path / "alice", tmp_path / "bob"])
     assert rig.depot.client().find(wanted("1.0"))
 
@@ -95,7 +102,7 @@ def test_a_carried_copy_of_something_else_is_refused(rig: Rig, tmp_path: Path) -
     rig.release("1.0")
     rig.add("2.0")
     shutil.copytree(rig.depot.staging.directory, tmp_path / "carried")
-    sign_staged(Staging(tmp_path / "carried"), rig.people["alice"])
+    sign_staged(Staging(tmp_path / "carried"), rig.depot.staged(), rig.people["alice"])
     rig.add("3.0")
     rig.sign("bob", "carol")
     with pytest.raises(NotPublishable, match="is not the one that is staged here"):
@@ -107,7 +114,7 @@ def test_a_bad_signature_in_a_carried_copy_does_not_replace_a_good_one(rig: Rig,
     rig.add("1.0")
     shutil.copytree(rig.depot.staging.directory, tmp_path / "carried")
     carried = Staging(tmp_path / "carried")
-    sign_staged(carried, rig.people["alice"])
+    sign_staged(carried, carried.read(), rig.people["alice"])
     staged = carried.read()
     for metadata in staged.waiting.values():
         metadata.signatures[rig.people["alice"].key_id].signature = "00" * 64
@@ -392,9 +399,8 @@ def usable(depot: Depot, *versions: str) -> str:
     client = depot.client()
     listed = {each.about.version for each in client.view.packages}
     newest = next(version for version in reversed(versions) if version in listed)
-    _, file = client.fetch(wanted(newest))
-    with file:
-        assert file.read() == content(newest)
+    _, data = client.fetch(wanted(newest))
+    assert data == content(newest)
     return newest
 
 

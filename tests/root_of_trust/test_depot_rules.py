@@ -163,8 +163,7 @@ def test_below_the_floor_only_with_a_ticket(tmp_path: Any) -> None:
         client.find(wanted("1.0"), Downgrade(ticket(), ["alice"], "2.0"))
     with pytest.raises(BelowSecurityFloor, match="expired"):
         client.find(wanted("1.0"), Downgrade(ticket(), ["alice", "bob"], "2.0"), day(1))
-    found, file = client.fetch(wanted("1.0"), Downgrade(ticket(), ["alice", "bob"], "2.0"))
-    file.close()
+    found, _ = client.fetch(wanted("1.0"), Downgrade(ticket(), ["alice", "bob"], "2.0"))
     assert found.about.version == "1.0"
     # the floor outlives the package that raised it
     rig.depot.withdraw("firmware/bios-2.0.bin", NOW)

@@ -290,6 +290,7 @@ def twice() -> bytes:
         (gzip.compress(bytes(64 << 20)), "more than 4 MiB"),
         (twice(), "2 items named"),
     ],
+    ids=["short", "zeros", "no object", "blob", "base64", "cut", "bomb", "twice"],
 )
 def test_bad_catalogues_are_refused_and_bombs_are_not_unpacked(data: bytes, words: str) -> None:
     with pytest.raises(VendorSignatureRefused, match=words):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys, SiteKeysError
-from freehold.root_of_trust.vault import Vault
+from freehold.root_of_trust.vault import EmbeddedVault
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 from crash_points import run_until_crash
@@ -36,15 +36,15 @@ RSA_KEYS = [rsa.generate_private_key(65537, 2048) for _ in range(3)]
 
 
 @pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
+def vault(tmp_path: Path) -> EmbeddedVault:
+    return EmbeddedVault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
 
 
-def create(vault: Vault, now: datetime = NOW) -> SiteKeys:
+def create(vault: EmbeddedVault, now: datetime = NOW) -> SiteKeys:
     return SiteKeys.create(vault.directory.parent, vault, "lab", ADDRESSES, lambda: now, bmc_networks=OOB)
 
 
-def test_creating_twice_and_loading_give_the_same_keys(vault: Vault) -> None:
+def test_creating_twice_and_loading_give_the_same_keys(vault: EmbeddedVault) -> None:
     made = create(vault)
     again = create(vault)
     loaded = SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
@@ -59,7 +59,7 @@ def test_creating_twice_and_loading_give_the_same_keys(vault: Vault) -> None:
     assert "PRIVATE" not in repr(made) + repr(made.agent_ca) + repr(vars(made))
 
 
-def test_names_say_whose_keys_they_are(vault: Vault) -> None:
+def test_names_say_whose_keys_they_are(vault: EmbeddedVault) -> None:
     keys = create(vault)
     names = {role: key.certificate.subject.rfc4514_string() for role, key in keys.secure_boot.items()}
     assert names == {"pk": "CN=lab Secure Boot PK", "kek": "CN=lab Secure Boot KEK", "db": "CN=lab Secure Boot db"}
@@ -76,7 +76,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
     kek = FileKek.create(tmp_path / "vault.key")
     for dies_at in range(0, 400, 7):
         state = tmp_path / str(dies_at)
-        vault = Vault.create(state / "vault", kek)
+        vault = EmbeddedVault.create(state / "vault", kek)
         died = run_until_crash(monkeypatch, dies_at, lambda vault=vault: create(vault))
         there = {path: vault.get(path) for path in vault.paths()}
         keys = create(vault)
@@ -88,7 +88,7 @@ def test_every_crash_point_of_the_creation_is_completed_and_nothing_is_replaced(
     assert 60 < dies_at < 393
 
 
-def test_loading_an_incomplete_set_says_what_is_missing(vault: Vault) -> None:
+def test_loading_an_incomplete_set_says_what_is_missing(vault: EmbeddedVault) -> None:
     with pytest.raises(SiteKeysError, match="lacks the site's identity key"):
         SiteKeys.load(vault.directory.parent, vault)
     create(vault)
@@ -97,7 +97,7 @@ def test_loading_an_incomplete_set_says_what_is_missing(vault: Vault) -> None:
         SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
 
 
-def test_a_vault_that_is_older_than_the_bmc_ca_still_loads_and_is_completed(vault: Vault) -> None:
+def test_a_vault_that_is_older_than_the_bmc_ca_still_loads_and_is_completed(vault: EmbeddedVault) -> None:
     made = create(vault)
     vault.destroy("site/keys/bmc-ca")
     (vault.directory.parent / "keys/bmc-ca.pem").unlink()
@@ -109,7 +109,7 @@ def test_a_vault_that_is_older_than_the_bmc_ca_still_loads_and_is_completed(vaul
     assert completed.evidence.key_id == made.evidence.key_id
 
 
-def test_a_public_file_that_was_changed_is_an_error_and_a_missing_one_is_written_again(vault: Vault) -> None:
+def test_a_public_file_that_was_changed_is_an_error_and_a_missing_one_is_written_again(vault: EmbeddedVault) -> None:
     create(vault)
     file = vault.directory.parent / "keys/db.pem"
     good = file.read_bytes()
@@ -123,20 +123,22 @@ def test_a_public_file_that_was_changed_is_an_error_and_a_missing_one_is_written
 
 
 @pytest.mark.parametrize(("site", "addresses"), [("other", ADDRESSES), ("lab", ["172.30.1.3"])])
-def test_keys_of_another_site_or_address_are_not_replaced(vault: Vault, site: str, addresses: list[str]) -> None:
+def test_keys_of_another_site_or_address_are_not_replaced(
+    vault: EmbeddedVault, site: str, addresses: list[str]
+) -> None:
     create(vault)
     with pytest.raises(SiteKeysError, match=r"holds the keys of site 'lab' at 172\.30\.1\.2"):
         SiteKeys.create(vault.directory.parent, vault, site, addresses, bmc_networks=OOB)
 
 
 @pytest.mark.parametrize("addresses", [[], ["controller.example"], ["172.30.1.300"], ["10.0.0.0/8"]])
-def test_a_malformed_address_is_refused_before_anything_is_made(vault: Vault, addresses: list[str]) -> None:
+def test_a_malformed_address_is_refused_before_anything_is_made(vault: EmbeddedVault, addresses: list[str]) -> None:
     with pytest.raises(pki.CertificateError, match="address"):
         SiteKeys.create(vault.directory.parent, vault, "lab", addresses, bmc_networks=OOB)
     assert vault.paths() == []
 
 
-def test_the_controllers_certificate_is_renewed_in_its_last_third(vault: Vault) -> None:
+def test_the_controllers_certificate_is_renewed_in_its_last_third(vault: EmbeddedVault) -> None:
     made = create(vault)
     same = SiteKeys.load(vault.directory.parent, vault, lambda: NOW + timedelta(days=58))
     assert same.controller_tls.certificate_pem == made.controller_tls.certificate_pem
@@ -185,7 +187,7 @@ def handshake(server_key: bytes, server_certificate: bytes, ca: bytes, name: str
 
 
 def test_an_agent_accepts_the_controller_at_its_addresses_only(tmp_path: Path) -> None:
-    vault = Vault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
+    vault = EmbeddedVault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
     keys = create(vault, pki.utc_now())
     server = keys.controller_tls
     handshake(server.private_pem, server.certificate_pem, keys.agent_ca.certificate_pem, "172.30.1.2", tmp_path)
@@ -197,7 +199,7 @@ def test_an_agent_accepts_the_controller_at_its_addresses_only(tmp_path: Path) -
 
 
 def test_an_agent_accepts_a_controller_whose_ca_a_root_certified(tmp_path: Path) -> None:
-    vault = Vault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
+    vault = EmbeddedVault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
     now, root_key = pki.utc_now(), ec.generate_private_key(ec.SECP384R1())
     before, root = create(vault, now), pki.root_ca(root_key, "lab", now)
     zone = pki.networks(ADDRESSES)
@@ -241,7 +243,7 @@ def test_a_stolen_agent_ca_cannot_speak_for_anyone_else(tmp_path: Path, name: x5
 
 @pytest.mark.host
 def test_openssl_accepts_the_chain(tmp_path: Path) -> None:
-    vault = Vault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
+    vault = EmbeddedVault.create(tmp_path / "vault", FileKek.create(tmp_path / "vault.key"))
     keys = create(vault, pki.utc_now())
     (tmp_path / "leaf.pem").write_bytes(keys.controller_tls.certificate_pem)
     command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "keys/agent-ca.pem"]

@@ -10,7 +10,7 @@ import pytest
 
 from freehold.evidence import durable
 from freehold.root_of_trust.kek import FileKek, KeyFileRefused, PassphraseKek
-from freehold.root_of_trust.vault import Credential, TamperedRecord, Vault, VaultError, WrongKeyEncryptionKey
+from freehold.root_of_trust.vault import Credential, EmbeddedVault, TamperedRecord, VaultError, WrongKeyEncryptionKey
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 from crash_points import run_until_crash
@@ -31,20 +31,20 @@ def kek(tmp_path: Path) -> FileKek:
 
 
 @pytest.fixture
-def vault(tmp_path: Path, kek: FileKek) -> Vault:
-    return Vault.create(tmp_path / "vault", kek)
+def vault(tmp_path: Path, kek: FileKek) -> EmbeddedVault:
+    return EmbeddedVault.create(tmp_path / "vault", kek)
 
 
-def record(vault: Vault, path: str = BMC) -> Path:
+def record(vault: EmbeddedVault, path: str = BMC) -> Path:
     (file,) = (vault.directory / "records").glob(f"{path}@*")
     return file
 
 
-def test_a_secret_comes_back_after_reopening(vault: Vault, kek: FileKek) -> None:
+def test_a_secret_comes_back_after_reopening(vault: EmbeddedVault, kek: FileKek) -> None:
     assert vault.get(BMC) is None
     vault.put(BMC, SECRET)
     vault.put("site/token", b"")
-    again = Vault.open(vault.directory, kek)
+    again = EmbeddedVault.open(vault.directory, kek)
     assert again.get(BMC) == SECRET
     assert again.get("site/token") == b""
     assert again.paths() == [BMC, "site/token"]
@@ -52,7 +52,7 @@ def test_a_secret_comes_back_after_reopening(vault: Vault, kek: FileKek) -> None
     assert again.paths("servers/r") == []
 
 
-def test_nothing_secret_lies_on_the_disk_or_is_readable_to_others(vault: Vault, tmp_path: Path) -> None:
+def test_nothing_secret_lies_on_the_disk_or_is_readable_to_others(vault: EmbeddedVault, tmp_path: Path) -> None:
     vault.put(BMC, SECRET)
     for path in tmp_path.rglob("*"):
         if path.is_file():
@@ -62,7 +62,7 @@ def test_nothing_secret_lies_on_the_disk_or_is_readable_to_others(vault: Vault, 
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-def test_every_version_has_its_own_key_and_replaces_the_last(vault: Vault) -> None:
+def test_every_version_has_its_own_key_and_replaces_the_last(vault: EmbeddedVault) -> None:
     vault.put(BMC, SECRET)
     first = record(vault).read_bytes()
     vault.put(BMC, SECRET)
@@ -70,7 +70,7 @@ def test_every_version_has_its_own_key_and_replaces_the_last(vault: Vault) -> No
     assert record(vault).read_bytes() != first
 
 
-def test_any_changed_byte_of_a_record_is_refused_without_the_secret(vault: Vault) -> None:
+def test_any_changed_byte_of_a_record_is_refused_without_the_secret(vault: EmbeddedVault) -> None:
     vault.put(BMC, SECRET)
     file = record(vault)
     good = file.read_bytes()
@@ -86,7 +86,7 @@ def test_any_changed_byte_of_a_record_is_refused_without_the_secret(vault: Vault
 
 
 @pytest.mark.parametrize("target", ["servers/r2/bmc@1", "servers/r1/bmc@2"])
-def test_a_record_that_is_moved_or_given_another_version_is_refused(vault: Vault, target: str) -> None:
+def test_a_record_that_is_moved_or_given_another_version_is_refused(vault: EmbeddedVault, target: str) -> None:
     vault.put(BMC, SECRET)
     moved = vault.directory / "records" / target
     moved.parent.mkdir(exist_ok=True)
@@ -95,22 +95,24 @@ def test_a_record_that_is_moved_or_given_another_version_is_refused(vault: Vault
         vault.get(target.partition("@")[0])
 
 
-def test_another_key_encryption_key_is_refused_in_words(vault: Vault, tmp_path: Path) -> None:
+def test_another_key_encryption_key_is_refused_in_words(vault: EmbeddedVault, tmp_path: Path) -> None:
     vault.put(BMC, SECRET)
     other = FileKek.create(tmp_path / "other.key")
     with pytest.raises(WrongKeyEncryptionKey, match="cannot be opened with this key-encryption key or passphrase"):
-        Vault.open(vault.directory, other)
-    with pytest.raises(TamperedRecord):
-        Vault(vault.directory, other).get(BMC)
+        EmbeddedVault.open(vault.directory, other)
+    header = vault.directory / "vault.json"
+    header.write_bytes(header.read_bytes().replace(vault.header.kek_id.encode(), other.key_id.encode()))
+    with pytest.raises(TamperedRecord, match=r"vault\.json was changed by somebody"):
+        EmbeddedVault.open(vault.directory, other)
 
 
 def test_a_passphrase_opens_the_vault_and_another_does_not(tmp_path: Path) -> None:
     made = PassphraseKek.create(tmp_path / "key", "a long passphrase", cost=1 << 10)
-    Vault.create(tmp_path / "vault", made).put(BMC, SECRET)
+    EmbeddedVault.create(tmp_path / "vault", made).put(BMC, SECRET)
     again = PassphraseKek.open(tmp_path / "key", "a long passphrase")
-    assert Vault.open(tmp_path / "vault", again).get(BMC) == SECRET
+    assert EmbeddedVault.open(tmp_path / "vault", again).get(BMC) == SECRET
     with pytest.raises(WrongKeyEncryptionKey):
-        Vault.open(tmp_path / "vault", PassphraseKek.open(tmp_path / "key", "a long passphrasE"))
+        EmbeddedVault.open(tmp_path / "vault", PassphraseKek.open(tmp_path / "key", "a long passphrasE"))
     with pytest.raises(KeyFileRefused, match="too short"):
         PassphraseKek.create(tmp_path / "key2", "short")
 
@@ -161,27 +163,29 @@ def test_a_key_file_is_never_overwritten_and_is_marked_for_development(tmp_path:
         PassphraseKek.create(tmp_path / "vault.key", "a long passphrase")
 
 
-def test_a_vault_is_not_made_twice_and_must_exist_to_be_opened(vault: Vault, kek: FileKek, tmp_path: Path) -> None:
+def test_a_vault_is_not_made_twice_and_must_exist_to_be_opened(
+    vault: EmbeddedVault, kek: FileKek, tmp_path: Path
+) -> None:
     with pytest.raises(VaultError, match="already holds a vault"):
-        Vault.create(vault.directory, kek)
+        EmbeddedVault.create(vault.directory, kek)
     with pytest.raises(VaultError, match="holds no vault"):
-        Vault.open(tmp_path / "nowhere", kek)
+        EmbeddedVault.open(tmp_path / "nowhere", kek)
     (vault.directory / "vault.json").write_text('{"format":9,"kek_id":"x"}')
     with pytest.raises(VaultError, match="format 9"):
-        Vault.open(vault.directory, kek)
+        EmbeddedVault.open(vault.directory, kek)
     (vault.directory / "vault.json").write_text("{")
     with pytest.raises(TamperedRecord, match="not a vault's header"):
-        Vault.open(vault.directory, kek)
+        EmbeddedVault.open(vault.directory, kek)
 
 
 @pytest.mark.parametrize("path", ["", "/a", "a/", "../a", "a/../b", "a//b", "a@1", ".a", "a b", "a\0", "a/" * 9 + "a"])
-def test_a_path_that_could_leave_the_vault_is_refused(vault: Vault, path: str) -> None:
+def test_a_path_that_could_leave_the_vault_is_refused(vault: EmbeddedVault, path: str) -> None:
     for call in (vault.get, vault.destroy, lambda path: vault.put(path, b""), vault.slots):
         with pytest.raises(VaultError, match="not a path of the vault"):
             call(path)
 
 
-def test_a_credential_goes_through_its_phases(vault: Vault) -> None:
+def test_a_credential_goes_through_its_phases(vault: EmbeddedVault) -> None:
     slots = vault.slots(BMC)
     assert (slots.current(), slots.pending(), slots.previous()) == (None, None, None)
     with pytest.raises(VaultError, match="no credential is staged"):
@@ -204,16 +208,25 @@ def test_a_credential_goes_through_its_phases(vault: Vault) -> None:
     assert (slots.current().password, slots.pending(), slots.previous()) == ("two", None, None)  # type: ignore[union-attr]
 
 
-def test_no_repr_and_no_error_shows_a_secret(vault: Vault) -> None:
+def test_no_repr_and_no_error_shows_a_secret(vault: EmbeddedVault) -> None:
     slots = vault.slots(BMC)
     slots.stage("freehold", "hunter2")
     with pytest.raises(VaultError) as refused:
         slots.stage("freehold", "hunter3")
-    shown = [slots, slots.pending(), vault, vault._kek, refused.value, refused.value.to_dict(), vars(vault)]
+    shown = [
+        slots,
+        slots.pending(),
+        vault,
+        vault._keys,
+        vault._keys.kek,
+        refused.value,
+        refused.value.to_dict(),
+        vars(vault),
+    ]
     assert "hunter" not in "".join(map(repr, shown)) + "".join(map(str, shown))
 
 
-STEPS: dict[str, Callable[[Vault], object]] = {
+STEPS: dict[str, Callable[[EmbeddedVault], object]] = {
     "stage": lambda vault: vault.slots(BMC).stage("freehold", "new"),
     "commit": lambda vault: vault.slots(BMC).commit(),
     "discard": lambda vault: vault.slots(BMC).discard(),
@@ -221,7 +234,7 @@ STEPS: dict[str, Callable[[Vault], object]] = {
 }
 
 
-def state(vault: Vault) -> tuple[Credential | None, ...]:
+def state(vault: EmbeddedVault) -> tuple[Credential | None, ...]:
     slots = vault.slots(BMC)
     return slots.current(), slots.pending(), slots.previous()
 
@@ -230,7 +243,7 @@ def state(vault: Vault) -> tuple[Credential | None, ...]:
 def test_at_every_crash_point_the_credential_is_as_before_or_as_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kek: FileKek, step: str
 ) -> None:
-    start = Vault.create(tmp_path / "start", kek)
+    start = EmbeddedVault.create(tmp_path / "start", kek)
     slots = start.slots(BMC)
     slots.stage("root", "factory")
     slots.commit()
@@ -242,8 +255,8 @@ def test_at_every_crash_point_the_credential_is_as_before_or_as_after(
     after = None
     for dies_at in range(100):
         directory = shutil.copytree(start.directory, tmp_path / f"crash{dies_at}")
-        died = run_until_crash(monkeypatch, dies_at, lambda at=directory: STEPS[step](Vault.open(at, kek)))
-        resumed = Vault.open(directory, kek)
+        died = run_until_crash(monkeypatch, dies_at, lambda at=directory: STEPS[step](EmbeddedVault.open(at, kek)))
+        resumed = EmbeddedVault.open(directory, kek)
         if not died:
             after = state(resumed)
             break
@@ -265,14 +278,16 @@ def test_at_every_crash_point_the_credential_is_as_before_or_as_after(
 def test_at_every_crash_point_of_a_destruction_the_rest_is_finished_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kek: FileKek
 ) -> None:
-    start = Vault.create(tmp_path / "start", kek)
+    start = EmbeddedVault.create(tmp_path / "start", kek)
     for path in (BMC, "servers/r1/disk", "servers/r2/bmc"):
         start.put(path, SECRET)
     expected = start.paths("servers/r1")
     for dies_at in range(100):
         directory = shutil.copytree(start.directory, tmp_path / f"crash{dies_at}")
-        died = run_until_crash(monkeypatch, dies_at, lambda at=directory: Vault.open(at, kek).destroy("servers/r1"))
-        vault = Vault.open(directory, kek)
+        died = run_until_crash(
+            monkeypatch, dies_at, lambda at=directory: EmbeddedVault.open(at, kek).destroy("servers/r1")
+        )
+        vault = EmbeddedVault.open(directory, kek)
         for path in expected:
             assert vault.get(path) in (SECRET, None)
         keys = vault.destroy("servers/r1")
@@ -285,7 +300,7 @@ def test_at_every_crash_point_of_a_destruction_the_rest_is_finished_and_reported
     assert dies_at > 20
 
 
-def test_destroyed_keys_are_named_overwritten_and_gone(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_destroyed_keys_are_named_overwritten_and_gone(vault: EmbeddedVault, monkeypatch: pytest.MonkeyPatch) -> None:
     vault.put(BMC, SECRET)
     vault.put("servers/r10/bmc", SECRET)
     keep = os.open(record(vault), os.O_RDONLY)
@@ -302,7 +317,7 @@ def test_destroyed_keys_are_named_overwritten_and_gone(vault: Vault, monkeypatch
     assert [again.version for again in vault.destroy("servers/r1")] == [2]
 
 
-def test_an_old_record_put_back_after_its_destruction_stays_destroyed(vault: Vault) -> None:
+def test_an_old_record_put_back_after_its_destruction_stays_destroyed(vault: EmbeddedVault) -> None:
     vault.put(BMC, SECRET)
     file = record(vault)
     copy = file.read_bytes()
@@ -313,7 +328,7 @@ def test_an_old_record_put_back_after_its_destruction_stays_destroyed(vault: Vau
     assert not file.exists()
 
 
-def test_what_a_crashed_put_left_aside_is_shredded_too(vault: Vault) -> None:
+def test_what_a_crashed_put_left_aside_is_shredded_too(vault: EmbeddedVault) -> None:
     vault.put(BMC, SECRET)
     aside = record(vault).with_name("bmc@2.aside")
     aside.write_bytes(b"a wrapped key")
@@ -321,7 +336,7 @@ def test_what_a_crashed_put_left_aside_is_shredded_too(vault: Vault) -> None:
     assert not aside.exists()
 
 
-def test_threads_do_not_lose_each_others_changes(vault: Vault) -> None:
+def test_threads_do_not_lose_each_others_changes(vault: EmbeddedVault) -> None:
     def count() -> None:
         for _ in range(20):
             vault.update("counter", lambda old: str(int(old or b"0") + 1).encode())

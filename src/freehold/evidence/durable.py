@@ -80,6 +80,15 @@ def shred(path: Path) -> None:
     sync_directory(path.parent)
 
 
+def shred_tree(path: Path) -> None:
+    """Shreds every file below `path` and removes the folders; a crash in between is finished by repeating it."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            shred(Path(folder, name))
+        os.rmdir(folder)  # noqa: PTH106
+    sync_directory(path.parent)
+
+
 def remove(path: Path) -> None:
     """Removes a file, durably. A missing file is done already."""
     with suppress(FileNotFoundError):
@@ -87,7 +96,7 @@ def remove(path: Path) -> None:
         sync_directory(path.parent)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """`os.write` until everything is written."""
     view = memoryview(data)
     while view:

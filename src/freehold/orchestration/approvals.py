@@ -189,6 +189,11 @@ async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes
     return [envelope.encode() for envelope in (await connection.execute(found)).scalars()]
 
 
+async def expired(connection: AsyncConnection, request_id: str, now: float) -> bool:
+    """Nobody can approve it any more."""
+    return now >= (await _asked(connection, request_id)).request.expires
+
+
 async def spend(connection: AsyncConnection, request_id: str, now: float) -> None:
     """Close a request."""
     await connection.execute(update(approvals).where(approvals.c.id == request_id).values(spent=now))

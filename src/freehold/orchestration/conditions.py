@@ -12,6 +12,9 @@ Condition = Callable[[ServerView, float], bool]
 AGENT_LOST = 120.0
 """Seconds of silence after which an agent is taken for lost. It polls every 20 s and reports progress in between."""
 
+SLOW_BOOT = 240.0
+"""Seconds from power-on after which people are told where to look; big servers take minutes to test their memory."""
+
 BOOT_PATIENCE = 900.0
 """Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
 
@@ -32,6 +35,14 @@ def agent_alive(server: ServerView, now: float) -> bool:
         and agent.started >= booted
         and now - agent.last_seen < AGENT_LOST
     )
+
+
+def silent_for(server: ServerView, now: float) -> float:
+    """Seconds since the machine was started into our agent, if it has not said hello since then; else 0."""
+    booted = server.facts.agent_booted_at
+    if booted is None or (server.agent is not None and server.agent.started >= booted):
+        return 0.0
+    return now - booted
 
 
 def agent_attested(server: ServerView, now: float) -> bool:

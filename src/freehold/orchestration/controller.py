@@ -48,11 +48,16 @@ ROGUE_INTERVAL = 30.0
 NEEDS_ADDRESS = frozenset(ServerState) - {
     ServerState.ENROLLED,
     ServerState.SECURING,
-    ServerState.PREPARING,
     ServerState.AVAILABLE,
     ServerState.RETIRED,
 }
 """States in which the server may run our agent or our OS, and so is answered by DHCP."""
+
+
+BOOTS_FROM_US = frozenset(
+    {ServerState.DISCOVERING, ServerState.PREPARING, ServerState.PROVISIONING, ServerState.DECOMMISSIONING}
+)
+"""Of those, the states in which it may be starting into our agent."""
 
 
 def make_site(
@@ -179,7 +184,7 @@ async def answer_known(site: Site, store: Store) -> None:
             if state in NEEDS_ADDRESS and isinstance(declared.resource.spec, ServerSpec):
                 view = await store.ledger.view(declared.resource.name)
                 if view is not None:
-                    await site.answer_dhcp(view.name, boot_hosts(site, view))
+                    await site.answer_dhcp(view.name, boot_hosts(site, view, boots=state in BOOTS_FROM_US))
         after = page[-1].resource.key
 
 

@@ -18,9 +18,9 @@ from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, OsImage
 from freehold.provisioning.images import build, manifest
 from freehold.provisioning.images.artifacts import Progress, digest_of, remove, silent
+from freehold.root_of_trust import site_vault
 from freehold.root_of_trust.attestation import predict
 from freehold.root_of_trust.attestation.pe import authenticode, parse_image
-from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.vault import Vault
 
@@ -52,14 +52,8 @@ def serving(state: Path) -> Iterator[None]:
 
 
 def open_vault(state: Path) -> Vault:
-    """The site's vault; made at the first opening. The key file beside it is for development: it says so."""
-    key_file, directory = state / "vault.key", state / "vault"
-    if not key_file.exists() and not (directory / "vault.json").exists():
-        kek = FileKek.create(key_file)
-        logger.warning("made %s: whoever reads this file reads the vault; keep it off backups", key_file)
-        return Vault.create(directory, kek)
-    kek = FileKek.open(key_file)
-    return Vault.open(directory, kek) if (directory / "vault.json").exists() else Vault.create(directory, kek)
+    """The site's vault under whatever key it was given; made at the first opening, and then for development."""
+    return site_vault.open_vault(state)
 
 
 def open_keys(state: Path, vault: Vault, site: str, spec: SiteSpec, networks: dict[str, NetworkSpec]) -> SiteKeys:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
 from freehold.orchestration.conditions import (
+    SLOW_BOOT,
     Condition,
     agent_attested,
     agent_expected,
@@ -32,6 +33,7 @@ from freehold.orchestration.conditions import (
     rechecked,
     rotation_asked,
     rotation_due,
+    silent_for,
     unprepared,
     unremediated,
     until,
@@ -54,6 +56,7 @@ class Goal:
     waits_for: str = ""
     subject: Callable[[ServerView], str] | None = None
     again_after: float = 30.0  # seconds between two looks at a goal that is waited for
+    if_silent: str = ""  # what a person should look at when nothing was heard since the machine was started
 
 
 def established(step: str, name: str) -> Goal:
@@ -65,7 +68,13 @@ def agent_until(done: str) -> tuple[Goal, ...]:
     """The machine runs our agent, and the agent proved what it is; wanted until fact `done` holds."""
     return (
         Goal("boot agent", until(done, agent_expected), "boot_agent"),
-        Goal("agent attested", until(done, agent_attested), waits_for="the agent to start and to attest"),
+        Goal(
+            "agent attested",
+            until(done, agent_attested),
+            waits_for="the agent to start and to attest",
+            if_silent="its firmware may have refused the image (Secure Boot), or has no link to the boot server: "
+            "look at its console",
+        ),
     )
 
 
@@ -194,7 +203,9 @@ def overdue(server: ServerView, now: float) -> bool:
 
 def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
     if goal.step is None:
-        return Wait(goal.waits_for, now + goal.again_after)
+        silence = silent_for(server, now)
+        late = f"; nothing was heard for {silence / 60:.0f} minutes: {goal.if_silent}" if silence > SLOW_BOOT else ""
+        return Wait(goal.waits_for + (late if goal.if_silent else ""), now + goal.again_after)
     key = f"{goal.step}/{goal.subject(server)}" if goal.subject else goal.step
     order = server.orders.get(key)
     if order is not None and order.state is OrderState.PENDING:

@@ -7,7 +7,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.errors import FreeholdError
-from freehold.orchestration.approvals import ask_for, require_signatures, spend
+from freehold.orchestration.approvals import ask_for, expired, require_signatures, spend
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import reference_values, servers
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become
@@ -49,9 +49,14 @@ class ReferenceLedger:
 
         async def work(connection: AsyncConnection) -> KnownReference:
             known = await _one(connection, values.id)
-            if known is not None:
+            pending = known is not None and known.state is ReferenceState.PENDING
+            if known is not None and not (pending and await expired(connection, known.approval, now)):
                 return known
             await ask_for(connection, request, now)
+            if known is not None:  # nobody signed in time: the same values, asked for anew
+                mine = reference_values.c.id == values.id
+                await connection.execute(update(reference_values).where(mine).values(approval=request.id, changed=now))
+                return msgspec.structs.replace(known, approval=request.id)
             row = {
                 "id": values.id,
                 "vendor": values.vendor,

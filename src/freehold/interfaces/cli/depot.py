@@ -12,12 +12,12 @@ from freehold.evidence import PublicKey, Signer
 from freehold.interfaces.cli import depot_packages
 from freehold.interfaces.cli.common import exits, output_option, printable, show_json, show_table, state_option
 from freehold.interfaces.cli.depot_packages import PACKAGE_COLUMNS, Meter, package_row, show_findings
+from freehold.interfaces.cli.operators import signer as signer_of
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import open_vault
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, mirror
 from freehold.root_of_trust.depot.metadata import Days, online_key_of, people_of, signed_by
-from freehold.root_of_trust.depot.operator_keys import read_private_key
 from freehold.root_of_trust.depot.package import from_tuf
 from freehold.root_of_trust.depot.staging import Staged, Staging, sign_staged
 from freehold.root_of_trust.keys import depot_key, make_depot_key
@@ -150,19 +150,10 @@ def sign(directory: Path | None, key: Path, passphrase_file: Path | None, yes: b
     staged = staging.read()
     if output != "json":
         show_staged(staged)
-    if not yes:
-        if output == "json":
-            raise click.UsageError("with --output json, say --yes: nobody can be asked")
-        click.confirm("Sign this?", abort=True, err=True)
-
-    def passphrase() -> str:
-        if passphrase_file is not None:
-            return passphrase_file.read_text().partition("\n")[0]
-        answer: str = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
-        return answer
-
-    signer = read_private_key(key, passphrase)
-    roles = sign_staged(staging, signer)
+    if not yes and (output == "json" or not click.confirm("Sign this?", err=True)):
+        raise FreeholdError("nobody confirmed it; nothing was signed", remedy="answer y, or read it and give --yes")
+    signer = signer_of(key, passphrase_file)
+    roles = sign_staged(staging, staged, signer)
     person = next(staged.signers(role)[signer.key_id] for role in roles)
     now_signed = {role: signed_by(role, each, staged.judges(role)) for role, each in staging.read().waiting.items()}
     if output == "json":

@@ -38,10 +38,19 @@ def ask(*arguments: str, directory: Path) -> dict[str, Any]:
     command = lab_command(*arguments, "--output", "json", directory=directory)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 3):
-        words = done.stderr.strip().removeprefix("freehold_lab: ") or f"exit status {done.returncode}"
-        raise FreeholdError(f"lab {arguments[0]}: {words}")
+        raise lab_error(f"lab {arguments[0]}", done)
     answer = json.loads(done.stdout) if done.stdout.strip() else {}
     return answer if isinstance(answer, dict) else {"value": answer}
+
+
+def lab_error(what: str, done: subprocess.CompletedProcess[str]) -> FreeholdError:
+    """What the lab said when it was asked for JSON, as an error of ours."""
+    last = done.stderr.strip().rpartition("\n")[2]
+    try:
+        error = json.loads(last)["error"]
+    except (ValueError, KeyError, TypeError):
+        return FreeholdError(f"{what}: {last or f'exit status {done.returncode}'}")
+    return FreeholdError(f"{what}: {error['what']}", server=error["server"], remedy=error["remedy"])
 
 
 def write_inventory(directory: Path, facts: dict[str, Any]) -> Path:
@@ -108,11 +117,21 @@ def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
     return lines
 
 
+LAB_COMMANDS = ("up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan")
+
+
+def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The lab's commands; behind them, the servers of the lab in `./lab`."""
+    words = list(ctx.params.get("arguments") or ())
+    choices = LAB_COMMANDS if not words else tuple(path.name for path in Path("lab/servers").glob("*"))
+    return [word for word in choices if word.startswith(incomplete)]
+
+
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
     add_help_option=False,
 )
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete)
 def lab(arguments: tuple[str, ...]) -> None:
     """A rack in a box: up, down, status, fault, console, power, ssh, exec, wan. `freehold lab --help` lists all.
 

@@ -40,6 +40,6 @@ def carry_in(
         )
         target = depot.add(received, package.name, about, now)
     for name in signing:
-        sign_staged(depot.staging, people[name])
+        sign_staged(depot.staging, depot.staged(), people[name])
     depot.publish(online, now)
     return target

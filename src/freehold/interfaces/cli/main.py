@@ -11,7 +11,8 @@ Exit codes:
   0  done
   1  failed; the message says what is wrong and what to do
   2  wrong usage, or a document that is not valid
-  3  the answer is no: `diff` found differences, `audit` findings, `verify` refused, `prove` did not complete offline
+  3  the answer is no: `diff` found differences, `verify` refused, `audit` has findings, something left in
+     `prove`, `lab status` found something broken, `vault` does not open or has findings
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "retire": ("intents", "retire", "Decommission a server for good."),
     "rotate": ("rotation", "rotate", "Give BMCs new passwords now."),
     "serve": ("serve", "serve", "Run the controller."),
+    "vault": ("vault", "vault", "The site's secrets: their key, and who can recover them."),
     "verify": ("evidence", "verify", "Verify an evidence bundle offline."),
     "watch": ("resources", "watch", "Follow servers and events live."),
 }

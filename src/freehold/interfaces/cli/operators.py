@@ -58,9 +58,11 @@ class Person(click.ParamType[tuple[str, PublicKey]]):
 def signer(key: Path, passphrase_file: Path | None) -> Ed25519Signer:
     """The key, with its passphrase from the file or from the terminal."""
     passphrase = None
-    if passphrase_file is not None:
-        passphrase = passphrase_file.read_text().rstrip("\n")
-    elif operator_keys.is_encrypted(key):
+    if not operator_keys.is_encrypted(key):
+        pass
+    elif passphrase_file is not None:
+        passphrase = passphrase_file.read_text().partition("\n")[0]
+    else:
         passphrase = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
     return operator_keys.load(key, passphrase)
 

@@ -16,7 +16,7 @@ import msgspec
 
 from freehold.evidence import Ed25519Signer
 from freehold.interfaces.cli.common import output_option, show_json
-from freehold.interfaces.cli.lab import facts_of, lab_command, operator_keys_of, write_inventory
+from freehold.interfaces.cli.lab import facts_of, lab_command, lab_error, operator_keys_of, write_inventory
 from freehold.interfaces.cli.lab_depot import carry_in
 from freehold.interfaces.cli.lab_rack import LabRack
 from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
@@ -137,14 +137,14 @@ def claim_state(state: Path) -> None:
 
 def _lab(*arguments: str, directory: Path, check: bool = False) -> None:
     done = subprocess.run(
-        lab_command(*arguments, directory=directory),
+        lab_command(*arguments, "--output", "json", directory=directory),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
     if check and done.returncode != 0:
-        raise FreeholdError(f"the lab did not start: {done.stderr.strip().removeprefix('freehold_lab: ')}")
+        raise lab_error("the lab did not start", done)
 
 
 async def _run(

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from freehold.interfaces.cli import following, rendering
 from freehold.interfaces.cli.common import (
@@ -55,6 +56,9 @@ class Kind(click.ParamType[str]):
                 f"there is no kind {value!r}; there are {', '.join(SHORT[kind][0] for kind in KINDS)}", param, ctx
             )
         return found
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(SHORT[kind][0]) for kind in KINDS if SHORT[kind][0].startswith(incomplete.lower())]
 
 
 @click.command()

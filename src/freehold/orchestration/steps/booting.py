@@ -11,11 +11,11 @@ from freehold.out_of_band import server as oob
 from freehold.provisioning.dhcp import BootHost
 
 
-def boot_hosts(site: Site, view: ServerView) -> tuple[BootHost, ...]:
-    """The NICs of the server that are in the provisioning network."""
+def boot_hosts(site: Site, view: ServerView, *, boots: bool = True) -> tuple[BootHost, ...]:
+    """The NICs of the server that are in the provisioning network; `boots`: they are also told what to boot."""
     wanted = site.spec.networks.provisioning
     return tuple(
-        BootHost(mac=nic.mac.lower(), address=nic.address, hostname=view.name)
+        BootHost(mac=nic.mac.lower(), address=nic.address, hostname=view.name, boots=boots)
         for nic in view.spec.nics
         if nic.network == wanted
     )
@@ -86,6 +86,8 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
                 await oob.eject_media(client)
         if await site.ordered(ctx, "reboot", {}) is None:
             return StepResult(done=False)
+    # From here on it needs an address of ours, and nothing to boot: it has a disk for that.
+    await site.answer_dhcp(view.name, boot_hosts(site, view, boots=False))
     assert view.facts.image is not None
     image = site.image(view.facts.image.name).booted
     claim = {"boots": image.name, "uki_sha256": image.sha256, "method": "disk", "secure_boot_enrolled": True}

@@ -59,9 +59,7 @@ async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
 def _verified(site: Site, wanted: Wanted) -> tuple[Target, bytes, Seen]:
     """The bytes that will be sent, in memory: nobody can change them after this check."""
     client = site.depot.client(site.depot_seen)
-    target, file = client.fetch(wanted)
-    with file:
-        return target, file.read(), client.seen
+    return *client.fetch(wanted), client.seen
 
 
 async def learn_reference(site: Site, ctx: StepContext) -> StepResult:

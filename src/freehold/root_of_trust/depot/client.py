@@ -1,16 +1,14 @@
 """The reader: what it hands out was verified just now, by TUF, on the very bytes that it hands out.
 
     depot = Depot(state / "depot").client(recorded=newest_in_the_evidence_log)
-    target, file = depot.fetch(Wanted(Kind.FIRMWARE, "ACME", "bios", "1.1.0", model="M1"))
-    with file: …send it…
+    target, data = depot.fetch(Wanted(Kind.FIRMWARE, "ACME", "bios", "1.1.0", model="M1"))
 
 Rules of opening, in order: the trusted state is there and not older than the caller's own record of it; python-tuf's
 client workflow from the pinned root on; each person has one key in that root; nothing is older than what was seen
 before; then what was seen is written down. A client stands for that moment: open one for each use. Blocking.
 """
 
-import hmac
-import tempfile
+import io
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,11 +21,12 @@ from freehold.root_of_trust.depot.errors import (
     TargetChanged,
     TargetNotFound,
 )
-from freehold.root_of_trust.depot.files import Progress, copy_digest, open_beneath, silent
+from freehold.root_of_trust.depot.files import CHUNK, Progress, open_beneath, silent
 from freehold.root_of_trust.depot.floors import Downgrade, downgrade_allowed, floor_of, is_below
 from freehold.root_of_trust.depot.package import Kind, Target
 from freehold.root_of_trust.depot.seen import Seen
 from freehold.root_of_trust.depot.trusted import View, advance, locked, read_seen, scratch_copy
+from freehold.root_of_trust.depot.verified import VerifiedFile
 
 
 class Wanted(NamedTuple):
@@ -43,8 +42,8 @@ class Wanted(NamedTuple):
 class DepotClient:
     """The packages of one verified state. `seen` is for the evidence log: hand it back at the next opening."""
 
-    def __init__(self, source: Path, scratch: Path, view: View, seen: Seen) -> None:
-        self._source, self._scratch = source, scratch
+    def __init__(self, source: Path, view: View, seen: Seen) -> None:
+        self._source = source
         self.view, self.seen = view, seen
 
     @classmethod
@@ -57,7 +56,7 @@ class DepotClient:
         source = directory / "repository"
         with locked(directory):
             view, seen = advance(source, directory / "trusted", recorded)
-        return cls(source, directory, view, seen)
+        return cls(source, view, seen)
 
     @classmethod
     def look(cls, directory: Path, source: Path | None = None) -> "DepotClient":
@@ -66,7 +65,7 @@ class DepotClient:
         source = source or directory / "repository"
         with scratch_copy(directory) as copy:
             view, seen = advance(source, copy)
-        return cls(source, directory, view, seen)
+        return cls(source, view, seen)
 
     def find(self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None) -> Target:
         """The package for exactly this model.
@@ -108,32 +107,31 @@ class DepotClient:
         return found[0]
 
     def open_verified(self, target: Target, progress: Progress = silent) -> BinaryIO:
-        """The package's bytes: a private copy without a name, so that nobody can change it after the check.
+        """The package as a file that checks its bytes again as it hands them out (`verified`). The caller closes it.
 
         Raises `TargetNotFound` for a target that is not of this client, `TargetChanged`, or `DataEndless`.
         """
         if target not in self.view.packages:
             raise TargetNotFound(f"{target.path} is not in the metadata that was verified")
-        copy: BinaryIO = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - the caller closes it
         try:
-            with open_beneath(self._source / "targets", target.stored_name) as stored:
-                length, digest = copy_digest(stored, copy, target.length, target.length, progress)
-            if length != target.length or not hmac.compare_digest(digest, target.sha256):
-                raise _changed(target, f"it has {length} bytes with SHA-256 {digest}")
-            copy.seek(0)
-        except BaseException as error:
-            copy.close()
-            if isinstance(error, FileNotFoundError):
-                raise _changed(target, "its file is missing") from error
+            stored = open_beneath(self._source / "targets", target.stored_name)
+        except FileNotFoundError as error:
+            raise TargetChanged(
+                f"the file of {target.path} is missing", remedy="import it again, or mirror the depot again"
+            ) from error
+        try:
+            return io.BufferedReader(VerifiedFile(stored, target, progress), CHUNK)
+        except BaseException:
+            stored.close()
             raise
-        return copy
 
     def fetch(
         self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None
-    ) -> tuple[Target, BinaryIO]:
-        """`find` and `open_verified` in one; the caller closes the file."""
+    ) -> tuple[Target, bytes]:
+        """`find`, and the verified bytes in memory: for firmware. An image of gigabytes is for `open_verified`."""
         target = self.find(wanted, downgrade, now)
-        return target, self.open_verified(target)
+        with self.open_verified(target) as file:
+            return target, file.read()
 
 
 def _required(directory: Path, recorded: Seen | None) -> None:
@@ -146,11 +144,3 @@ def _required(directory: Path, recorded: Seen | None) -> None:
             f"there is no published depot in {directory}",
             remedy="begin one with `freehold depot init`; if it was begun, sign and publish it, or mirror it",
         )
-
-
-def _changed(target: Target, what: str) -> TargetChanged:
-    return TargetChanged(
-        f"{target.path} is not what the operators signed: {what}",
-        expected=f"{target.length} bytes with SHA-256 {target.sha256}",
-        remedy="import it again from the vendor's file, or mirror the depot again; find out who changed it",
-    )

@@ -12,8 +12,9 @@ online key. Every method that changes something holds the depot's lock.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from tuf.api.metadata import Root
@@ -44,7 +45,7 @@ class Received(NamedTuple):
     """A file that came in and is not in the depot yet. `file` is open at it for reading."""
 
     path: Path
-    file: BinaryIO
+    file: FileIO
     length: int
     sha256: str
 
@@ -81,10 +82,9 @@ class Depot:
         with self._changing():
             incoming = self.directory / "incoming"
             durable.remove(incoming)
-            with incoming.open("xb+") as file:
+            with FileIO(incoming, "x+") as file:
                 try:
-                    length, digest = copy_digest(source, file, None, total, progress)
-                    file.flush()
+                    length, digest = copy_digest(source, file.fileno(), None, total, progress)
                     file.seek(0)
                     yield Received(incoming, file, length, digest)
                 finally:
@@ -103,7 +103,7 @@ class Depot:
                     f"{target.path} is in the depot already, with other content or another description",
                     remedy="give it another name with --name, or withdraw the other one first",
                 )
-            self.repository.adopt(received.path, received.file, old)
+            self.repository.adopt(received.path, received.file.fileno(), old)
             return old
         if other := next((each for each in others if overlap(each, target)), None):
             raise PackageRefused(
@@ -112,7 +112,7 @@ class Depot:
                 remedy="withdraw the other one first, or name other models",
             )
         raised([], [*others, target])
-        self.repository.adopt(received.path, received.file, target)
+        self.repository.adopt(received.path, received.file.fileno(), target)
         self._stage([*others, target], now)
         return target
 

@@ -5,6 +5,7 @@ list names is copied and checked, and only then does the new metadata appear, as
 on the way leaves nothing behind but files that are good anyhow; repeating it goes on.
 """
 
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,11 +52,11 @@ def _take(depot: Depot, source: Path, target: Target, progress: Progress) -> Non
     incoming = depot.directory / "incoming"
     durable.remove(incoming)
     try:
-        with open_beneath(source / "targets", target.stored_name) as there, incoming.open("xb") as here:
-            length, digest = copy_digest(there, here, target.length, target.length, progress)
+        with open_beneath(source / "targets", target.stored_name) as there, FileIO(incoming, "x") as here:
+            length, digest = copy_digest(there, here.fileno(), target.length, target.length, progress)
             if (length, digest) != (target.length, target.sha256):
                 raise _refused(source, target, f"has {length} bytes with SHA-256 {digest}")
-            depot.repository.adopt(incoming, here, target)
+            depot.repository.adopt(incoming, here.fileno(), target)
     except FileNotFoundError as error:
         raise _refused(source, target, "is missing") from error
     except OSError as error:

@@ -9,18 +9,18 @@ operators did not sign, which clients refuse until the publication is repeated; 
 nothing.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from tuf.api.metadata import Metadata, Root, Snapshot, T, Targets, Timestamp
 
 from freehold.evidence import durable
 from freehold.root_of_trust.depot.errors import MetadataIncomplete, MetadataUnsigned
-from freehold.root_of_trust.depot.files import copy_digest, open_beneath
+from freehold.root_of_trust.depot.files import open_beneath
 from freehold.root_of_trust.depot.metadata import lacking, parse
 from freehold.root_of_trust.depot.package import Target
 
@@ -76,18 +76,19 @@ class Repository:
         for name, data in files.items():
             durable.replace(self._metadata / name, data)
 
-    def adopt(self, incoming: Path, file: BinaryIO, target: Target) -> None:
-        """Moves a file that was written and checked (`file` is open on `incoming`) to its place; durable on return."""
+    def adopt(self, incoming: Path, descriptor: int, target: Target) -> None:
+        """Moves a file that was written and checked, and is open, to its place; durable on return."""
         place = self._targets / target.stored_name
         durable.make_directory(place.parent)
-        file.flush()
-        durable.move(incoming, file.fileno(), place)
+        durable.move(incoming, descriptor, place)
 
     def holds(self, target: Target) -> bool:
         """Whether the target's file is there, byte for byte."""
         try:
-            with open_beneath(self._targets, target.stored_name) as file, open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-                return copy_digest(file, nowhere) == (target.length, target.sha256)
+            with open_beneath(self._targets, target.stored_name) as file:
+                if os.fstat(file.fileno()).st_size != target.length:
+                    return False
+                return hashlib.file_digest(file, "sha256").hexdigest() == target.sha256
         except FileNotFoundError:
             return False
 

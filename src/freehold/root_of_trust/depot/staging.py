@@ -94,9 +94,16 @@ class Staging:
             return None
 
 
-def sign_staged(staging: Staging, signer: Signer) -> list[str]:
-    """Signs all that this person may sign; the roles. Raises `KeyRefusedHere` if that is nothing."""
+def sign_staged(staging: Staging, shown: Staged, signer: Signer) -> list[str]:
+    """Signs all that this person may sign of what they were shown; the roles.
+
+    Raises `KeyRefusedHere` if that is nothing, `NotPublishable` if something else is staged by now.
+    """
     staged = staging.read()
+    if _payloads(staged) != _payloads(shown):
+        raise NotPublishable(
+            f"what is staged in {staging.directory} changed while it was being read", remedy="read it again, then sign"
+        )
     roles = [role for role in staged.waiting if signer.key_id in staged.signers(role)]
     if not roles:
         people = sorted({name for role in staged.waiting for name in staged.signers(role).values()})
@@ -109,3 +116,7 @@ def sign_staged(staging: Staging, signer: Signer) -> list[str]:
         sign(staged.waiting[role], signer)
     staging.put(root=staged.root, targets=staged.targets)
     return roles
+
+
+def _payloads(staged: Staged) -> dict[str, bytes]:
+    return {role: metadata.signed_bytes for role, metadata in staged.waiting.items()}

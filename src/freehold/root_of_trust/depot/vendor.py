@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -39,7 +40,7 @@ class Verified(NamedTuple):
 
 
 def verify(
-    file: BinaryIO, digest: str, name: str, signature: bytes, trust: bytes, as_of: datetime | None = None
+    file: BinaryIO | FileIO, digest: str, name: str, signature: bytes, trust: bytes, as_of: datetime | None = None
 ) -> Verified:
     """Verifies a detached signature of `file` (a file on disk, open for reading; its position changes).
 
@@ -57,7 +58,7 @@ def verify(
         with tempfile.TemporaryFile() as text:
             text.write(digest.encode())
             text.flush()
-            signed: BinaryIO = text if found.over_digest else file
+            signed: BinaryIO | FileIO = text if found.over_digest else file
             try:
                 if by_certificate:
                     return Verified(Scheme.JCAT_PKCS7, _verify_pkcs7(signed, found.data, trust, as_of))
@@ -70,7 +71,7 @@ def verify(
     )
 
 
-def _verify_pgp(file: BinaryIO, signature: bytes, keyring: bytes) -> str:
+def _verify_pgp(file: BinaryIO | FileIO, signature: bytes, keyring: bytes) -> str:
     """Fingerprint of the primary key."""
     with tempfile.TemporaryDirectory(prefix="freehold-pgp-") as directory:
         ring, detached = Path(directory) / "ring", Path(directory) / "signature"
@@ -99,7 +100,7 @@ def _verify_pgp(file: BinaryIO, signature: bytes, keyring: bytes) -> str:
     return valid[0][-1].lower()
 
 
-def _verify_pkcs7(file: BinaryIO, signature: bytes, anchors: bytes, as_of: datetime | None) -> str:
+def _verify_pkcs7(file: BinaryIO | FileIO, signature: bytes, anchors: bytes, as_of: datetime | None) -> str:
     """SHA-256 of the signer's certificate. It may be for any purpose: vendors' are for code, not for mail."""
     with tempfile.TemporaryDirectory(prefix="freehold-pkcs7-") as directory:
         trusted, detached, signer = (Path(directory) / name for name in ("anchors.pem", "signature", "signer.pem"))
@@ -127,7 +128,7 @@ def _verify_pkcs7(file: BinaryIO, signature: bytes, anchors: bytes, as_of: datet
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert("".join(first[:2]).strip())).hexdigest()
 
 
-def _run(command: Sequence[str], file: BinaryIO, directory: str) -> subprocess.CompletedProcess[bytes]:
+def _run(command: Sequence[str], file: BinaryIO | FileIO, directory: str) -> subprocess.CompletedProcess[bytes]:
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),

@@ -1,14 +1,8 @@
-"""Key-encryption keys: what stands between a stolen disk and the vault.
-
-A PKCS#11 token or a TPM-sealed key would be other implementations of `KeyEncryptionKey`; the two here keep the key in
-memory.
-"""
+"""Key-encryption keys in the memory of this process: from a file or from a passphrase, both for development only."""
 
 import hashlib
 import os
-import stat
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -16,33 +10,19 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from freehold.evidence import durable
-from freehold.model.errors import FreeholdError
+from freehold.root_of_trust.private_file import KeyFileRefused, read_private
 
 DEVELOPMENT_ONLY = (
     "development only: the vault's key lies in a file beside the vault; whoever copies both reads every secret. "
-    "Use a passphrase, a PKCS#11 token or a TPM on a real site."
+    "Use a PKCS#11 token or a TPM on a real site: `freehold vault rekey`."
+)
+GUESSABLE = (
+    "development only: a passphrase opens the vault; whoever copies the vault can guess at leisure, and the passphrase "
+    "lies in a file for every unattended start. Use a PKCS#11 token or a TPM on a real site: `freehold vault rekey`."
 )
 
 
-class KeyFileRefused(FreeholdError):
-    """A key file that others can read, or that is none."""
-
-
-class KeyEncryptionKey(Protocol):
-    """Wraps 32-byte data keys. `context` is authenticated: unwrapping with another raises ValueError."""
-
-    @property
-    def key_id(self) -> str:
-        """Names the key without helping to guess it; 32 hex digits."""
-
-    def wrap(self, key: bytes, context: bytes) -> bytes:
-        """The key, encrypted."""
-
-    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """The key again, or ValueError."""
-
-
-class _MemoryKek:
+class MemoryKek:
     """AES-256-GCM under a key in this process."""
 
     def __init__(self, key: bytes) -> None:
@@ -70,7 +50,7 @@ class _MemoryKek:
             raise ValueError("the wrapped key does not unwrap") from None
 
 
-class FileKek(_MemoryKek):
+class FileKek(MemoryKek):
     """32 random bytes in a file of mode 0600. `warning` is to be shown to the operator."""
 
     warning = DEVELOPMENT_ONLY
@@ -85,7 +65,7 @@ class FileKek(_MemoryKek):
     @classmethod
     def open(cls, path: Path) -> "FileKek":
         """Raises `KeyFileRefused` if the file is readable to others, a link, missing, or not 32 bytes."""
-        key = _read_private(path)
+        key = read_private(path)
         if len(key) != 32:
             raise KeyFileRefused(f"{path} has {len(key)} bytes", expected="a key of 32 bytes")
         return cls(key)
@@ -100,8 +80,10 @@ class _ScryptParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     p: int = 1
 
 
-class PassphraseKek(_MemoryKek):
-    """A key derived from a passphrase by scrypt; the file keeps salt and cost only."""
+class PassphraseKek(MemoryKek):
+    """A key derived from a passphrase by scrypt; the file keeps salt and cost only. `warning` is to be shown."""
+
+    warning = GUESSABLE
 
     @classmethod
     def create(cls, path: Path, passphrase: str, *, cost: int = 1 << 17) -> "PassphraseKek":
@@ -117,7 +99,7 @@ class PassphraseKek(_MemoryKek):
     def open(cls, path: Path, passphrase: str) -> "PassphraseKek":
         """Derives the key. A wrong passphrase gives another key, which `Vault.open` refuses."""
         try:
-            parameters = msgspec.json.decode(_read_private(path), type=_ScryptParameters)
+            parameters = msgspec.json.decode(read_private(path), type=_ScryptParameters)
             if parameters.n > 1 << 20 or parameters.r > 16 or parameters.p > 4:
                 raise ValueError("a cost beyond 2 GiB of memory")
             kdf = Scrypt(salt=parameters.salt, length=32, n=parameters.n, r=parameters.r, p=parameters.p)
@@ -129,28 +111,3 @@ class PassphraseKek(_MemoryKek):
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise KeyFileRefused(f"{path} exists", remedy="open it; a new key would make the vault unreadable")
-
-
-def _read_private(path: Path) -> bytes:
-    """A regular file that belongs to us and that nobody else can read or write."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise KeyFileRefused(f"there is no key file {path}", remedy="restore it; the vault needs it") from None
-    except OSError as error:
-        raise KeyFileRefused(f"the key file {path} cannot be read: {error.strerror}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileRefused(f"{path} is not a regular file")
-        if status.st_mode & 0o077:
-            raise KeyFileRefused(
-                f"others can read the key file {path} (mode {stat.S_IMODE(status.st_mode):04o})",
-                expected="mode 0600",
-                remedy=f"chmod 600 {path}; if others had access, make a new vault",
-            )
-        if status.st_uid != os.geteuid():
-            raise KeyFileRefused(f"{path} belongs to user {status.st_uid}", expected=f"user {os.geteuid()}")
-        return os.read(descriptor, 4096)
-    finally:
-        os.close(descriptor)
