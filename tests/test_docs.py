@@ -18,6 +18,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`(?:sudo )?(?:\.venv/bin/)?(freehold [^`]+)`")
 BLOCK = re.compile(r"^ {4}(freehold .+?)\s*&?(?: +#.*)?$", re.MULTILINE)
 GROUPS = {
+    "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw"},
     "evidence": {"log", "export"},
     "image": {"build", "import", "list"},
     "pki": {"ceremony", "request", "install", "list", "revoke", "crl"},

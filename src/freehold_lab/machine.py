@@ -300,6 +300,7 @@ class Machine:
             skip_erase=self.faults.drive_skips_erase,
             tpm=self.info.has_tpm and state.bios["TpmDevice"] == "Enabled",
             kvm=self._kvm,
+            smm=(self.directory / qemu.FIRMWARE).read_bytes() == qemu.OTHER_CODE.read_bytes(),
             taps=self._cabling.taps or {},
         )
 

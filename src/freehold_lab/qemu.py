@@ -40,15 +40,15 @@ class Launch:
     skip_erase: bool = False
     tpm: bool = True
     kvm: bool = False
+    smm: bool = False  # the one build of OVMF does not start without; emulated, it costs seconds. KVM has none here
     taps: dict[str, str] = field(default_factory=dict)  # network -> tap in the fabric; none: no cable
 
 
 def command(info: HardwareInfo, launch: Launch) -> list[str]:
     """The QEMU command line. Boot order is what the variable store says: no bootindex, as on a real server."""
     options: list[str] = ["qemu-system-x86_64", "-name", info.name, "-nodefaults", "-display", "none"]
-    # KVM has no SMM here. The build of OVMF that wants it does not start without; the other one does not mind.
-    machine, accelerator = ("q35,smm=off", "kvm") if launch.kvm else ("q35,smm=on", "tcg,thread=multi")
-    options += ["-machine", machine, "-accel", accelerator, "-cpu", "qemu64"]
+    options += ["-machine", f"q35,smm={'on' if launch.smm else 'off'}"]
+    options += ["-accel", "kvm" if launch.kvm else "tcg,thread=multi", "-cpu", "qemu64"]
     options += ["-m", str(info.memory_mib), "-smp", str(info.cores), "-uuid", info.uuid]
     options += ["-action", "reboot=shutdown", "-monitor", "none"]
     options += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]

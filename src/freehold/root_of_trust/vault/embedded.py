@@ -32,7 +32,6 @@ from freehold.root_of_trust.vault.interface import (
     TamperedRecord,
     VaultError,
     check_path,
-    is_below,
     is_path,
 )
 from freehold.root_of_trust.vault.records import Keys, Record, decode, seal, unseal
@@ -125,10 +124,9 @@ class EmbeddedVault:
                 if version is not None:
                     note = msgspec.json.encode(self._destroyed(path, version))
                     durable.replace(self._file(path, version, ".destroyed"), note, 0o600)
-            for aside in self._records.rglob("*@*.aside"):  # a put that a crash cut short
-                path = aside.relative_to(self._records).as_posix().partition("@")[0]
-                if is_below(path, prefix):
-                    durable.shred(aside)
+            for file in self._files(prefix):
+                if file.name.endswith(".aside"):  # a put that a crash cut short
+                    durable.shred(file)
             found: list[DestroyedKey] = []
             for path in sorted(self._paths(prefix)):
                 records, destroyed = self._versions(path)
@@ -264,8 +262,14 @@ class EmbeddedVault:
 
     def _paths(self, prefix: str) -> set[str]:
         """Every path at or below `prefix` that has or had a record."""
-        paths = map(self._path_of, self._records.rglob("*@*"))
-        return {path for path in paths if path is not None and is_below(path, prefix)}
+        return {path for path in map(self._path_of, self._files(prefix)) if path is not None}
+
+    def _files(self, prefix: str) -> list[Path]:
+        """The files of the records at or below `prefix`. Only there is looked: a fleet's vault holds thousands."""
+        if not prefix:
+            return list(self._records.rglob("*@*"))
+        top = self._records / check_path(prefix)
+        return [*top.parent.glob(f"{top.name}@*"), *top.rglob("*@*")]
 
     def _path_of(self, file: Path) -> str | None:
         """The path whose record or note of destruction a file is, by its name."""
