@@ -21,8 +21,8 @@ GROUPS = {
     "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw"},
     "evidence": {"log", "export"},
     "image": {"build", "import", "list"},
-    "pki": {"ceremony", "request", "install", "list", "revoke", "crl"},
     "vault": {"init", "status", "rekey", "recover", "audit"},
+    "pki": {"ceremony", "request", "install", "list", "revoke", "crl"},
 }
 LAB = {"up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan"}
 # Outside addresses that a reader may be sent to. A package index or a mirror is never one of them.

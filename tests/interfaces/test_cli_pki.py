@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from freehold.evidence import Predicate, Statement, Subject, dsse
 from freehold.orchestration.issuance import record_certificates
 from freehold.orchestration.opening import open_log, open_vault
-from freehold.root_of_trust import authorities, ceremony, pki, shares
+from freehold.root_of_trust import authorities, ceremony, custodians, pki
 from freehold.root_of_trust.keys import SiteKeys
 
 PEOPLE = ("alice", "bob", "carol")
@@ -156,8 +156,8 @@ def test_a_passphrase_is_asked_when_no_file_is_given(
 ) -> None:
     answers = iter(["the passphrase of alice", "the passphrase of bob", "short"])
     monkeypatch.setattr("click.prompt", lambda *_, **__: next(answers))
-    custodians = [word for name in PEOPLE for word in ("--custodian", name)]
-    refused = site("pki", "ceremony", "init", tmp_path / "root", "--site", "lab", *custodians)
+    words = [word for name in PEOPLE for word in ("--custodian", name)]
+    refused = site("pki", "ceremony", "init", tmp_path / "root", "--site", "lab", *words)
     assert refused.code == 1
-    assert f"expected: {shares.SHORTEST_PASSPHRASE} characters or more" in refused.err
+    assert f"expected: {custodians.SHORTEST_PASSPHRASE} characters or more" in refused.err
     assert not (tmp_path / "root").exists()

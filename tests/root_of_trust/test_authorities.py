@@ -13,7 +13,7 @@ from pki_support import KEY, NOW, OOB, ROOT_KEY, a_root, refused
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys
-from freehold.root_of_trust.vault import EmbeddedVault
+from freehold.root_of_trust.vault import EmbeddedVault, Vault
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 from crash_points import run_until_crash
@@ -28,23 +28,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def vault(made: Path, tmp_path: Path) -> EmbeddedVault:
+def vault(made: Path, tmp_path: Path) -> Vault:
     shutil.copytree(made, tmp_path / "state")
     return EmbeddedVault.open(tmp_path / "state/vault", FileKek.open(tmp_path / "state/vault.key"))
 
 
-def keys(vault: EmbeddedVault) -> SiteKeys:
+def keys(vault: Vault) -> SiteKeys:
     return SiteKeys.load(vault.directory.parent, vault, lambda: NOW)
 
 
-def certify(vault: EmbeddedVault, role: str, zone: list[pki.Network]) -> bytes:
+def certify(vault: Vault, role: str, zone: list[pki.Network]) -> bytes:
     request = x509.load_pem_x509_csr(authorities.request(vault, role, zone))
     issued = pki.pem(pki.issue_authority(request, a_root(), ROOT_KEY, NOW))
     authorities.install(vault.directory.parent, vault, role, issued, pki.pem(root_of(vault)), NOW)
     return issued
 
 
-def root_of(vault: EmbeddedVault) -> x509.Certificate:
+def root_of(vault: Vault) -> x509.Certificate:
     known = keys(vault).root
     return x509.load_pem_x509_certificate(known) if known else a_root()
 
@@ -53,7 +53,7 @@ def controller_zone() -> list[pki.Network]:
     return list(pki.networks(["172.30.1.2/32"]))
 
 
-def test_a_root_takes_over_both_issuing_cas_and_nothing_that_they_issued_is_lost(vault: EmbeddedVault) -> None:
+def test_a_root_takes_over_both_issuing_cas_and_nothing_that_they_issued_is_lost(vault: Vault) -> None:
     before = keys(vault)
     assert before.bmc_ca is not None
     bmc = authorities.issue_bmc_certificate(vault, KEY.public_key(), "172.30.1.11", NOW)
@@ -76,7 +76,7 @@ def test_a_root_takes_over_both_issuing_cas_and_nothing_that_they_issued_is_lost
     assert (files / "bmc-ca.pem").read_bytes() == after.bmc_ca.certificate_pem
 
 
-def test_only_our_own_ca_of_our_own_root_is_installed(vault: EmbeddedVault) -> None:
+def test_only_our_own_ca_of_our_own_root_is_installed(vault: Vault) -> None:
     state, root = vault.directory.parent, pki.pem(a_root())
     request = x509.load_pem_x509_csr(authorities.request(vault, "bmc", OOB))
     issued = pki.issue_authority(request, a_root(), ROOT_KEY, NOW)
@@ -97,13 +97,13 @@ def test_only_our_own_ca_of_our_own_root_is_installed(vault: EmbeddedVault) -> N
         authorities.install(state, vault, "bmc", pki.pem(again), pki.pem(other_root), NOW)
 
 
-def test_an_agent_ca_that_could_not_speak_for_the_controller_is_refused(vault: EmbeddedVault) -> None:
+def test_an_agent_ca_that_could_not_speak_for_the_controller_is_refused(vault: Vault) -> None:
     with pytest.raises(pki.CertificateError, match=r"the agent CA may not speak for 172\.30\.1\.2"):
         certify(vault, "agent", list(pki.networks(["172.30.9.0/24"])))
 
 
 def test_an_installation_that_is_cut_off_anywhere_leaves_a_site_that_opens(
-    vault: EmbeddedVault, monkeypatch: pytest.MonkeyPatch
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for dies_at in range(200):
         died = run_until_crash(monkeypatch, dies_at, lambda: certify(vault, "bmc", list(OOB)))
@@ -116,7 +116,7 @@ def test_an_installation_that_is_cut_off_anywhere_leaves_a_site_that_opens(
     assert not pki.is_self_signed(after.bmc_ca.certificate)
 
 
-def test_the_list_is_signed_anew_in_time_and_keeps_what_was_revoked(vault: EmbeddedVault) -> None:
+def test_the_list_is_signed_anew_in_time_and_keeps_what_was_revoked(vault: Vault) -> None:
     first = authorities.bmc_revocation_list(vault, NOW)
     assert authorities.bmc_revocation_list(vault, NOW + timedelta(days=14)) == first
     authorities.revoke(vault, [77], NOW + timedelta(days=14))
@@ -126,7 +126,7 @@ def test_the_list_is_signed_anew_in_time_and_keeps_what_was_revoked(vault: Embed
     assert list(authorities.revoked(vault)) == [77]
 
 
-def test_what_the_log_lacks_is_said_once(vault: EmbeddedVault) -> None:
+def test_what_the_log_lacks_is_said_once(vault: Vault) -> None:
     def said() -> list[tuple[str, str]]:
         found = authorities.unrecorded(vault)
         for claim in found:

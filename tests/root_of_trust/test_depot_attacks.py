@@ -290,6 +290,16 @@ def test_endless_target(rig: Rig) -> None:
         client.open_verified(client.find(wanted("2.0")))
 
 
+def test_endless_target_on_a_medium(rig: Rig) -> None:
+    rig.release("3.0")
+    medium, before = rig.medium(), tree(rig.site.directory)
+    (file,) = (medium / "targets/firmware").glob("*.bios-3.0.bin")
+    os.truncate(file, 1 << 40)
+    with pytest.raises(DataEndless, match="more than the 6500 bytes"):
+        mirror(rig.site, medium)
+    assert tree(rig.site.directory) == before
+
+
 def test_targets_signed_with_a_revoked_operator_key_after_rotation(victim: Victim) -> None:
     rig = victim.rig
     rig.people["dave"] = Ed25519Signer.generate()
@@ -429,6 +439,14 @@ def test_no_name_leads_out_of_a_medium(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("secret")
     with pytest.raises(MetadataIncomplete, match="is not a name of a file in a depot"):
         open_beneath(tmp_path / "medium", name)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder"):
+        with pytest.raises(MetadataIncomplete, match="a link, a device or a folder"):
+            open_beneath(tmp_path, name)
 
 
 def test_no_linked_folder_leads_out_of_a_medium(tmp_path: Path) -> None:

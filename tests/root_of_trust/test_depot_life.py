@@ -356,6 +356,17 @@ def test_looking_remembers_nothing(rig: Rig) -> None:
     assert tree(rig.depot.directory) == before
 
 
+def test_a_medium_can_be_looked_at_before_the_first_one_is_taken_over(rig: Rig) -> None:
+    rig.release("1.0")
+    medium = rig.medium()
+    with pytest.raises(DepotMissing):
+        DepotClient.look(rig.site.directory, medium)
+    rig.follow()
+    assert DepotClient.look(rig.site.directory, medium).find(wanted("1.0"))
+    with pytest.raises(DepotMissing):
+        rig.site.client()
+
+
 def test_a_published_depot_that_was_changed_is_not_built_upon(rig: Rig) -> None:
     rig.release("1.0")
     attacker = Attacker(rig.depot.repository.directory)

@@ -340,3 +340,17 @@ def test_a_tool_that_is_missing_is_named(file: BinaryIO, tmp_path: Path, monkeyp
     with pytest.raises(DepotError, match="gpgv is not installed") as error:
         vendor.verify(file, DIGEST, NAME, b"\x88", b"ring")
     assert error.value.remedy == "apt-get install gpgv"
+
+
+@pytest.mark.host
+def test_an_openpgp_key_that_has_expired(file: BinaryIO, tmp_path: Path) -> None:
+    """gpgv itself takes it for good: whoever finds an old private key could sign with it."""
+    home = tmp_path / "expired"
+    home.mkdir(mode=0o700)
+    gpg = ("gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "")
+    then = ("--faked-system-time", "20200101T000000!")
+    run(*gpg, *then, "--quick-generate-key", "ACME <old@acme.example>", "ed25519", "sign", "30d")
+    signature = run(*gpg, *then, "--detach-sign", "--output", "-", data=DATA)
+    ring = run(*gpg, "--export")
+    run("gpgconf", "--homedir", home, "--kill", "all")
+    refused("OpenPGP signature", file, DIGEST, NAME, signature, ring)

@@ -33,14 +33,18 @@ from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
+from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.attestation.predict import SecureBootKeys
 from freehold.root_of_trust.attestation.uefi import CERT_X509, SignatureEntry
 from freehold.root_of_trust.depot import Seen
-from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
+from freehold.root_of_trust.keys import CertifiedKey, SiteKeys, depot_key
 from freehold.root_of_trust.vault import Vault
 
 logger = logging.getLogger(__name__)
+
+DEPOT_INTERVAL = 3600.0
+"""Seconds between two looks at the depot's expiry; it is renewed at half of its life, by default every 15 days."""
 
 ROGUE_INTERVAL = 30.0
 """Seconds between two probes for foreign DHCP servers."""
@@ -140,6 +144,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         for watcher in (
             asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
+            asyncio.create_task(keep_depot_fresh(site), name="depot"),
         ):
             watcher.add_done_callback(_say_why_it_ended)
             stack.callback(watcher.cancel)
@@ -154,6 +159,17 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("%s ended: nobody does its work now", task.get_name(), exc_info=error)
+
+
+async def keep_depot_fresh(site: Site) -> None:
+    """Renew the depot's timestamp and snapshot before they expire, for ever, if this site publishes one."""
+    while True:
+        try:
+            if site.depot.publishes and site.depot.repository.read() is not None:
+                await asyncio.to_thread(site.depot.refresh_timestamp, depot_key(site.vault), pki.utc_now())
+        except (FreeholdError, OSError) as error:
+            logger.error("the depot's timestamp cannot be renewed: %s", error)
+        await asyncio.sleep(DEPOT_INTERVAL)
 
 
 async def watch_for_rogues(interface: str, own: str, store: Store) -> None:

@@ -2,7 +2,7 @@
 
     DIR/root.pem            the certificate, public
     DIR/root.key.sealed     the private key (PKCS #8), encrypted under a random key that is nowhere
-    DIR/NAME.share          that random key, as one custodian's share (`freehold.root_of_trust.shares`)
+    DIR/NAME.share          that random key, as one custodian's share (`freehold.root_of_trust.custodians`)
 
 The private key is in the clear only in the memory of this process, while it signs.
 """
@@ -20,17 +20,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from freehold.evidence import durable
-from freehold.root_of_trust import pki
-from freehold.root_of_trust import shares as sharing
+from freehold.root_of_trust import custodians, pki
 
 CERTIFICATE, SEALED_KEY, SHARE = "root.pem", "root.key.sealed", ".share"
 _CONTEXT = b"freehold-root-key/1"
 
 
 def make_root(
-    directory: Path, site: str, passphrases: Mapping[str, str], now: datetime, *, cost: int = sharing.COST
+    directory: Path, site: str, passphrases: Mapping[str, str], now: datetime, *, cost: int = custodians.COST
 ) -> x509.Certificate:
-    """A new root in an empty directory, and a share for each custodian. Raises `SharesRefused`, `CertificateError`."""
+    """A new root in an empty directory, and a share for each custodian. Raises `CustodyRefused`, `CertificateError`."""
     _require_empty(directory)
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = pki.root_ca(key, site, now)
@@ -45,13 +44,13 @@ def reshare(
     shares: Sequence[tuple[bytes, str]],
     passphrases: Mapping[str, str],
     *,
-    cost: int = sharing.COST,
+    cost: int = custodians.COST,
 ) -> None:
     """The same root for other custodians, in an empty directory: two of today's open it. What was sealed before still
-    opens with the shares of before, so both are to be destroyed. Raises `SharesRefused`."""
+    opens with the shares of before, so both are to be destroyed. Raises `CustodyRefused`."""
     root = root_certificate(directory)
     _require_empty(into)
-    _seal(into, _open(directory, root, sharing.join(shares)), passphrases, cost)
+    _seal(into, _open(directory, root, custodians.join(shares)), passphrases, cost)
     durable.replace(into / CERTIFICATE, pki.pem(root))
 
 
@@ -59,7 +58,7 @@ def root_certificate(directory: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes())
     except FileNotFoundError:
-        raise sharing.SharesRefused(
+        raise custodians.CustodyRefused(
             f"{directory} holds no root", remedy="make one with `freehold pki ceremony init`, or give its directory"
         ) from None
 
@@ -67,21 +66,21 @@ def root_certificate(directory: Path) -> x509.Certificate:
 def issue(
     directory: Path, request: x509.CertificateSigningRequest, shares: Sequence[tuple[bytes, str]], now: datetime
 ) -> x509.Certificate:
-    """An issuing CA for the request, under two custodians' shares. Raises `SharesRefused`, `CertificateError`."""
+    """An issuing CA for the request, under two custodians' shares. Raises `CustodyRefused`, `CertificateError`."""
     root = root_certificate(directory)
     pki.requested_zone(request)  # before anybody's share is opened
-    return pki.issue_authority(request, root, _open(directory, root, sharing.join(shares)), now)
+    return pki.issue_authority(request, root, _open(directory, root, custodians.join(shares)), now)
 
 
 def _require_empty(directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()):
-        raise sharing.SharesRefused(f"{directory} is not empty", remedy="give a new directory")
+        raise custodians.CustodyRefused(f"{directory} is not empty", remedy="give a new directory")
 
 
 def _seal(directory: Path, key: ec.EllipticCurvePrivateKey, passphrases: Mapping[str, str], cost: int) -> None:
     """The key under a random one, and that one in shares."""
     sealing, nonce = secrets.token_bytes(32), os.urandom(12)
-    shares = sharing.split(sealing, passphrases, cost=cost)
+    shares = custodians.split(sealing, passphrases, cost=cost)
     private = key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -96,10 +95,10 @@ def _open(directory: Path, root: x509.Certificate, sealing: bytes) -> ec.Ellipti
     try:
         private = AESGCM(sealing).decrypt(sealed[:12], sealed[12:], _CONTEXT)
     except InvalidTag:
-        raise sharing.SharesRefused(
+        raise custodians.CustodyRefused(
             f"the shares do not open {directory / SEALED_KEY}", expected="the shares that were made with this root"
         ) from None
     key = serialization.load_der_private_key(private, None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != root.public_key():
-        raise sharing.SharesRefused(f"the key in {directory} is not that of {CERTIFICATE}")
+        raise custodians.CustodyRefused(f"the key in {directory} is not that of {CERTIFICATE}")
     return key

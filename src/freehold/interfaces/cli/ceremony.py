@@ -8,7 +8,7 @@ from cryptography import x509
 from freehold.interfaces.cli.common import output_option, show_json
 from freehold.root_of_trust import ceremony as rites
 from freehold.root_of_trust import pki
-from freehold.root_of_trust.shares import Share, SharesRefused
+from freehold.root_of_trust.custodians import CustodyRefused, Share
 
 
 class PassphraseFile(click.ParamType[tuple[str, Path]]):
@@ -180,5 +180,5 @@ def _passphrase(name: str, files: tuple[tuple[str, Path], ...], *, confirm: bool
         whose = f"{'New passphrase' if confirm else 'Passphrase'} of {name}"
         answer: str = click.prompt(whose, hide_input=True, confirmation_prompt=confirm, err=True)
     except click.Abort:
-        raise SharesRefused(f"{name} gave no passphrase; nothing was done") from None
+        raise CustodyRefused(f"{name} gave no passphrase; nothing was done") from None
     return answer

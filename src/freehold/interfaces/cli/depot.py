@@ -12,15 +12,14 @@ from freehold.evidence import PublicKey, Signer
 from freehold.interfaces.cli import depot_packages
 from freehold.interfaces.cli.common import exits, output_option, printable, show_json, show_table, state_option
 from freehold.interfaces.cli.depot_packages import PACKAGE_COLUMNS, Meter, package_row, show_findings
-from freehold.interfaces.cli.operators import signer as signer_of
 from freehold.model.errors import FreeholdError
-from freehold.orchestration.opening import open_vault
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, mirror
 from freehold.root_of_trust.depot.metadata import Days, online_key_of, people_of, signed_by
 from freehold.root_of_trust.depot.package import from_tuf
 from freehold.root_of_trust.depot.staging import Staged, Staging, sign_staged
 from freehold.root_of_trust.keys import depot_key, make_depot_key
+from freehold.root_of_trust.vault import Vault
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -89,7 +88,7 @@ def init(
     else:
         days = days_of(Days(), root_days, targets_days, online_days)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        here.found(read_people(operators), make_depot_key(open_vault(state)).public_key, days, pki.utc_now())
+        here.found(read_people(operators), make_depot_key(vault_of(state)).public_key, days, pki.utc_now())
         answer = {"depot": str(here.directory), "staged": str(here.staging.directory)}
         text = f"staged in {here.staging.directory}; two operators sign it: freehold depot sign --key FILE"
     if output == "json":
@@ -123,7 +122,7 @@ def rotate(
     here = Depot(state / "depot")
     people = read_people(operators) if operators else None
     days = days_of(here.days(), root_days, targets_days, online_days)
-    here.rotate(people, make_depot_key(open_vault(state)).public_key, days, pki.utc_now())
+    here.rotate(people, make_depot_key(vault_of(state)).public_key, days, pki.utc_now())
     if output == "json":
         show_json({"staged": str(here.staging.directory), "operators": sorted(here.people())})
         return
@@ -152,6 +151,8 @@ def sign(directory: Path | None, key: Path, passphrase_file: Path | None, yes: b
         show_staged(staged)
     if not yes and (output == "json" or not click.confirm("Sign this?", err=True)):
         raise FreeholdError("nobody confirmed it; nothing was signed", remedy="answer y, or read it and give --yes")
+    from freehold.interfaces.cli.operators import signer as signer_of  # late, as `vault_of`
+
     signer = signer_of(key, passphrase_file)
     roles = sign_staged(staging, staged, signer)
     person = next(staged.signers(role)[signer.key_id] for role in roles)
@@ -278,13 +279,20 @@ def follow(here: Depot, root: Path, digest: str) -> None:
     here.follow(data)
 
 
+def vault_of(state: Path) -> Vault:
+    """Imported late: whoever verifies, lists or mirrors does not need the engine, which takes a while to load."""
+    from freehold.orchestration.opening import open_vault
+
+    return open_vault(state)
+
+
 def online_key(state: Path, here: Depot) -> Signer:
     if not here.publishes or not (state / "vault").exists():
         raise FreeholdError(
             f"no depot publishes from {here.directory}",
             remedy="begin one with `freehold depot init`; a depot that follows is changed where it is published",
         )
-    return depot_key(open_vault(state))
+    return depot_key(vault_of(state))
 
 
 def show_staged(staged: Staged) -> None:

@@ -61,7 +61,8 @@ class DepotClient:
     @classmethod
     def look(cls, directory: Path, source: Path | None = None) -> "DepotClient":
         """Verifies `source` (default: the depot itself) without remembering anything."""
-        _required(directory, None)
+        if source is None or not (directory / "trusted").exists():
+            _required(directory, None)
         source = source or directory / "repository"
         with scratch_copy(directory) as copy:
             view, seen = advance(source, copy)

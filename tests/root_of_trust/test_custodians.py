@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pki_support import CA_KEY, NOW, OOB, bmc_ca
 
 from freehold.root_of_trust import ceremony, pki
-from freehold.root_of_trust.shares import Share, SharesRefused, join, split
+from freehold.root_of_trust.custodians import CustodyRefused, Share, join, split
 
 CHEAP = 2
 PEOPLE = {name: f"the passphrase of {name}" for name in ("alice", "bob", "carol")}
@@ -37,7 +37,7 @@ def test_what_one_custodian_holds_is_independent_of_the_secret(monkeypatch: pyte
             draws.append(bytes([len(draws) + 1]) * size)
             return draws[-1]
 
-        monkeypatch.setattr("freehold.root_of_trust.shares.secrets.token_bytes", draw)
+        monkeypatch.setattr("freehold.root_of_trust.custodians.secrets.token_bytes", draw)
         held = Share.from_bytes(split(secret, PEOPLE, cost=CHEAP)[who]).halves(PEOPLE[who])
         pairs = list(itertools.combinations(sorted(PEOPLE), 2))
         wanted = dict(zip(pairs, draws[: len(pairs)], strict=True))
@@ -45,7 +45,7 @@ def test_what_one_custodian_holds_is_independent_of_the_secret(monkeypatch: pyte
             if second == who:
                 wanted[one, second] = bytes(a ^ b ^ c for a, b, c in zip(value, secret, other, strict=True))
         again = [*wanted.values(), *draws[len(pairs) :]]
-        monkeypatch.setattr("freehold.root_of_trust.shares.secrets.token_bytes", lambda size, n=again: n.pop(0))
+        monkeypatch.setattr("freehold.root_of_trust.custodians.secrets.token_bytes", lambda size, n=again: n.pop(0))
         assert Share.from_bytes(split(other, PEOPLE, cost=CHEAP)[who]).halves(PEOPLE[who]) == held
 
 
@@ -70,7 +70,7 @@ def test_what_one_custodian_holds_is_independent_of_the_secret(monkeypatch: pyte
 )
 def test_anything_else_opens_nothing(choose: object, why: str) -> None:
     shares = split(b"x" * 32, PEOPLE, cost=CHEAP)
-    with pytest.raises(SharesRefused, match=why):
+    with pytest.raises(CustodyRefused, match=why):
         join(choose(shares))  # type: ignore[operator]
 
 
@@ -83,14 +83,14 @@ def test_anything_else_opens_nothing(choose: object, why: str) -> None:
     ],
 )
 def test_a_custody_that_would_not_hold_is_not_begun(people: dict[str, str], why: str) -> None:
-    with pytest.raises(SharesRefused, match=why):
+    with pytest.raises(CustodyRefused, match=why):
         split(b"x" * 32, people, cost=CHEAP)
 
 
 @pytest.mark.parametrize("cost", [0, 1, 3, 1 << 21])
 def test_a_share_that_would_eat_the_memory_is_refused(cost: int) -> None:
     share = json.loads(split(b"x" * 32, PEOPLE, cost=CHEAP)["alice"]) | {"cost": cost}
-    with pytest.raises(SharesRefused, match="cost"):
+    with pytest.raises(CustodyRefused, match="cost"):
         Share.from_bytes(json.dumps(share).encode())
 
 
@@ -110,29 +110,29 @@ def test_a_root_issues_under_two_of_its_three_custodians(tmp_path: Path) -> None
     assert sorted(files) == ["alice.share", "bob.share", "carol.share", "root.key.sealed", "root.pem"]
     assert b"PRIVATE" not in b"".join(files.values())
     assert all((tmp_path / "root" / name).stat().st_mode & 0o077 == 0 for name in files if name != "root.pem")
-    with pytest.raises(SharesRefused, match="the shares are of alice"):
+    with pytest.raises(CustodyRefused, match="the shares are of alice"):
         ceremony.issue(tmp_path / "root", request, shares_in(tmp_path / "root", "alice"), NOW)
 
 
 def test_a_root_is_made_once_and_its_parts_belong_together(tmp_path: Path) -> None:
     for name in ("one", "two"):
         ceremony.make_root(tmp_path / name, "lab", PEOPLE, NOW, cost=CHEAP)
-    with pytest.raises(SharesRefused, match="is not empty"):
+    with pytest.raises(CustodyRefused, match="is not empty"):
         ceremony.make_root(tmp_path / "one", "lab", PEOPLE, NOW, cost=CHEAP)
     request = pki.authority_request(CA_KEY, bmc_ca().subject, OOB)
-    with pytest.raises(SharesRefused, match="do not open"):
+    with pytest.raises(CustodyRefused, match="do not open"):
         ceremony.issue(tmp_path / "one", request, shares_in(tmp_path / "two", "alice", "bob"), NOW)
     (tmp_path / "one/root.pem").write_bytes((tmp_path / "two/root.pem").read_bytes())
-    with pytest.raises(SharesRefused, match=r"is not that of root\.pem"):
+    with pytest.raises(CustodyRefused, match=r"is not that of root\.pem"):
         ceremony.issue(tmp_path / "one", request, shares_in(tmp_path / "one", "alice", "bob"), NOW)
-    with pytest.raises(SharesRefused, match="holds no root"):
+    with pytest.raises(CustodyRefused, match="holds no root"):
         ceremony.issue(tmp_path, request, shares_in(tmp_path / "one", "alice", "bob"), NOW)
 
 
 def test_a_root_is_given_to_other_custodians_and_stays_the_same_root(tmp_path: Path) -> None:
     root = ceremony.make_root(tmp_path / "root", "lab", PEOPLE, NOW, cost=CHEAP)
     after = {"alice": "another passphrase", "bob": "and another one", "dave": "the passphrase of dave"}
-    with pytest.raises(SharesRefused, match="the shares are of alice"):
+    with pytest.raises(CustodyRefused, match="the shares are of alice"):
         ceremony.reshare(tmp_path / "root", tmp_path / "new", shares_in(tmp_path / "root", "alice"), after, cost=CHEAP)
     ceremony.reshare(
         tmp_path / "root", tmp_path / "new", shares_in(tmp_path / "root", "alice", "bob"), after, cost=CHEAP
@@ -141,9 +141,9 @@ def test_a_root_is_given_to_other_custodians_and_stays_the_same_root(tmp_path: P
     request = pki.authority_request(CA_KEY, bmc_ca().subject, OOB)
     new = [((tmp_path / f"new/{name}.share").read_bytes(), after[name]) for name in ("bob", "dave")]
     pki.require_authority(ceremony.issue(tmp_path / "new", request, new, NOW), root, NOW)
-    with pytest.raises(SharesRefused, match="do not open"):  # what carol took away opens the old copy only
+    with pytest.raises(CustodyRefused, match="do not open"):  # what carol took away opens the old copy only
         ceremony.issue(tmp_path / "new", request, shares_in(tmp_path / "root", "alice", "carol"), NOW)
-    with pytest.raises(SharesRefused, match="is not empty"):
+    with pytest.raises(CustodyRefused, match="is not empty"):
         ceremony.reshare(tmp_path / "root", tmp_path / "new", shares_in(tmp_path / "root", "alice", "bob"), after)
 
 

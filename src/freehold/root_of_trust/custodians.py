@@ -28,7 +28,7 @@ COST = 1 << 17
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
 
-class SharesRefused(FreeholdError):
+class CustodyRefused(FreeholdError):
     """Too few custodians, a wrong passphrase, or shares that do not belong together."""
 
 
@@ -48,17 +48,17 @@ class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         try:
             share = msgspec.json.decode(data, type=cls)
         except msgspec.MsgspecError as error:
-            raise SharesRefused(f"this is not a custodian's share: {error}") from error
+            raise CustodyRefused(f"this is not a custodian's share: {error}") from error
         if share.cost not in {1 << bits for bits in range(1, 21)}:
-            raise SharesRefused("the share's scrypt cost is malformed", expected="a power of two, at most 1 GiB")
+            raise CustodyRefused("the share's scrypt cost is malformed", expected="a power of two, at most 1 GiB")
         return share
 
     def halves(self, passphrase: str) -> dict[str, bytes]:
-        """The other custodian of the pair -> our half. Raises `SharesRefused`."""
+        """The other custodian of the pair -> our half. Raises `CustodyRefused`."""
         try:
             plain = _cipher(passphrase, self.salt, self.cost).decrypt(self.nonce, self.sealed, self._context())
         except InvalidTag:
-            raise SharesRefused(
+            raise CustodyRefused(
                 f"the passphrase of {self.custodian} is wrong, or the share was changed", remedy="try again"
             ) from None
         return msgspec.json.decode(plain, type=dict[str, bytes])
@@ -68,14 +68,16 @@ class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def split(secret: bytes, passphrases: Mapping[str, str], *, cost: int = COST) -> dict[str, bytes]:
-    """Name -> share file, for at least three custodians, any two of whom can `join`. Raises `SharesRefused`."""
+    """Name -> share file, for at least three custodians, any two of whom can `join`. Raises `CustodyRefused`."""
     names = sorted(passphrases)
     if len(names) < FEWEST:
-        raise SharesRefused(f"{len(names)} custodians cannot lose one of them", expected=f"{FEWEST} custodians or more")
+        raise CustodyRefused(
+            f"{len(names)} custodians cannot lose one of them", expected=f"{FEWEST} custodians or more"
+        )
     if odd := [name for name in names if not _NAME.match(name)]:
-        raise SharesRefused(f"{odd[0]!r} is not a name", expected="1 to 32 of a-z, 0-9 and -, a letter first")
+        raise CustodyRefused(f"{odd[0]!r} is not a name", expected="1 to 32 of a-z, 0-9 and -, a letter first")
     if short := [name for name in names if len(passphrases[name]) < SHORTEST_PASSPHRASE]:
-        raise SharesRefused(
+        raise CustodyRefused(
             f"the passphrase of {', '.join(short)} is too short", expected=f"{SHORTEST_PASSPHRASE} characters or more"
         )
     halves: dict[str, dict[str, bytes]] = {name: {} for name in names}
@@ -87,14 +89,14 @@ def split(secret: bytes, passphrases: Mapping[str, str], *, cost: int = COST) ->
 
 
 def join(shares: Sequence[tuple[bytes, str]]) -> bytes:
-    """The secret, from two custodians' (share file, passphrase). Raises `SharesRefused`."""
+    """The secret, from two custodians' (share file, passphrase). Raises `CustodyRefused`."""
     read = [(Share.from_bytes(data), passphrase) for data, passphrase in shares]
     if len({share.custodian for share, _ in read}) != 2 or len(read) != 2:
         who = ", ".join(share.custodian for share, _ in read) or "nobody"
-        raise SharesRefused(f"the shares are of {who}", expected="the shares of two different custodians")
+        raise CustodyRefused(f"the shares are of {who}", expected="the shares of two different custodians")
     (one, word), (other, other_word) = read
     if one.split != other.split:
-        raise SharesRefused("the two shares were not made together", expected="two shares of one ceremony")
+        raise CustodyRefused("the two shares were not made together", expected="two shares of one ceremony")
     return _xor(one.halves(word)[other.custodian], other.halves(other_word)[one.custodian])
 
 
