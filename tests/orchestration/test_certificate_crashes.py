@@ -78,7 +78,7 @@ class ModelBmc:
     async def sleep(self, _seconds: float) -> None:
         return None
 
-    def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
+    async def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         return pki.bmc_certificate(key, CA, CA_KEY, address, now)
 
     async def look(self, _address: str, *, server: str | None = None) -> ServerIdentity:

@@ -40,6 +40,8 @@ BOOT_PORT, AGENT_PORT = 8080, 8443
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
+Connector = Callable[[Credential], RedfishClient]
+
 ROTATIONS_AT_ONCE = 32
 """BMCs whose password is being changed at the same time: so many at most stand half-way if the site loses power."""
 
@@ -189,12 +191,12 @@ class Site:
     def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
         return open_bmc(self.vault, view)
 
-    def connect(self, view: ServerView, credential: Credential) -> RedfishClient:
-        return connect(self.vault, view, credential)
+    async def connector(self, view: ServerView) -> Connector:
+        return await connector(self.vault, view)
 
-    def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
+    async def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
-        return authorities.issue_bmc_certificate(self.vault, key, address, now)
+        return await asyncio.to_thread(authorities.issue_bmc_certificate, self.vault, key, address, now)
 
 
 @asynccontextmanager
@@ -207,12 +209,15 @@ async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClien
             server=view.name,
             remedy="declare one in the Server document",
         )
-    async with connect(vault, view, credential) as client:
+    connect = await connector(vault, view)
+    async with connect(credential) as client:
         yield client
 
 
-def connect(vault: Vault, view: ServerView, credential: Credential) -> RedfishClient:
-    return RedfishClient.connect(view.spec.bmc.address, bmc_identity(vault, view), credential, server=view.name)
+async def connector(vault: Vault, view: ServerView) -> Connector:
+    """Makes clients that are not logged in yet, for whoever the BMC may be at this moment."""
+    identity = await asyncio.to_thread(bmc_identity, vault, view)
+    return lambda credential: RedfishClient.connect(view.spec.bmc.address, identity, credential, server=view.name)
 
 
 def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:

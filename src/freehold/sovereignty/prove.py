@@ -228,7 +228,7 @@ class Prover:
 
     async def _intrude(self) -> None:
         view = await self._view()
-        door = RedfishDoor(lambda credential: self._site.connect(view, credential))
+        door = RedfishDoor(await self._site.connector(view))
         credential = await self._site.slots(view).current()
         assert credential is not None
         await door.login(credential)

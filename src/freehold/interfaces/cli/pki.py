@@ -22,7 +22,7 @@ from freehold.interfaces.cli.serve import site_documents
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.opening import open_keys, open_vault
-from freehold.root_of_trust import authorities
+from freehold.root_of_trust import authorities, site_vault
 from freehold.root_of_trust import pki as x509_of_site
 from freehold.root_of_trust.vault import Vault
 
@@ -175,7 +175,7 @@ async def _site(state: Path) -> tuple[str, SiteSpec, dict[str, NetworkSpec]]:
 
 def existing_vault(state: Path) -> Vault:
     """The vault of a site that has its keys. Looking must not found one."""
-    if not (state / "vault" / "vault.json").exists():
+    if not site_vault.exists(state):
         raise FreeholdError(
             f"there is no vault in {state}",
             remedy="say where it is with --state; `freehold serve` or `freehold pki request` makes it",

@@ -55,7 +55,7 @@ async def _request(site: Site, ctx: StepContext) -> StepResult:
     async with site.bmc(ctx.server) as client:
         request = await oob.request_certificate(client, host)
     key = oob.requested_key(request, host, ctx.facts.bmc_identity, server=ctx.name)
-    issued = site.issue_bmc_certificate(key, host, datetime.fromtimestamp(ctx.now, UTC))
+    issued = await site.issue_bmc_certificate(key, host, datetime.fromtimestamp(ctx.now, UTC))
     pending = PendingCertificate(pem=pki.pem(issued).decode())
     return _not_yet({"bmc_certificate_pending": pending}, AT_ONCE, ("certificate", pki.claim(issued, "BMC")))
 

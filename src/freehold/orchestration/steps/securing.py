@@ -90,9 +90,7 @@ async def rotate_credential(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> StepResult:
-    door = RedfishDoor(
-        lambda credential: site.connect(ctx.server, credential), ensure=lambda: ctx.ensure_lease(BMC_COMMAND)
-    )
+    door = RedfishDoor(await site.connector(ctx.server), ensure=lambda: ctx.ensure_lease(BMC_COMMAND))
     result = await take_over(door, site.slots(ctx.server), server=ctx.name, rotate=rotate)
     credential = await site.slots(ctx.server).current()
     assert credential is not None
