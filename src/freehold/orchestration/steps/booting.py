@@ -10,6 +10,9 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.provisioning.dhcp import BootHost
 
+_WITH_AGENT = (ServerState.DISCOVERING, ServerState.PREPARING, ServerState.DECOMMISSIONING)
+_WITH_OS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
+
 
 def boot_hosts(site: Site, view: ServerView, *, boots: bool = True) -> tuple[BootHost, ...]:
     """The NICs of the server that are in the provisioning network; `boots`: they are also told what to boot."""
@@ -19,6 +22,24 @@ def boot_hosts(site: Site, view: ServerView, *, boots: bool = True) -> tuple[Boo
         for nic in view.spec.nics
         if nic.network == wanted
     )
+
+
+def answered(site: Site, view: ServerView) -> tuple[BootHost, ...]:
+    """Whom of the server DHCP answers, as its status tells: nobody while it is off; and it is told of something to boot
+    only while our agent is on its way. A server in quarantine keeps its address and gets nothing to boot."""
+    status, facts = view.status, view.facts
+    state = status.quarantined_from or status.state
+    if state in _WITH_AGENT:
+        decommissioning = state is ServerState.DECOMMISSIONING  # begins while the old OS still runs
+        runs = not facts.agent_released and (decommissioning or facts.agent_booted_at is not None)
+        boots = runs and facts.agent_booted_at is not None
+    elif state is ServerState.PROVISIONING:
+        runs = facts.agent_booted_at is not None
+        boots = runs and facts.os_booted_at is None
+    else:
+        runs, boots = state in _WITH_OS, False
+    boots = boots and status.state is not ServerState.QUARANTINED
+    return boot_hosts(site, view, boots=boots) if runs else ()
 
 
 async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
