@@ -204,12 +204,10 @@ def _fault(options: argparse.Namespace) -> int:
     facts = _facts(options)
     name, arguments = options.name, options.arguments
     if name == "list":
-        rows = {row["name"]: row.get("faults", row.get("problem")) for row in rack.status(facts)["servers"]}
-        rows["rogue-dhcp"] = rogue.is_on(layout.plan_of(facts))
-        return _show(options, rows, "\n".join(f"{key}: {value or 'none'}" for key, value in rows.items()))
-    if name == "rogue-dhcp":
+        return _fault_list(options, facts)
+    if name == faults.ROGUE:
         return _rogue(options, facts, arguments)
-    if name == "tampered-image":
+    if name == faults.TAMPERED_IMAGE:
         if not arguments or not Path(arguments[0]).is_file():
             raise LabError("fault tampered-image needs the path of an image", remedy="The same path again undoes it.")
         offset = faults.tamper(Path(arguments[0]))
@@ -224,7 +222,7 @@ def _fault(options: argparse.Namespace) -> int:
     if not arguments:
         raise LabError(f"fault {name} needs a server", remedy=f"For example: `fault {name} server-1 …`.")
     server, value = layout.server(facts, arguments[0]), arguments[1] if len(arguments) > 1 else None
-    if name in ("power-loss", "factory-certificate", "tampered-firmware"):
+    if name in faults.AT_ONCE:
         result = _ask(server, name)
     elif name == "bmc-reboot":
         result = _ask(server, "bmc-reboot", seconds=value or "20")
@@ -235,6 +233,17 @@ def _fault(options: argparse.Namespace) -> int:
     else:
         result = _ask(server, "fault-set", name=name, value=value)
     return _show(options, result, f"{server['name']}: {name} {value or ''}".rstrip())
+
+
+def _fault_list(options: argparse.Namespace, facts: dict[str, Any]) -> int:
+    on = {row["name"]: row["faults"] for row in rack.status(facts)["servers"] if row["alive"]}
+    rows = faults.listed(on, rogue=rogue.is_on(layout.plan_of(facts)))
+    width = max(len(row["fault"]) for row in rows)
+    lines = []
+    for row in rows:
+        where = ", ".join(f"{server}: {value}" for server, value in row["on"].items())
+        lines.append(f"{row['fault']:<{width}}  {row['takes']}" + (f"  [on: {where}]" if where else ""))
+    return _show(options, {"items": rows}, "\n".join(lines))
 
 
 def _rogue(options: argparse.Namespace, facts: dict[str, Any], arguments: list[str]) -> int:

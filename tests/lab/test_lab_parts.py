@@ -207,6 +207,21 @@ def test_faults_are_switched_shown_and_cleared() -> None:
     assert faults.active(value) == {}
 
 
+def test_all_faults_are_listed_with_where_they_are_on() -> None:
+    rows = {row["fault"]: row for row in faults.listed({"server-1": {"bmc-slow": 2.5}, "server-2": {}}, rogue=True)}
+    assert set(rows) == {*faults.SWITCHES, *faults.ACTIONS}
+    assert {"tampered-image", "bmc-certificate"} < set(rows)
+    assert all(row["takes"] for row in rows.values())
+    assert rows["bmc-slow"]["on"] == {"server-1": 2.5}
+    assert rows["rogue-dhcp"]["on"] == {"lab": True}
+    assert rows["bmc-html"]["on"] == {}
+
+
+def test_the_documentation_has_every_fault() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
+    assert [name for name in (*faults.SWITCHES, *faults.ACTIONS) if f"| `{name}` |" not in table] == []
+
+
 @pytest.mark.parametrize(
     ("name", "given"), [("bmc-slow", "x"), ("bmc-errors", "-1"), ("bmc-html", "yes"), ("nonsense", "on")]
 )

@@ -25,6 +25,7 @@ FETCH = "import urllib.request, sys; sys.stdout.buffer.write(urllib.request.urlo
 LOOK_UP = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(bytes(20), (sys.argv[1], 53))"
 )
+KEY = "import ssl, sys; print(ssl.get_server_certificate((sys.argv[1], 443)))"
 DHCP = (
     *(
         "dnsmasq",
@@ -243,9 +244,20 @@ def test_bmc_reboot_answers_nothing_and_comes_back(running: Running) -> None:
     wait(reachable, 20)
 
 
+def test_another_board_shows_another_key(running: Running) -> None:
+    def shown() -> str:
+        return running.run("controller", sys.executable, "-c", KEY, running.server["bmc_address"]).stdout
+
+    before = shown()
+    assert before.startswith("-----BEGIN CERTIFICATE-----")
+    running("fault", "bmc-certificate", "server-1")
+    assert shown() != before
+
+
 def test_rogue_dhcp_is_there_and_gone(running: Running) -> None:
     assert running("fault", "rogue-dhcp", "on") == {"rogue-dhcp": True}
     assert running("fault", "rogue-dhcp", "on") == {"rogue-dhcp": True}
+    assert {"fault": "rogue-dhcp", "on": {"lab": True}}.items() <= running("fault", "list")["items"][-2].items()
     assert running("fault", "rogue-dhcp", "off") == {"rogue-dhcp": False}
 
 

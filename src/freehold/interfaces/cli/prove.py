@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from freehold.root_of_trust import operator_keys
 from freehold.root_of_trust.vault import Vault
 from freehold.sovereignty.prove import Progress, Prover, Report
 
-LAB_NAME, SERVER = "prove", "server-1"
+SERVER = "server-1"
 
 
 class NotProven(FreeholdError):
@@ -69,8 +70,9 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
     base = build_base(Cache(default_root(), show_step), mirror=mirror)
     claim_state(state)
     click.echo("  lab: starting", err=True)
-    _lab("down", "--name", LAB_NAME, directory=lab)
-    _lab("up", "--name", LAB_NAME, "--servers", "1", directory=lab, check=True)
+    name = lab_name(directory)
+    _lab("down", "--name", name, directory=lab)
+    _lab("up", "--name", name, "--servers", "1", directory=lab, check=True)
     failed = True
     try:
         facts = facts_of(lab)
@@ -90,9 +92,9 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
             _save_console(facts, bundle)
     finally:
         if keep:
-            click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {LAB_NAME}`", err=True)
+            click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {name}`", err=True)
         else:
-            _lab("down", "--name", LAB_NAME, directory=lab)
+            _lab("down", "--name", name, directory=lab)
             if failed:
                 click.echo(f"  state: kept in {state} for a look around; the next run removes it", err=True)
             else:
@@ -116,6 +118,11 @@ def _save_console(facts: dict[str, Any], bundle: Path) -> None:
         console = Path(server["console_log"])
         if console.exists():
             shutil.copy(console, bundle.with_name(f"{bundle.name}-{server['name']}-console.log"))
+
+
+def lab_name(directory: Path) -> str:
+    """Of the run's own lab: two runs on one host must not take each other's lab down."""
+    return f"prove-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}"
 
 
 def claim_state(state: Path) -> None:
