@@ -160,17 +160,17 @@ async def keep_depot_fresh(site: Site) -> None:
 
 async def watch_for_rogues(interface: str, own: str, store: Store) -> None:
     """Ask the segment who else offers addresses, for ever; a change of the answer is an event for people."""
-    known: tuple[Finding, ...] = ()
+    known: dict[str, Finding] = {}
     while True:
         try:
-            found = tuple(await find_rogues(interface, frozenset({own})))
+            found = {rogue.detail: rogue for rogue in await find_rogues(interface, frozenset({own}))}
         except FreeholdError as error:
             logger.error("%s", error)
         else:
-            for rogue in found:
-                if rogue not in known:
-                    logger.error("%s; %s", rogue.detail, rogue.remedy)
-                    await store.add_event(None, rogue.kind, f"{rogue.detail}; {rogue.remedy}")
+            for detail in found.keys() - known.keys():
+                rogue = found[detail]
+                logger.error("%s; %s; %s", detail, rogue.evidence, rogue.remedy)
+                await store.add_event(None, rogue.kind, f"{detail}; {rogue.evidence}; {rogue.remedy}")
             if known and not found:
                 await store.add_event(None, "rogue-dhcp", f"no foreign DHCP server answers on {interface} any more")
             known = found
