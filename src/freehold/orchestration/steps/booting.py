@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from freehold.model.status import ServerState
+from freehold.orchestration.conditions import given_up
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
@@ -70,7 +71,9 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
     if view.status.state is ServerState.DECOMMISSIONING:
         facts["media"] = None  # the old OS may have run meanwhile: what was erased before this boot is erased again
-    return StepResult(facts=facts, statements=(("boot-config", claim),))
+    why = given_up(view, ctx.now)
+    events = (f"{why}; the machine is started into it anew",) if why is not None else ()
+    return StepResult(facts=facts, statements=(("boot-config", claim),), events=events)
 
 
 async def release_agent(site: Site, ctx: StepContext) -> StepResult:
