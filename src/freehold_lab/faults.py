@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from freehold_lab.errors import LabError
+from freehold_lab.errors import LabError, UsageError
 from freehold_lab.hardware import Faults
 
 Value = float | int | bool | str
@@ -88,7 +88,7 @@ def switch(faults: Faults, name: str, value: str) -> None:
     try:
         setattr(faults, attribute, read(value))
     except ValueError:
-        raise LabError(f"fault {name} does not take {value!r}", remedy=f"It takes {takes}.") from None
+        raise UsageError(f"fault {name} does not take {value!r}", remedy=f"It takes {takes}.") from None
 
 
 def clear(faults: Faults) -> None:

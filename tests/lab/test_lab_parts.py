@@ -145,7 +145,7 @@ def test_facts_lead_back_to_the_plan() -> None:
 
 
 def test_no_lab_is_said_in_words(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"there is no lab in .* Start one with `up`"):
+    with pytest.raises(LabError, match=r"there is no lab in .* Start one with `freehold lab up`"):
         layout.load(tmp_path)
 
 

@@ -121,9 +121,9 @@ def _show(parts: dict[str, str | None], text: str) -> None:
 
 
 def _as_json() -> bool:
-    return any(a in ("--output=json", "-ojson") for a in sys.argv) or any(
-        a in ("--output", "-o") and b == "json" for a, b in zip(sys.argv, sys.argv[1:], strict=False)
-    )
+    from freehold.interfaces.cli.common import wants_json
+
+    return wants_json(sys.argv[1:])
 
 
 if __name__ == "__main__":
