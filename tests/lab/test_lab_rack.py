@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_traces import traces
 
-from freehold_lab import layout, network, rack
+from freehold_lab import layout
 from freehold_lab.processes import ProcessId, with_lab_id
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -56,18 +57,6 @@ def wait(what: Callable[[], object], seconds: float = 90) -> None:
     while not what():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.3)
-
-
-def traces(name: str, directory: Path) -> dict[str, object]:
-    """All that a lab could leave on its host."""
-    return {
-        "namespaces": network.namespaces(name),
-        "processes": with_lab_id(layout.LabPlan(name, directory).lab_id()),
-        "links": sorted(path.name for path in Path("/sys/class/net").iterdir()),
-        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line],
-        "registry": (rack.REGISTRY / f"{name}.json").exists(),
-        "files": sorted(directory.rglob("*")) if directory.exists() else [],
-    }
 
 
 class Running:

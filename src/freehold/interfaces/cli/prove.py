@@ -17,7 +17,14 @@ import msgspec
 
 from freehold.evidence import Ed25519Signer
 from freehold.interfaces.cli.common import output_option, show_json
-from freehold.interfaces.cli.lab import facts_of, lab_command, lab_error, operator_keys_of, write_inventory
+from freehold.interfaces.cli.lab import (
+    facts_of,
+    forget_inventory,
+    lab_command,
+    lab_error,
+    operator_keys_of,
+    write_inventory,
+)
 from freehold.interfaces.cli.lab_depot import carry_in
 from freehold.interfaces.cli.lab_rack import LabRack
 from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
@@ -99,6 +106,7 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
                 click.echo(f"  state: kept in {state} for a look around; the next run removes it", err=True)
             else:
                 shutil.rmtree(state, ignore_errors=True)
+                forget_inventory(lab)
     if output == "json":
         failure = report.failure.to_dict() if report.failure is not None else None
         show_json({"report": msgspec.to_builtins(report.answers), "maturity": report.stage, "egress": report.egress,
