@@ -137,7 +137,7 @@ def test_completion_offers_kinds_and_the_lab_s_words(words: str, offered: list[s
     assert completed(words, tmp_path) == offered
 
 
-OURS = [name for name, (module, _, _) in COMMANDS.items() if module not in ("lab", "serve", "prove")]
+OURS = [name for name, (module, _, _) in COMMANDS.items() if module != "lab"]
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
