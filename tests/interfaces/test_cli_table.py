@@ -150,10 +150,16 @@ def test_every_command_can_answer_in_json(name: str) -> None:
             assert "json" in outputs[0].type.choices, path
 
 
-def test_the_help_names_every_command_and_every_exit_code(shell: Shell) -> None:
+def test_the_help_names_every_command_and_the_exit_codes_of_the_readme(shell: Shell) -> None:
     text = shell("--help").out
     assert all(f"  {name} " in text for name in COMMANDS)
-    assert "3    " in text or "  3  " in text
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    documented = dict(re.findall(r"^\| (\d+) \| (.+) \|$", readme.partition("| exit code |")[2], re.MULTILINE))
+    shown = dict(re.findall(r"^ +(\d+)  (.+(?:\n {6,}\D.+)*)$", text.partition("Exit codes:")[2], re.MULTILINE))
+    assert shown.keys() == documented.keys() == {"0", "1", "2", "3", "130"}
+    for code, words in documented.items():
+        assert set(re.findall(r"`(.+?)`", words)) <= set(re.findall(r"`(.+?)`", shown[code])), code
+    assert "`prove`: something left" in " ".join(shown["3"].split())
 
 
 def test_help_imports_no_command() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from freehold.evidence import Ed25519Signer, EvidenceLog, verify_bundle
-from freehold.interfaces.cli.prove import card, claim_state, lab_name
+from freehold.interfaces.cli.prove import NotProven, card, claim_state, lab_name
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState, ServerStatus
 from freehold.orchestration.controller import recorder
@@ -67,6 +67,8 @@ async def test_a_lifecycle_that_does_not_end_is_answered_and_exported_all_the_sa
         report, shown = await proved(place, tmp_path, Outside())
     assert report.failure is not None
     assert "it is quarantined: PCR 7: Secure Boot is off" in report.failure.what
+    assert not hasattr(report.failure, "exit_code")  # 1: it failed; 3 is for what tried to leave
+    assert NotProven.exit_code == 3
     assert report.answers[0].verdict == "NOT PROVEN"
     assert report.nothing_left
     assert verify_bundle(report.bundle).statements["egress"] == 1

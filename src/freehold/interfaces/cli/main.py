@@ -11,8 +11,9 @@ Exit codes:
   0  done
   1  failed; the message says what is wrong and what to do
   2  wrong usage, or a document that is not valid
-  3  the answer is no: `diff` found differences, `verify` refused, `audit` has findings, something left in
-     `prove`, `lab status` found something broken, `vault` does not open or has findings
+  3  the answer is no: `diff` or `baseline diff` found differences, `verify` refused, `audit` has findings,
+     `prove`: something left, `lab status` found something broken, `vault status`: it does not open,
+     `vault audit` has findings
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
