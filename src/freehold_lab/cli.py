@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--servers", type=int, default=1, help="how many servers (default: 1)")
     up.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of a server (default: 1024)")
     up.add_argument("--cores", type=int, default=1, help="cores of a server (default: 1)")
-    up.add_argument("--kvm", action="store_true", help="use KVM if a trial guest shows that it works")
+    up.add_argument("--tcg", action="store_true", help="emulate the processors, without asking whether KVM works")
     down = command("down", _down, "remove a lab and all it made", "down", "down --name lab --keep")
     down.add_argument("--name", help="name of the lab, if its directory is lost")
     down.add_argument("--keep", action="store_true", help="keep the files: disks, TPMs, BMC settings, logs")
@@ -170,11 +170,11 @@ def _up(options: argparse.Namespace) -> int:
     check_root()
     progress = Progress()
     kvm = False
-    if options.kvm:
+    if not options.tcg:
         with progress.step("trying KVM"):
             kvm = accelerator.kvm_works()
         if not kvm:
-            sys.stderr.write("lab: KVM does not work here; going on with TCG\n")
+            sys.stderr.write("lab: KVM does not work here: the processors are emulated (TCG)\n")
     plan = LabPlan(options.name, options.dir.resolve(), options.servers, options.memory, options.cores, kvm)
     facts = rack.up(plan, progress)
     lines = [

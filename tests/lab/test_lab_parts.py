@@ -1,9 +1,13 @@
 """The pure parts of the lab: command lines, networks, rules, facts, faults, console lines, firmware packages."""
 
 import asyncio
+import contextlib
 import errno
 import json
+import os
+import signal
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,45 @@ def test_smbios_says_who_the_server_is() -> None:
 def test_the_trial_guest_of_the_accelerator_probe_ends_and_a_wrong_accelerator_fails() -> None:
     assert accelerator.works("tcg", seconds=30)
     assert not accelerator.works("no-such-accelerator", seconds=30)
+
+
+@pytest.mark.parametrize("hang", ["exec sleep 60", "trap '' TERM; sleep 60 & echo $! >$0.child; wait"])
+def test_a_guest_that_hangs_costs_the_time_limit_and_no_more(
+    hang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/dev/kvm` opens, the guest spins for ever: as in many a virtual machine."""
+    stub = tmp_path / "qemu-system-x86_64"
+    stub.write_text(f"#!/bin/sh\n{hang}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    began = time.monotonic()
+    assert not accelerator.works("kvm", seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 3.0
+    with contextlib.suppress(FileNotFoundError):
+        os.kill(int(stub.with_name(f"{stub.name}.child").read_text()), signal.SIGKILL)
+
+
+def test_without_qemu_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert not accelerator.works("kvm")
+
+
+@pytest.mark.parametrize(("words", "works", "kvm"), [([], True, True), ([], False, False), (["--tcg"], True, False)])
+def test_kvm_is_tried_unless_somebody_says_not_to(
+    words: list[str], works: bool, kvm: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans: list[LabPlan] = []
+
+    def up(plan: LabPlan, _: object) -> dict[str, Any]:
+        plans.append(plan)
+        return {"servers": []}
+
+    monkeypatch.setattr(cli, "check_root", lambda: None)
+    monkeypatch.setattr(cli.rack, "up", up)
+    monkeypatch.setattr(accelerator, "kvm_works", lambda: works)
+    assert cli.main(["up", *words]) == 0
+    assert [plan.kvm for plan in plans] == [kvm]
+    assert ("KVM does not work here: the processors are emulated" in capsys.readouterr().err) is not works
 
 
 # ---- networks

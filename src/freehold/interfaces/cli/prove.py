@@ -83,6 +83,9 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
     failed = True
     try:
         facts = facts_of(lab)
+        click.echo(
+            f"  lab: up, processors {'by KVM' if facts['kvm'] else 'emulated (KVM does not work here)'}", err=True
+        )
         inventory = write_inventory(lab, facts)
         trust_lab(state, facts)
         enter_network_namespace(facts["controller_namespace"])
