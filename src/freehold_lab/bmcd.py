@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from aiohttp import web
 from freehold_lab import control, faults, layout, network
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.service import serve
-from freehold_lab.bmc.tls import restore_factory_certificate
+from freehold_lab.bmc.tls import forget_certificates, restore_factory_certificate
 from freehold_lab.errors import LabError
 from freehold_lab.machine import Cabling, Machine
 from freehold_lab.tpm import TpmVendor
@@ -56,6 +57,7 @@ class Chassis:
             "tampered-firmware": self._tampered_firmware,
             "bmc-reboot": self._bmc_reboot,
             "factory-certificate": self._factory_certificate,
+            "bmc-certificate": self._bmc_certificate,
             "power": self._power,
         }
 
@@ -112,8 +114,15 @@ class Chassis:
 
     async def _factory_certificate(self, _: dict[str, Any]) -> dict[str, Any]:
         """Somebody sets the BMC's certificate back: it serves the key that it left the factory with."""
+        return await self._with_certificate(restore_factory_certificate)
+
+    async def _bmc_certificate(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Somebody swaps the board: the BMC at this address has a key that nobody has seen."""
+        return await self._with_certificate(forget_certificates)
+
+    async def _with_certificate(self, change: Callable[[Path], None]) -> dict[str, Any]:
         await self.stop_bmc()
-        restore_factory_certificate(self._config.state_dir)
+        change(self._config.state_dir)
         await self.start_bmc()
         return {}
 

@@ -1,20 +1,23 @@
 """`python -m freehold_lab`: a rack in a box."""
 
 import argparse
+import dataclasses
 import errno
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from freehold_lab import accelerator, control, faults, layout, network, rack, rogue, terminal
-from freehold_lab.errors import LabError
+from freehold_lab.errors import LabError, UsageError
+from freehold_lab.hardware import Faults
 from freehold_lab.layout import LabPlan
-from freehold_lab.preflight import check_root
+from freehold_lab.preflight import check_host, check_root
 from freehold_lab.progress import Progress
 
-EXIT_FAILED, EXIT_UNHEALTHY, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_UNHEALTHY, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 PROG = "freehold lab"  # how people call it; `python -m freehold_lab` is the same program
 EPILOG = """exit status: 0 done; 1 failed, with the reason; 2 wrong usage; 3 `status` found something broken;
@@ -22,14 +25,25 @@ EPILOG = """exit status: 0 done; 1 failed, with the reason; 2 wrong usage; 3 `st
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--dir", type=Path, default=Path("lab"), help="directory of the lab (default: ./lab)")
-    shown = argparse.ArgumentParser(add_help=False)
-    shown.add_argument(
-        "-o", "--output", choices=["table", "json"], default="table", help="how to print the answer (default: table)"
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"See `{self.prog} --help`.")
+
+
+def _as_json(words: list[str]) -> bool:
+    """Whether the words ask for JSON, also if they cannot be understood."""
+    return any(word in ("-ojson", "--output=json") for word in words) or any(
+        word in ("-o", "--output") and value == "json" for word, value in pairwise(words)
     )
-    parser = argparse.ArgumentParser(
+
+
+def _parser() -> argparse.ArgumentParser:
+    where = _Parser(add_help=False)
+    where.add_argument("--dir", type=Path, default=Path("lab"), help="directory of the lab (default: ./lab)")
+    shown, hidden = _Parser(add_help=False), _Parser(add_help=False)
+    for parent, text in ((shown, "how to print the answer (default: table)"), (hidden, argparse.SUPPRESS)):
+        parent.add_argument("-o", "--output", choices=["table", "json"], default="table", help=text)
+    parser = _Parser(
         prog=PROG,
         description="A rack in a box: servers, BMCs, networks and faults.",
         epilog=_examples("up --servers 2", "fault bmc-slow server-1 5", "wan cut", "down") + "\n" + EPILOG,
@@ -43,13 +57,13 @@ def _parser() -> argparse.ArgumentParser:
         """`answers`: it has an answer of its own; the others pass on a terminal or a command's output as it is."""
         sub = commands.add_parser(
             name,
-            parents=[where, shown] if answers else [where],
+            parents=[where, shown if answers else hidden],
             help=what,
             description=what,
             epilog=_examples(*examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run, output="table")
+        sub.set_defaults(run=run, answers=answers)
         return sub
 
     up = command("up", _up, "start a lab; ready when every BMC answers", "up --servers 2")
@@ -57,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--servers", type=int, default=1, help="how many servers (default: 1)")
     up.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of a server (default: 1024)")
     up.add_argument("--cores", type=int, default=1, help="cores of a server (default: 1)")
-    up.add_argument("--kvm", action="store_true", help="use KVM if a trial guest shows that it works")
+    up.add_argument("--tcg", action="store_true", help="emulate the processors, without asking whether KVM works")
     down = command("down", _down, "remove a lab and all it made", "down", "down --name lab --keep")
     down.add_argument("--name", help="name of the lab, if its directory is lost")
     down.add_argument("--keep", action="store_true", help="keep the files: disks, TPMs, BMC settings, logs")
@@ -110,30 +124,36 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # What follows `--` is somebody else's command line: argparse must not look for options in it.
     at = given.index("--") if "--" in given else len(given)
-    options = _parser().parse_args(given[:at], argparse.Namespace(rest=given[at + 1 :]))
+    as_json = _as_json(given[:at])
     try:
+        options = _parser().parse_args(given[:at], argparse.Namespace(rest=given[at + 1 :]))
+        if as_json and not options.answers:
+            raise UsageError(f"{options.command} passes on what it runs as it is: it has no JSON")
         return int(options.run(options))
     except LabError as exc:
-        return _fail(options, exc)
+        return _fail(exc, as_json=as_json)
     except PermissionError as exc:
-        return _fail(options, LabError(f"{exc.filename}: permission denied", remedy="Run the same command with sudo."))
+        denied = LabError(f"{exc.filename}: permission denied", remedy="Run the same command with sudo.")
+        return _fail(denied, as_json=as_json)
     except OSError as exc:
         full = exc.errno == errno.ENOSPC
         what = f"{exc.filename or 'the lab'}: {exc.strerror or exc}"
-        return _fail(options, LabError(what, remedy="Make room, or use another --dir." if full else None))
+        return _fail(LabError(what, remedy="Make room, or use another --dir." if full else None), as_json=as_json)
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
 
 
-def _fail(options: argparse.Namespace, error: LabError) -> int:
-    """As every command of Freehold says it: one object, or a sentence and what to do."""
-    if options.output == "json":
+def _fail(error: LabError, *, as_json: bool) -> int:
+    """As every command of Freehold says it: one object, or a sentence and what to do. Returns the exit status."""
+    code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    if as_json:
         parts = {"what": error.what, "server": error.server, "expected": None, "remedy": error.remedy}
         sys.stderr.write(json.dumps({"error": parts}) + "\n")
-        return EXIT_FAILED
+        return code
     subject = f"server {error.server}: {error.what}" if error.server else error.what
     sys.stderr.write(f"freehold: {subject}\n" + (f"  what to do: {error.remedy}\n" if error.remedy else ""))
-    return EXIT_FAILED
+    return code
 
 
 def _show(options: argparse.Namespace, value: Any, text: str) -> int:
@@ -148,15 +168,14 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
 
 # ---- one function a command
 def _up(options: argparse.Namespace) -> int:
-    check_root()
-    progress = Progress()
-    kvm = False
-    if options.kvm:
+    progress = Progress(quiet=options.output == "json")
+    plan = LabPlan(options.name, options.dir.resolve(), options.servers, options.memory, options.cores)
+    check_host(plan)
+    if not options.tcg:
         with progress.step("trying KVM"):
-            kvm = accelerator.kvm_works()
-        if not kvm:
-            sys.stderr.write("lab: KVM does not work here; going on with TCG\n")
-    plan = LabPlan(options.name, options.dir.resolve(), options.servers, options.memory, options.cores, kvm)
+            plan = dataclasses.replace(plan, kvm=accelerator.kvm_works())
+        if not plan.kvm and options.output != "json":
+            sys.stderr.write("lab: KVM does not work here: the processors are emulated (TCG)\n")
     facts = rack.up(plan, progress)
     lines = [
         f"{s['name']}  BMC https://{s['bmc_address']}  {s['factory_user']} / {s['factory_password']}"
@@ -204,14 +223,12 @@ def _fault(options: argparse.Namespace) -> int:
     facts = _facts(options)
     name, arguments = options.name, options.arguments
     if name == "list":
-        rows = {row["name"]: row.get("faults", row.get("problem")) for row in rack.status(facts)["servers"]}
-        rows["rogue-dhcp"] = rogue.is_on(layout.plan_of(facts))
-        return _show(options, rows, "\n".join(f"{key}: {value or 'none'}" for key, value in rows.items()))
-    if name == "rogue-dhcp":
+        return _fault_list(options, facts)
+    if name == faults.ROGUE:
         return _rogue(options, facts, arguments)
-    if name == "tampered-image":
+    if name == faults.TAMPERED_IMAGE:
         if not arguments or not Path(arguments[0]).is_file():
-            raise LabError("fault tampered-image needs the path of an image", remedy="The same path again undoes it.")
+            raise UsageError("fault tampered-image needs the path of an image", remedy="The same path again undoes it.")
         offset = faults.tamper(Path(arguments[0]))
         return _show(options, {"image": arguments[0], "offset": offset}, f"{arguments[0]}: byte {offset} is another")
     if name == "clear":
@@ -221,25 +238,37 @@ def _fault(options: argparse.Namespace) -> int:
         for server in servers:
             _ask(server, "fault-clear")
         return _show(options, {}, "no faults")
+    if name not in (*faults.SWITCHES, *faults.ACTIONS):
+        raise UsageError(f"there is no fault {name!r}", remedy="`freehold lab fault list` has them all.")
     if not arguments:
-        raise LabError(f"fault {name} needs a server", remedy=f"For example: `fault {name} server-1 …`.")
+        raise UsageError(f"fault {name} needs a server", remedy=f"For example: `freehold lab fault {name} server-1 …`.")
     server, value = layout.server(facts, arguments[0]), arguments[1] if len(arguments) > 1 else None
-    if name in ("power-loss", "factory-certificate", "tampered-firmware"):
+    if name in faults.AT_ONCE:
         result = _ask(server, name)
     elif name == "bmc-reboot":
         result = _ask(server, "bmc-reboot", seconds=value or "20")
     elif value is None:
-        raise LabError(
-            f"fault {name} needs a value", remedy=f"It takes {faults.SWITCHES.get(name, ('', str, 'none'))[2]}."
-        )
+        raise UsageError(f"fault {name} needs a value", remedy=f"It takes {faults.SWITCHES[name][2]}.")
     else:
+        faults.switch(Faults(), name, value)  # a value that cannot be is a matter of usage, not of the machine
         result = _ask(server, "fault-set", name=name, value=value)
     return _show(options, result, f"{server['name']}: {name} {value or ''}".rstrip())
 
 
+def _fault_list(options: argparse.Namespace, facts: dict[str, Any]) -> int:
+    on = {row["name"]: row["faults"] for row in rack.status(facts)["servers"] if row["alive"]}
+    rows = faults.listed(on, rogue=rogue.is_on(layout.plan_of(facts)))
+    width = max(len(row["fault"]) for row in rows)
+    lines = []
+    for row in rows:
+        where = ", ".join(f"{server}: {value}" for server, value in row["on"].items())
+        lines.append(f"{row['fault']:<{width}}  {row['takes']}" + (f"  [on: {where}]" if where else ""))
+    return _show(options, {"items": rows}, "\n".join(lines))
+
+
 def _rogue(options: argparse.Namespace, facts: dict[str, Any], arguments: list[str]) -> int:
     if arguments not in (["on"], ["off"]):
-        raise LabError("fault rogue-dhcp takes on or off")
+        raise UsageError("fault rogue-dhcp takes on or off")
     plan = layout.plan_of(facts)
     if arguments == ["on"]:
         rogue.turn_on(plan)

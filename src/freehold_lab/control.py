@@ -84,7 +84,7 @@ def request(path: Path, op: str, *, server: str, patience: float = 120.0, **argu
         raise LabError(
             f"its BMC process does not answer ({exc})",
             server=server,
-            remedy="Look at bmcd.log; `down` and `up` start it again.",
+            remedy="Look at bmcd.log; `freehold lab down` and `freehold lab up` start it again.",
         ) from exc
     if not line:
         raise LabError(

@@ -11,3 +11,7 @@ class LabError(Exception):
     def __str__(self) -> str:
         subject = f"{self.server}: {self.what}" if self.server else self.what
         return f"{subject.rstrip('.')}. {self.remedy}" if self.remedy else subject
+
+
+class UsageError(LabError):
+    """The command line itself is wrong."""

@@ -1,14 +1,15 @@
 """Faults by the names that people type, and how each is switched in `Faults`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from freehold_lab.errors import LabError
+from freehold_lab.errors import LabError, UsageError
 from freehold_lab.hardware import Faults
 
 Value = float | int | bool | str
+ROGUE, TAMPERED_IMAGE = "rogue-dhcp", "tampered-image"
 
 
 def _switch(text: str) -> bool:
@@ -45,12 +46,26 @@ SWITCHES: dict[str, tuple[str, Callable[[str], Value], str]] = {
 }
 ACTIONS = {
     "bmc-reboot": "seconds without an answer",
-    "factory-certificate": "",
-    "power-loss": "",
-    "tampered-firmware": "",
-    "rogue-dhcp": "on or off, for the whole lab",
-    "tampered-image": "path of an image that is served, instead of a server; the same again undoes it",
+    "factory-certificate": "no value: the BMC shows the key again that it left the factory with",
+    "bmc-certificate": "no value: the BMC shows a factory key that nobody has seen, as after a swap of the board",
+    "power-loss": "no value: the machine loses power",
+    "tampered-firmware": "no value: other code in the flash chip; the same again undoes it",
+    ROGUE: "on or off, for the whole lab: another DHCP server on the provisioning network",
+    TAMPERED_IMAGE: "path of an image that is served, instead of a server; the same again undoes it",
 }
+AT_ONCE = ("factory-certificate", "bmc-certificate", "power-loss", "tampered-firmware")
+"""Those that a server suffers once, without a value."""
+
+
+def listed(on: Mapping[str, Mapping[str, Any]], *, rogue: bool) -> list[dict[str, Any]]:
+    """Every fault there is: `fault`, what it `takes`, and where it is `on` now (server -> value). `on` is what `active`
+    told of each server."""
+    takes = {name: text for name, (_, _, text) in SWITCHES.items()} | ACTIONS
+    rows = []
+    for name, text in takes.items():
+        where = {server: faults[name] for server, faults in on.items() if name in faults}
+        rows.append({"fault": name, "takes": text, "on": where | ({"lab": True} if name == ROGUE and rogue else {})})
+    return rows
 
 
 def tamper(image: Path) -> int:
@@ -74,7 +89,7 @@ def switch(faults: Faults, name: str, value: str) -> None:
     try:
         setattr(faults, attribute, read(value))
     except ValueError:
-        raise LabError(f"fault {name} does not take {value!r}", remedy=f"It takes {takes}.") from None
+        raise UsageError(f"fault {name} does not take {value!r}", remedy=f"It takes {takes}.") from None
 
 
 def clear(faults: Faults) -> None:

@@ -129,10 +129,12 @@ def load(directory: Path) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
         raise LabError(
-            f"there is no lab in {directory}", remedy="Start one with `up`, or say where it is with --dir."
+            f"there is no lab in {directory}", remedy="Start one with `freehold lab up`, or say where it is with --dir."
         ) from None
     except ValueError as exc:
-        raise LabError(f"{file} cannot be read: {exc}", remedy="Run `down`, then `up`.") from exc
+        raise LabError(
+            f"{file} cannot be read: {exc}", remedy="Run `freehold lab down`, then `freehold lab up`."
+        ) from exc
     return value
 
 

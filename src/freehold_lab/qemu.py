@@ -18,7 +18,8 @@ OVMF = Path("/usr/share/OVMF")
 CODE = OVMF / "OVMF_CODE_4M.fd"  # enforces Secure Boot; without SMM, which costs no safety that a lab claims
 OTHER_CODE = OVMF / "OVMF_CODE_4M.secboot.fd"  # wants SMM
 VARS_TEMPLATE = OVMF / "OVMF_VARS_4M.fd"  # no keys: setup mode
-CPU_MODEL = "QEMU Virtual CPU version 2.5+"  # what -cpu qemu64 tells the guest
+CPU = "qemu64"
+CPU_MODEL = "QEMU Virtual CPU version 2.5+"  # what -cpu tells the guest
 
 STORE, FIRMWARE, QMP_SOCKET = "vars.fd", "code.fd", "qmp.sock"
 NVME_IMAGE, DISK_IMAGE = "nvme0.raw", "disk0.raw"
@@ -40,7 +41,7 @@ class Launch:
     skip_erase: bool = False
     tpm: bool = True
     kvm: bool = False
-    smm: bool = False  # the one build of OVMF does not start without; emulated, it costs seconds. KVM has none here
+    smm: bool = False  # the one build of OVMF does not start without; emulated, it costs seconds
     taps: dict[str, str] = field(default_factory=dict)  # network -> tap in the fabric; none: no cable
 
 
@@ -48,7 +49,7 @@ def command(info: HardwareInfo, launch: Launch) -> list[str]:
     """The QEMU command line. Boot order is what the variable store says: no bootindex, as on a real server."""
     options: list[str] = ["qemu-system-x86_64", "-name", info.name, "-nodefaults", "-display", "none"]
     options += ["-machine", f"q35,smm={'on' if launch.smm else 'off'}"]
-    options += ["-accel", "kvm" if launch.kvm else "tcg,thread=multi", "-cpu", "qemu64"]
+    options += ["-accel", "kvm" if launch.kvm else "tcg,thread=multi", "-cpu", CPU]
     options += ["-m", str(info.memory_mib), "-smp", str(info.cores), "-uuid", info.uuid]
     options += ["-action", "reboot=shutdown", "-monitor", "none"]
     options += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]

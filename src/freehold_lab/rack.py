@@ -119,7 +119,7 @@ def _make_room(plan: LabPlan, progress: Progress) -> None:
     if entry and entry["id"] != own_id and with_lab_id(entry["id"]):
         raise LabError(
             f"a lab named {plan.name!r} is up already, in {entry['directory']}",
-            remedy=f"Give this one another --name, or take that one down: `down --dir {entry['directory']}`.",
+            remedy=f"Give this one another --name, or `freehold lab down --dir {entry['directory']}`.",
         )
     if (plan.directory / layout.FACTS).exists():
         old = layout.load(plan.directory)
@@ -129,7 +129,10 @@ def _make_room(plan: LabPlan, progress: Progress) -> None:
                 remedy="Use another --dir, or take that lab down first.",
             )
         if _complete(old):
-            raise LabError(f"the lab {plan.name!r} is up already", remedy="See `status`; `down` takes it down.")
+            raise LabError(
+                f"the lab {plan.name!r} is up already",
+                remedy="See `freehold lab status`; `freehold lab down` takes it down.",
+            )
     if network.namespaces(plan.name) or with_lab_id(own_id):
         with progress.step("removing what a crashed lab left behind"):
             _clear(plan.name, own_id, plan.directory)
@@ -272,5 +275,5 @@ def _lock(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LabError(f"another `up` works on {directory}", remedy="Wait until it is done.") from None
+            raise LabError(f"another `freehold lab up` works on {directory}", remedy="Wait until it is done.") from None
         yield

@@ -23,7 +23,9 @@ def attach(server: dict[str, Any]) -> None:
     try:
         connection = control.connect(Path(server["console_socket"]), seconds=5)
     except OSError as exc:
-        raise LabError(f"its console does not answer ({exc})", server=server["name"], remedy="See `status`.") from exc
+        raise LabError(
+            f"its console does not answer ({exc})", server=server["name"], remedy="See `freehold lab status`."
+        ) from exc
     connection.settimeout(None)
     keyboard = sys.stdin.fileno()
     sys.stderr.write(f"console of {server['name']}; Ctrl-] leaves it\n")
@@ -58,7 +60,7 @@ def execute(facts: dict[str, Any], role: str, command: Sequence[str]) -> int:
     if role not in facts["namespaces"]:
         raise LabError(f"the lab has no namespace {role!r}", remedy=f"It has {', '.join(facts['namespaces'])}.")
     if not command:
-        raise LabError("no command was given", remedy=f"For example: `exec {role} -- ip address`.")
+        raise LabError("no command was given", remedy=f"For example: `freehold lab exec {role} -- ip address`.")
     inside = network.inside(facts["namespaces"][role])
     return subprocess.run([*inside, *command], env=environment(facts["id"]), check=False).returncode
 

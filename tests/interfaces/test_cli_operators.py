@@ -45,6 +45,17 @@ def test_two_people_sign_one_of_them_on_another_machine(site: Shell, people: Pat
     assert site.store(lambda store: store.approvals.require(request, time.time())) == ("alice", "bob")
 
 
+def test_operators_are_listed_page_by_page(site: Shell, people: Path) -> None:
+    first = site("operator", "list", "--limit", "2", "-o", "json").json()
+    assert ([each["name"] for each in first["items"]], first["next"]) == (["alice", "bob"], "bob")
+    rest = site("operator", "list", "--limit", "2", "--after", first["next"], "-o", "json").json()
+    assert ([each["name"] for each in rest["items"]], rest["next"]) == (["carol"], None)
+    table = site("operator", "list", "--limit", "2")
+    assert [line.split()[0] for line in table.out.splitlines()] == ["OPERATOR", "alice", "bob"]
+    assert table.err == "there is more: go on with --after bob\n"
+    assert site("operator", "list").err == ""
+
+
 def test_a_stranger_and_an_unknown_request_are_refused(site: Shell, people: Path) -> None:
     request = asked(site)
     refused = site("approval", "sign", request, "--key", people / "mallory.key")

@@ -2,9 +2,13 @@
 
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,18 @@ from cli_support import RACK, Shell
 from freehold.interfaces.cli import serve as serve_module
 from freehold.model.errors import FreeholdError
 from freehold.orchestration import opening
+from freehold.provisioning.images.artifacts import Cache, Step
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Logging as in a process of its own: nobody has set it up."""
+    root = logging.getLogger()
+    kept, level = root.handlers[:], root.level
+    root.handlers.clear()
+    yield
+    root.handlers[:] = kept
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -29,6 +45,50 @@ def test_a_second_controller_is_told_who_is_the_first(shell: Shell) -> None:
     assert answer.code == 1
     assert f"freehold: another controller (pid {os.getpid()}) serves {shell.state}" in answer.err
     assert "what to do: stop it first" in answer.err
+
+
+def test_with_json_every_line_is_an_object(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(cache: Cache, **_: object) -> None:
+        for state in ("cached", "started", "done"):
+            cache.progress(Step("kernel", state, 1.5 if state == "done" else 0.0))  # type: ignore[arg-type]
+
+    def full(_: Path) -> None:
+        logging.getLogger("freehold.root_of_trust").warning("the key lies %s", "in a file")
+        try:
+            raise OSError("no")
+        except OSError:
+            logging.getLogger("freehold").exception("it failed")
+        raise FreeholdError("the disk is full", remedy="make room")
+
+    shell.declare()
+    monkeypatch.setattr(serve_module, "build_base", build)
+    monkeypatch.setattr(serve_module, "open_vault", full)
+    with unlogged():
+        answer = shell("serve", "-o", "json")
+    started, done, warned, failed = map(json.loads, answer.out.splitlines())
+    assert started | {"at": 0} == {
+        "at": 0, "level": "info", "from": "freehold", "message": "kernel: started",
+        "step": "kernel", "state": "started", "seconds": 0.0,
+    }  # fmt: skip
+    assert (done["state"], done["seconds"]) == ("done", 1.5)
+    assert abs(warned.pop("at") - time.time()) < 60
+    assert warned == {"level": "warning", "from": "freehold.root_of_trust", "message": "the key lies in a file"}
+    assert failed["traceback"].endswith("OSError: no")
+    assert answer.error() == {"what": "the disk is full", "server": None, "expected": None, "remedy": "make room"}
+
+
+def test_for_people_the_same_is_told_on_stderr(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(cache: Cache, **_: object) -> None:
+        cache.progress(Step("kernel", "done", 1.5))
+        logging.getLogger("freehold").warning("it lies in a file")
+        raise FreeholdError("the disk is full")
+
+    monkeypatch.setattr(serve_module, "build_base", fail)
+    with unlogged():
+        answer = shell("serve")
+    assert answer.out == ""
+    assert "  kernel: done (1.5 s)\n" in answer.err
+    assert " W it lies in a file\n" in answer.err
 
 
 @pytest.mark.usefixtures("built")

@@ -12,6 +12,7 @@ import sys
 
 def main(address: str, secret: str, method: str, path: str, body: str) -> None:
     context = ssl.create_default_context(cadata=ssl.get_server_certificate((address, 443), timeout=10))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the leaf, whoever signed it
     context.check_hostname = False  # a factory certificate names the serial number, not the address
     connection = http.client.HTTPSConnection(address, context=context, timeout=60)
     headers = {

@@ -7,9 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from freehold.orchestration.opening import open_vault
 
 FREEHOLD = [sys.executable, "-m", "freehold.interfaces.cli.main"]
 
@@ -35,6 +39,20 @@ class SiteRig:
 
     def in_lab(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.freehold("lab", arguments[0], "--dir", str(self.lab), *arguments[1:], check=check)
+
+    def declare(self, *, assigned: Collection[str] = (), by_http: Collection[str] = (), **policy: Any) -> None:
+        """The lab's inventory with the assignments of some servers only, and fields of its policy changed. Who does not
+        boot `by_http` boots from virtual media, which costs less of a test's time."""
+        documents = list(yaml.safe_load_all((self.lab / "inventory.yaml").read_text()))
+        for document in documents:
+            if document["kind"] == "Server" and document["metadata"]["name"] not in by_http:
+                document["spec"]["bootMethod"] = "virtualMedia"
+            if document["kind"] == "Policy":
+                document["spec"] |= policy
+        wanted = [each for each in documents if each["kind"] != "Assignment" or each["spec"]["server"] in assigned]
+        path = self.lab / "declared.yaml"
+        path.write_text(yaml.safe_dump_all(wanted))
+        self.freehold("apply", "-f", str(path))
 
     def serve(self) -> None:
         """Start the controller, in the background."""
@@ -94,9 +112,37 @@ class SiteRig:
     def status(self, name: str = "server-1") -> dict[str, Any]:
         return dict(self.server(name)["status"])
 
-    def events(self, name: str = "server-1") -> list[str]:
-        rows = json.loads(self.freehold("events", name, "--limit", "5000", "-o", "json").stdout)["items"]
+    def events(self, *name: str) -> list[str]:
+        """Of one server, or of the whole site."""
+        rows = json.loads(self.freehold("events", *name, "--limit", "5000", "-o", "json").stdout)["items"]
         return [f"{row['kind']}: {row['message']}" for row in rows]
+
+    def wait_event(self, *words: str, name: str = "server-1", seconds: float = 420.0) -> str:
+        """The first event of the server that has all the words."""
+
+        def told(_: object) -> list[str]:
+            return [event for event in self.events(name) if all(word in event for word in words)]
+
+        self.wait(f"event {words}", told, name=name, seconds=seconds)
+        return told(None)[0]
+
+    def redfish(self, method: str, path: str, body: Any = None, *, name: str = "server-1") -> Any:
+        """A call to a server's BMC from the controller's place, with the credential that is in the vault: somebody
+        behind Freehold's back."""
+        facts = json.loads((self.lab / "lab.json").read_text())
+        address = next(each["bmc_address"] for each in facts["servers"] if each["name"] == name)
+        stored = open_vault(self.state).get(f"bmc/{name}/current")
+        assert stored is not None
+        credential = json.loads(stored)
+        secret = f"{credential['username']}:{credential['password']}"
+        call = [sys.executable, str(Path(__file__).with_name("redfish_call.py"))]
+        said = self.in_lab("exec", "controller", "--", *call, address, secret, method, path, json.dumps(body)).stdout
+        return json.loads(said)
+
+    def console(self, name: str = "server-1") -> str:
+        """What the machine has said since it was started last."""
+        text = (self.lab / "servers" / name / "console.log").read_text(errors="replace")
+        return text[max(text.rfind("--- power on"), text.rfind("--- reset"), 0) :]
 
     def wait(self, what: str, holds: Any, *, name: str = "server-1", seconds: float = 420.0) -> dict[str, Any]:
         """Until `holds(status)`; on timeout the assertion tells what the controller and the console said last."""

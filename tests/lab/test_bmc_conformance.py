@@ -12,10 +12,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from bmc_rig import PASSWORD, ROOT, SYSTEM, certificate, der, pem, port_of, request, served
+from machine_rig import real_machine, says
 
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware
 from freehold_lab.bmc.service import serve
+from freehold_lab.hardware import Hardware
 
 CSDL = Path(__file__).parents[1] / "fixtures" / "redfish-csdl.tar.xz"
 VALIDATOR = Path(sys.executable).with_name("rf_service_validator")
@@ -23,8 +25,9 @@ VALIDATOR = Path(sys.executable).with_name("rf_service_validator")
 _DATABASES = f"{SYSTEM}/SecureBoot/SecureBootDatabases"
 
 
-def populate(image: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """Changes that make the optional kinds of resources appear: accounts, tasks, keys, events, media, log entries."""
+def populate(image: str, bios: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Changes that make the optional kinds of resources appear: accounts, tasks, keys, events, media, log entries. At
+    their end the server is on."""
     signature = {"SignatureString": "ab" * 32, "SignatureType": "EFI_CERT_SHA256_GUID", "SignatureTypeRegistry": "UEFI"}
     return [
         ("POST", f"{ROOT}/AccountService/Accounts", {"UserName": "a", "Password": "long-enough", "RoleId": "Operator"}),
@@ -40,7 +43,7 @@ def populate(image: str) -> list[tuple[str, str, dict[str, Any]]]:
         ("POST", f"{SYSTEM}/VirtualMedia/CD1/Actions/VirtualMedia.InsertMedia", {"Image": image}),
         ("PATCH", SYSTEM, {"Boot": {"BootSourceOverrideTarget": "UefiHttp", "HttpBootUri": "http://172.30.2.2/a.efi"}}),
         ("POST", f"{SYSTEM}/Actions/ComputerSystem.Reset", {"ResetType": "On"}),
-        ("PATCH", f"{SYSTEM}/Bios/Settings", {"Attributes": {"NumLock": False}}),
+        ("PATCH", f"{SYSTEM}/Bios/Settings", {"Attributes": bios}),
     ]
 
 
@@ -58,16 +61,30 @@ async def image() -> AsyncIterator[str]:
 @pytest.mark.host
 @pytest.mark.slow
 async def test_dmtf_validator_finds_no_fault(tmp_path: Path, image: str) -> None:
-    with tarfile.open(CSDL) as archive:
-        archive.extractall(tmp_path, filter="data")
     vendor = der(certificate("vendor"))
     hardware = MemoryHardware(factory_keys={"PK": vendor, "KEK": vendor, "db": vendor})
+    await finds_no_fault(hardware, populate(image, {"NumLock": False}), tmp_path)
+
+
+@pytest.mark.host
+@pytest.mark.slow
+async def test_nor_does_it_on_the_bmc_of_a_real_machine_that_is_on(tmp_path: Path, image: str) -> None:
+    async with real_machine(tmp_path) as machine:
+        await finds_no_fault(machine, populate(image, {"LogicalProc": "Disabled"}), tmp_path)
+        assert await machine.power_state() == "On"
+        await says(machine, ">>Start HTTP Boot")  # its firmware really went where the override points
+
+
+async def finds_no_fault(hardware: Hardware, changes: list[tuple[str, str, dict[str, Any]]], tmp_path: Path) -> None:
+    """The validator reads the whole tree of a BMC on which all the changes were made."""
+    with tarfile.open(CSDL) as archive:
+        archive.extractall(tmp_path, filter="data")
     config = BmcConfig(factory_password=PASSWORD, state_dir=tmp_path / "bmc", port=0)
     runner = await serve(hardware, config)
     try:
         port = port_of(runner)
         trusted = await asyncio.to_thread(served, port)
-        for method, path, body in populate(image):
+        for method, path, body in changes:
             status, answer = await request(port, trusted, method, path, body)
             assert status < 300, (path, answer)
         code, output = await validate(port, tmp_path)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware
 from freehold_lab.bmc.service import serve
-from freehold_lab.bmc.tls import restore_factory_certificate
+from freehold_lab.bmc.tls import forget_certificates, restore_factory_certificate
 
 MANAGER = f"{ROOT}/Managers/1"
 CERTIFICATES = f"{MANAGER}/NetworkProtocol/HTTPS/Certificates"
@@ -143,6 +143,23 @@ async def test_the_factory_certificate_can_come_back(tmp_path: Path) -> None:
     again = await serve(MemoryHardware(), config(tmp_path))
     assert await asyncio.to_thread(served, port_of(again)) == factory
     await again.cleanup()
+
+
+async def test_another_board_has_a_key_of_its_own(tmp_path: Path) -> None:
+    runner = await serve(MemoryHardware(), config(tmp_path))
+    factory = await asyncio.to_thread(served, port_of(runner))
+    await replaced(port_of(runner), factory, Authority())
+    await runner.cleanup()
+    forget_certificates(tmp_path)
+    again = await serve(MemoryHardware(), config(tmp_path))
+    shown = await asyncio.to_thread(served, port_of(again))
+    assert (shown.subject, shown.issuer) == (factory.subject, factory.subject)
+    assert shown.public_key() != factory.public_key()
+    await again.cleanup()
+    restore_factory_certificate(tmp_path)  # from now on this is its factory key
+    last = await serve(MemoryHardware(), config(tmp_path))
+    assert await asyncio.to_thread(served, port_of(last)) == shown
+    await last.cleanup()
 
 
 async def test_a_request_may_name_somebody_else(tmp_path: Path) -> None:

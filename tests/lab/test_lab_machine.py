@@ -1,6 +1,5 @@
 """One machine without a rack: Secure Boot that refuses, virtual media, queued changes, drives that lie. No root."""
 
-import asyncio
 import hashlib
 import subprocess
 from collections.abc import AsyncIterator
@@ -9,11 +8,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from machine_rig import real_machine, says
 
-from freehold_lab import firmware_package, layout, qemu
+from freehold_lab import firmware_package, qemu
 from freehold_lab.errors import LabError
 from freehold_lab.hardware import BootOverride, BootTarget
-from freehold_lab.layout import LabPlan
 from freehold_lab.machine import Machine
 from freehold_lab.tpm import TpmVendor
 
@@ -39,21 +38,8 @@ def make_iso(work: Path, name: str, loader: Path) -> Path:
 
 @pytest.fixture
 async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
-    vendor = TpmVendor(tmp_path / "tpm-vendor")
-    vendor.establish()
-    info = layout.hardware_info(LabPlan("test", tmp_path), 1)
-    machine = Machine(info, tmp_path / "server-1", vendor)
-    await machine.open()
-    yield machine
-    await machine.close()
-
-
-async def says(machine: Machine, text: str, seconds: float = 90) -> None:
-    for _ in range(int(seconds / 0.2)):
-        if text in machine.console.log.read_text():
-            return
-        await asyncio.sleep(0.2)
-    raise AssertionError(f"the console never said {text!r}: {machine.console.log.read_text()}")
+    async with real_machine(tmp_path) as machine:
+        yield machine
 
 
 @pytest.mark.lab

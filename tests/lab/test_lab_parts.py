@@ -1,9 +1,13 @@
 """The pure parts of the lab: command lines, networks, rules, facts, faults, console lines, firmware packages."""
 
 import asyncio
+import contextlib
 import errno
 import json
+import os
+import signal
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,45 @@ def test_smbios_says_who_the_server_is() -> None:
 def test_the_trial_guest_of_the_accelerator_probe_ends_and_a_wrong_accelerator_fails() -> None:
     assert accelerator.works("tcg", seconds=30)
     assert not accelerator.works("no-such-accelerator", seconds=30)
+
+
+@pytest.mark.parametrize("hang", ["exec sleep 60", "trap '' TERM; sleep 60 & echo $! >$0.child; wait"])
+def test_a_guest_that_hangs_costs_the_time_limit_and_no_more(
+    hang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/dev/kvm` opens, the guest spins for ever: as in many a virtual machine."""
+    stub = tmp_path / "qemu-system-x86_64"
+    stub.write_text(f"#!/bin/sh\n{hang}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    began = time.monotonic()
+    assert not accelerator.works("kvm", seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 3.0
+    with contextlib.suppress(FileNotFoundError):
+        os.kill(int(stub.with_name(f"{stub.name}.child").read_text()), signal.SIGKILL)
+
+
+def test_without_qemu_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert not accelerator.works("kvm")
+
+
+@pytest.mark.parametrize(("words", "works", "kvm"), [([], True, True), ([], False, False), (["--tcg"], True, False)])
+def test_kvm_is_tried_unless_somebody_says_not_to(
+    words: list[str], works: bool, kvm: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans: list[LabPlan] = []
+
+    def up(plan: LabPlan, _: object) -> dict[str, Any]:
+        plans.append(plan)
+        return {"servers": []}
+
+    monkeypatch.setattr(cli, "check_root", lambda: None)
+    monkeypatch.setattr(cli.rack, "up", up)
+    monkeypatch.setattr(accelerator, "kvm_works", lambda: works)
+    assert cli.main(["up", *words]) == 0
+    assert [plan.kvm for plan in plans] == [kvm]
+    assert ("KVM does not work here: the processors are emulated" in capsys.readouterr().err) is not works
 
 
 # ---- networks
@@ -145,7 +188,7 @@ def test_facts_lead_back_to_the_plan() -> None:
 
 
 def test_no_lab_is_said_in_words(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"there is no lab in .* Start one with `up`"):
+    with pytest.raises(LabError, match=r"there is no lab in .* Start one with `freehold lab up`"):
         layout.load(tmp_path)
 
 
@@ -205,6 +248,21 @@ def test_faults_are_switched_shown_and_cleared() -> None:
     assert faults.active(value) == {"bmc-slow": 2.5, "drive-skips-erase": True}
     faults.clear(value)
     assert faults.active(value) == {}
+
+
+def test_all_faults_are_listed_with_where_they_are_on() -> None:
+    rows = {row["fault"]: row for row in faults.listed({"server-1": {"bmc-slow": 2.5}, "server-2": {}}, rogue=True)}
+    assert set(rows) == {*faults.SWITCHES, *faults.ACTIONS}
+    assert {"tampered-image", "bmc-certificate"} < set(rows)
+    assert all(row["takes"] for row in rows.values())
+    assert rows["bmc-slow"]["on"] == {"server-1": 2.5}
+    assert rows["rogue-dhcp"]["on"] == {"lab": True}
+    assert rows["bmc-html"]["on"] == {}
+
+
+def test_the_documentation_has_every_fault() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
+    assert [name for name in (*faults.SWITCHES, *faults.ACTIONS) if f"| `{name}` |" not in table] == []
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_traces import traces
 
-from freehold_lab import layout, network, rack
+from freehold_lab import layout
 from freehold_lab.processes import ProcessId, with_lab_id
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -25,6 +26,7 @@ FETCH = "import urllib.request, sys; sys.stdout.buffer.write(urllib.request.urlo
 LOOK_UP = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(bytes(20), (sys.argv[1], 53))"
 )
+KEY = "import ssl, sys; print(ssl.get_server_certificate((sys.argv[1], 443)))"
 DHCP = (
     *(
         "dnsmasq",
@@ -55,18 +57,6 @@ def wait(what: Callable[[], object], seconds: float = 90) -> None:
     while not what():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.3)
-
-
-def traces(name: str, directory: Path) -> dict[str, object]:
-    """All that a lab could leave on its host."""
-    return {
-        "namespaces": network.namespaces(name),
-        "processes": with_lab_id(layout.LabPlan(name, directory).lab_id()),
-        "links": sorted(path.name for path in Path("/sys/class/net").iterdir()),
-        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line],
-        "registry": (rack.REGISTRY / f"{name}.json").exists(),
-        "files": sorted(directory.rglob("*")) if directory.exists() else [],
-    }
 
 
 class Running:
@@ -243,9 +233,20 @@ def test_bmc_reboot_answers_nothing_and_comes_back(running: Running) -> None:
     wait(reachable, 20)
 
 
+def test_another_board_shows_another_key(running: Running) -> None:
+    def shown() -> str:
+        return running.run("controller", sys.executable, "-c", KEY, running.server["bmc_address"]).stdout
+
+    before = shown()
+    assert before.startswith("-----BEGIN CERTIFICATE-----")
+    running("fault", "bmc-certificate", "server-1")
+    assert shown() != before
+
+
 def test_rogue_dhcp_is_there_and_gone(running: Running) -> None:
     assert running("fault", "rogue-dhcp", "on") == {"rogue-dhcp": True}
     assert running("fault", "rogue-dhcp", "on") == {"rogue-dhcp": True}
+    assert {"fault": "rogue-dhcp", "on": {"lab": True}}.items() <= running("fault", "list")["items"][-2].items()
     assert running("fault", "rogue-dhcp", "off") == {"rogue-dhcp": False}
 
 

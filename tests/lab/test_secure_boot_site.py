@@ -78,7 +78,7 @@ def test_keys_change_under_a_server_and_nothing_is_quarantined(tmp_path: Path) -
         wait_generation(rig, 2)
         assert len(agents(rig)) == 3
 
-        # Given back, it gets the newest, by an agent that both its old keys and its new ones admit; and it boots by them.
+        # Given back, it gets the newest, by an agent that its old keys and its new ones admit; and it boots by them.
         rig.freehold("decommission", "server-1", "--yes", *WHY)
         rig.wait_state("available", seconds=600)
         wait_generation(rig, 4)

@@ -2,12 +2,14 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-import yaml
+from lab_traces import traces
 from site_rig import FREEHOLD, SiteRig, site_rig
 
+from freehold.interfaces.cli.prove import lab_name
 from freehold.orchestration.opening import open_vault
 from freehold.provisioning.images import agent_ramdisk, manifest, uki
 from freehold.provisioning.images.kernel import Flavour
@@ -16,14 +18,11 @@ from freehold.root_of_trust.keys import SiteKeys
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
 
-def namespaces() -> set[str]:
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return {line.split()[0] for line in listed.splitlines() if line.strip()}
-
-
 def test_prove_goes_from_a_blank_disk_to_a_certificate_with_nothing_leaving(tmp_path: Path) -> None:
-    before = namespaces()
     command = [*FREEHOLD, "prove", "--dir", str(tmp_path / "prove"), "-o", "json"]
+    lab = tmp_path / "prove" / "lab"
+    before = traces(lab_name(tmp_path / "prove"), lab)
+    kill_a_proof_while_its_machine_runs(command, lab)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
     answer = json.loads(done.stdout)
@@ -31,7 +30,7 @@ def test_prove_goes_from_a_blank_disk_to_a_certificate_with_nothing_leaving(tmp_
     assert list(verdicts.values()) == ["PASS"] * 7
     assert (answer["egress"]["packets"], answer["egress"]["lookups"]) == (0, 0)
     assert answer["egress"]["control_packets"] > 0
-    assert namespaces() == before
+    assert traces(lab_name(tmp_path / "prove"), lab) == before
     bundle = Path(answer["bundle"])
     verified = [*FREEHOLD, "verify", str(bundle)]
     assert subprocess.run(verified, capture_output=True, check=False).returncode == 0
@@ -43,6 +42,23 @@ def test_prove_goes_from_a_blank_disk_to_a_certificate_with_nothing_leaving(tmp_
     refused = subprocess.run(verified, capture_output=True, text=True, check=False)
     assert refused.returncode == 3
     assert victim.name in refused.stdout + refused.stderr
+
+
+def kill_a_proof_while_its_machine_runs(command: list[str], lab: Path) -> None:
+    """kill -9: nothing of it can tidy up. The next run has to."""
+    asked = [*FREEHOLD, "lab", "status", "--dir", str(lab), "-o", "json"]
+
+    def running() -> bool:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return done.returncode == 0 and json.loads(done.stdout)["servers"][0]["power"] == "On"
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        deadline = time.monotonic() + 300
+        while not running():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        first.kill()
 
 
 def checked_quotes(bundle: Path, work: Path) -> int:
@@ -59,31 +75,19 @@ def checked_quotes(bundle: Path, work: Path) -> int:
     return len(claims)
 
 
-def declare(rig: SiteRig, *, assigned: bool) -> None:
-    """The lab's inventory, with the server booting from virtual media; with or without its assignment."""
-    documents = list(yaml.safe_load_all((rig.lab / "inventory.yaml").read_text()))
-    for document in documents:
-        if document["kind"] == "Server":
-            document["spec"]["bootMethod"] = "virtualMedia"
-    wanted = [document for document in documents if assigned or document["kind"] != "Assignment"]
-    path = rig.lab / "declared.yaml"
-    path.write_text(yaml.safe_dump_all(wanted))
-    rig.freehold("apply", "-f", str(path))
-
-
 def wrong_agent(rig: SiteRig) -> bytes:
     """An agent that our own db key signed, but not the one that was promised: another command line."""
     vault = open_vault(rig.state)
-    db = SiteKeys.load(rig.state, vault).secure_boot["db"]
+    keyring = SiteKeys.load(rig.state, vault).secure_boot
     sections = uki.sections_of(rig.artifact("agent.efi").read_bytes())
     cmdline = agent_ramdisk.CMDLINE[Flavour.CLOUD] + " wrong=1"
     unsigned = uki.assemble(sections[".linux"], cmdline, sections[".osrel"], sections[".initrd"])
-    return uki.sign(unsigned, db.private_pem, db.certificate_pem)
+    return keyring.sign(unsigned)
 
 
 def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> None:
     with site_rig(tmp_path, "site") as rig:
-        declare(rig, assigned=False)
+        rig.declare()
         rig.serve()
 
         # The controller is killed while the agent boots for the first time, and goes on.
@@ -98,7 +102,7 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         iso = rig.artifact("agent.iso")
         right = iso.read_bytes()
         uki.make_iso(wrong_agent(rig), iso)
-        declare(rig, assigned=True)
+        rig.declare(assigned=["server-1"])
         status = rig.wait_state("quarantined")
         assert "PCR 4" in status["reason"], status["reason"]
         assert "PCR 11" in status["reason"], status["reason"]
@@ -109,8 +113,8 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         rig.wait_state("provisioning")
         image = rig.artifact("os.raw")
         chunk = tamper(rig, image) // manifest.CHUNK_SIZE
-        rig.wait("refusal", lambda _: any("chunk" in event and "wrong" in event for event in rig.events()))
-        said = next(event for event in rig.events() if "chunk" in event and "wrong" in event)
+        rig.wait("refusal", lambda _: any("chunk" in event and "wrong" in event for event in rig.events("server-1")))
+        said = next(event for event in rig.events("server-1") if "chunk" in event and "wrong" in event)
         assert f"chunk {chunk} at byte" in said, said
         assert rig.status()["state"] == "provisioning"
         tamper(rig, image)
@@ -143,7 +147,7 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         status = rig.wait_state("quarantined", seconds=600)
         assert "not proven clean" in status["reason"]
         assert "canaries are still readable" in status["reason"]
-        assert not any("decommissioning -> available" in event for event in rig.events())
+        assert not any("decommissioning -> available" in event for event in rig.events("server-1"))
 
 
 def tamper(rig: SiteRig, image: Path) -> int:
@@ -154,7 +158,7 @@ def tamper(rig: SiteRig, image: Path) -> int:
 
 def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp_path: Path) -> None:
     with site_rig(tmp_path, "stranger") as rig:
-        declare(rig, assigned=False)
+        rig.declare()
         rig.serve()
         status = rig.wait("certificate", lambda status: status.get("facts", {}).get("bmc_certificate"), seconds=600)
         rows = json.loads(rig.freehold("pki", "list", "-o", "json").stdout)["items"]

@@ -36,9 +36,13 @@ NOW = 1_800_000_000.0
 CA_KEY, FACTORY_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 MADE = datetime.fromtimestamp(NOW, UTC)
 CA = pki.bmc_ca(CA_KEY, "lab", [ip_network("10.0.0.0/8")], MADE)
-CRL = pki.pem(pki.revocation_list(CA, CA_KEY, None, [], MADE)).decode()
 FACTORY = pki.root_ca(FACTORY_KEY, "factory", MADE)
 ROOT = "/redfish/v1"
+
+
+def revoked_by(moment: datetime) -> str:
+    """The list as the controller keeps it: never out of date while it runs."""
+    return pki.pem(pki.revocation_list(CA, CA_KEY, None, [], moment)).decode()
 
 
 class Crash(BaseException):
@@ -67,7 +71,7 @@ class ModelBmc:
     # the controller's side
 
     def identity(self, facts: Facts) -> Any:
-        return accepted_identity(facts, None, pki.pem(CA).decode(), CRL)
+        return accepted_identity(facts, None, pki.pem(CA).decode(), revoked_by(self.moment()))
 
     @asynccontextmanager
     async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:

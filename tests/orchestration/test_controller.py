@@ -7,9 +7,10 @@ from contextlib import AsyncExitStack
 import msgspec
 import pytest
 from aiohttp import web
-from site_support import Place
+from site_support import SERVER, Place
 
 from freehold.model.errors import FreeholdError
+from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration import controller
 from freehold.orchestration.controller import dhcp_settings, interface_of
 from freehold.orchestration.site import BOOT_PORT
@@ -48,3 +49,71 @@ async def test_a_provisioning_network_without_a_range_says_what_to_declare(place
     with pytest.raises(FreeholdError, match="Network provisioning has no dhcpRange") as no:
         dhcp_settings(place.site, "eth0")
     assert "declare spec.dhcpRange {start, end}" in str(no.value)
+
+
+S = ServerState
+BOOTED, DONE = {"agent_booted_at": 1.0}, {"agent_booted_at": 1.0, "agent_released": True}
+WITH_OS = {"agent_booted_at": 1.0, "os_booted_at": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("state", "facts", "answered"),
+    [
+        (S.SECURING, {}, []),
+        (S.DISCOVERING, {}, []),  # whatever runs there now was not started by us
+        (S.DISCOVERING, BOOTED, [True]),
+        (S.PREPARING, DONE, []),  # off, while people approve what it measured
+        (S.PREPARING, BOOTED, [True]),
+        (S.AVAILABLE, DONE, []),
+        (S.PROVISIONING, {"agent_released": True}, []),
+        (S.PROVISIONING, DONE, [True]),
+        (S.PROVISIONING, WITH_OS, [False]),
+        (S.ATTESTING, WITH_OS, [False]),
+        (S.ACTIVE, WITH_OS, [False]),
+        (S.REMEDIATING, WITH_OS, [False]),
+        (S.DECOMMISSIONING, {"os_booted_at": 2.0}, [False]),
+        (S.DECOMMISSIONING, WITH_OS, [True]),
+        (S.DECOMMISSIONING, DONE, []),
+        (S.RETIRED, WITH_OS, []),
+    ],
+)
+async def test_after_a_restart_dhcp_offers_the_agent_only_to_whoever_waits_for_it(
+    place: Place, state: ServerState, facts: dict[str, object], answered: list[bool]
+) -> None:
+    await place.establish(state, **facts)
+    await controller.answer_known(place.site, place.store)
+    assert [host.boots for host in place.site.due_to_boot.get(SERVER, ())] == answered
+
+
+@pytest.mark.parametrize(("state", "facts"), [(S.PROVISIONING, DONE), (S.DECOMMISSIONING, BOOTED), (S.ACTIVE, WITH_OS)])
+async def test_a_server_in_quarantine_keeps_its_address_and_boots_nothing_of_ours(
+    owned: Place, state: ServerState, facts: dict[str, object]
+) -> None:
+    await owned.establish(state, **facts)
+    await controller.answer_known(owned.site, owned.store)
+    await owned.store.record_intent(SERVER, IntentKind.QUARANTINE, by="attestation", reason="it booted something else")
+    await controller.engine_of(owned.site, owned.store, owned.evidence).round()
+    assert (await owned.view()).status.state is S.QUARANTINED
+    assert [host.boots for host in owned.site.due_to_boot[SERVER]] == [False]
+    owned.site.due_to_boot.clear()
+    await controller.answer_known(owned.site, owned.store)
+    assert [host.boots for host in owned.site.due_to_boot[SERVER]] == [False]
+
+
+async def test_a_server_that_was_never_on_our_network_gets_no_address_in_quarantine(place: Place) -> None:
+    await place.set_status(ServerStatus(state=S.QUARANTINED, quarantined_from=S.SECURING))
+    await controller.answer_known(place.site, place.store)
+    assert place.site.due_to_boot == {}
+
+
+async def test_a_quarantine_does_not_wait_for_a_dhcp_server_that_has_died(
+    owned: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def died(*_: object) -> None:
+        raise FreeholdError("dnsmasq is not running")
+
+    monkeypatch.setattr(owned.site, "answer_dhcp", died)
+    await owned.establish(S.ACTIVE, **WITH_OS)
+    await owned.store.record_intent(SERVER, IntentKind.QUARANTINE, by="attestation", reason="it booted something else")
+    await controller.engine_of(owned.site, owned.store, owned.evidence).round()
+    assert (await owned.view()).status.state is S.QUARANTINED

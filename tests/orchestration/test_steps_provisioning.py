@@ -1,5 +1,6 @@
 """Provisioning: which disk bears the OS, and what is refused before a byte is written."""
 
+import time
 from typing import Any
 
 import pytest
@@ -81,3 +82,15 @@ async def test_an_installed_os_gets_an_address_of_ours_and_nothing_to_boot(owned
     session = await owned.speak("os")
     assert (await owned.step("boot_os", agent=session)).done
     assert [host.boots for host in owned.site.due_to_boot[SERVER]] == [False]
+
+
+async def test_a_boot_that_replaces_a_lost_agent_says_so(owned: Place) -> None:
+    assert (await owned.step("boot_agent")).events == ()
+    await owned.establish(agent_booted_at=time.time() - 901)
+    assert (await owned.step("boot_agent")).events == (
+        "no agent came within 901 s of the start; the machine is started into it anew",
+    )
+    lost = await owned.speak("ramdisk", started=time.time() + 1, last_seen=time.time() - 130)
+    assert (await owned.step("boot_agent", agent=lost)).events == (
+        "the agent fell silent 130 s ago; the machine is started into it anew",
+    )

@@ -157,7 +157,8 @@ asyncio.run(main())
 @pytest.mark.lab
 def test_dnsmasq_answers_the_known_and_ignores_the_unknown(tmp_path):
     """Two namespaces joined by a veth pair: dnsmasq in one, the probe as a client in the other, by TFTP too."""
-    (tmp_path / "agent.efi").write_bytes(b"the signed agent")
+    agent = os.urandom(300_001)  # several hundred blocks, and a last one that is not full
+    (tmp_path / "agent.efi").write_bytes(agent)
     server, client = (f"fh-dhcp-{os.getpid()}-{end}" for end in "sc")
     for name in (server, client):
         subprocess.run(["ip", "netns", "add", name], check=True)
@@ -180,4 +181,4 @@ def test_dnsmasq_answers_the_known_and_ignores_the_unknown(tmp_path):
         "gone [0, 0]",
         "running False",
     ], done.stderr
-    assert (tmp_path / "fetched").read_bytes() == b"the signed agent"
+    assert (tmp_path / "fetched").read_bytes() == agent

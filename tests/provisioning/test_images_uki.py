@@ -1,38 +1,13 @@
 """UKIs, signatures and disks, checked with other people's tools."""
 
-import datetime
 from pathlib import Path
 
 import pefile
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from freehold.provisioning.images import disk, os_image, uki
 from freehold.provisioning.images.errors import ImageBuildError
 from freehold.provisioning.images.tools import run
-
-
-@pytest.fixture(scope="module")
-def db() -> tuple[bytes, bytes]:
-    """A db key and its certificate, as PEM."""
-    key = rsa.generate_private_key(65537, 2048)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test db")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    encoding = serialization.Encoding.PEM
-    plain = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return plain, certificate.public_bytes(encoding)
 
 
 def test_something_else_than_a_stub_is_refused() -> None:
@@ -60,27 +35,6 @@ def test_a_uki_has_its_sections_in_memory_order() -> None:
 def test_a_stub_without_room_is_refused() -> None:
     with pytest.raises(ImageBuildError, match="no room"):
         uki.add_sections(uki.read_stub(), [(f".s{n}", b"x") for n in range(20)])
-
-
-@pytest.mark.host
-def test_a_signature_verifies_and_a_changed_file_does_not(db: tuple[bytes, bytes], tmp_path: Path) -> None:
-    signed = uki.sign(uki.assemble(b"kernel" * 1000, "quiet", b"ID=x\n"), *db)
-    certificate, good, bad = (tmp_path / name for name in ("db.pem", "good.efi", "bad.efi"))
-    certificate.write_bytes(db[1])
-    good.write_bytes(signed)
-    bad.write_bytes(signed.replace(b"quiet", b"debug"))
-    assert "verification OK" in run("sbverify", "--cert", certificate, good)
-    with pytest.raises(ImageBuildError, match="verification failed"):
-        run("sbverify", "--cert", certificate, bad)
-
-
-@pytest.mark.host
-def test_the_private_key_is_gone_from_memory_files() -> None:
-    with uki.memory_file("key", b"secret") as descriptor:
-        path = Path(f"/proc/self/fd/{descriptor}")
-        assert path.read_bytes() == b"secret"
-        assert "memfd" in str(path.readlink())
-    assert not path.exists()
 
 
 @pytest.mark.host

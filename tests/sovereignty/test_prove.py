@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from freehold.evidence import Ed25519Signer, EvidenceLog, verify_bundle
-from freehold.interfaces.cli.prove import card, claim_state
+from freehold.interfaces.cli.prove import NotProven, card, claim_state, lab_name
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState, ServerStatus
 from freehold.orchestration.controller import recorder
 from freehold.orchestration.opening import open_log, serving
 from freehold.sovereignty.prove import Count, Progress, Prover, Report
+from freehold_lab.network import Layout
 
 sys.path.append(str(Path(__file__).parents[1] / "orchestration"))
 from site_support import SERVER, Place, a_place
@@ -66,6 +67,8 @@ async def test_a_lifecycle_that_does_not_end_is_answered_and_exported_all_the_sa
         report, shown = await proved(place, tmp_path, Outside())
     assert report.failure is not None
     assert "it is quarantined: PCR 7: Secure Boot is off" in report.failure.what
+    assert not hasattr(report.failure, "exit_code")  # 1: it failed; 3 is for what tried to leave
+    assert NotProven.exit_code == 3
     assert report.answers[0].verdict == "NOT PROVEN"
     assert report.nothing_left
     assert verify_bundle(report.bundle).statements["egress"] == 1
@@ -97,6 +100,12 @@ async def test_nothing_left_needs_zero_and_a_working_control(tmp_path: Path, pac
         report, _ = await proved(place, tmp_path, Outside())
     egress = report.egress | {"packets": packets}
     assert dataclasses.replace(report, egress=egress).nothing_left is (packets == 0)
+
+
+def test_two_runs_on_one_host_have_labs_of_their_own(tmp_path: Path) -> None:
+    one, other = lab_name(tmp_path / "one"), lab_name(tmp_path / "other")
+    assert one != other
+    assert [Layout(name, 1).lab for name in (one, other)] == [one, other]  # the lab takes such a name
 
 
 def test_the_state_of_a_site_is_never_thrown_away(tmp_path: Path) -> None:

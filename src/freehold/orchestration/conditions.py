@@ -58,6 +58,16 @@ def agent_expected(server: ServerView, now: float) -> bool:
     return not spoke and now - booted < BOOT_PATIENCE
 
 
+def given_up(server: ServerView, now: float) -> str | None:
+    """Why nobody waits any longer for the agent that the machine was started into; None if it was started into none."""
+    agent, booted = server.agent, server.facts.agent_booted_at
+    if booted is None:
+        return None
+    if agent is not None and agent.mode == "ramdisk" and agent.started >= booted:
+        return f"the agent fell silent {now - agent.last_seen:.0f} s ago"
+    return f"no agent came within {now - booted:.0f} s of the start"
+
+
 def may_be_cleared(server: ServerView) -> bool:
     """Between the order and its result nobody knows whether TPM2_Clear has set the TPM's counters back."""
     return server.status.state is ServerState.DECOMMISSIONING and not server.facts.tpm_cleared

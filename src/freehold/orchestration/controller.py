@@ -18,8 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from freehold.evidence import Envelope, EvidenceLog, Predicate, Statement, Subject
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding
-from freehold.model.resources import NetworkSpec, ServerSpec, SiteSpec
-from freehold.model.status import ServerState
+from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.issuance import record_certificates, watch_certificates
@@ -27,9 +26,10 @@ from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
 from freehold.orchestration.step import Record
-from freehold.orchestration.steps.booting import boot_hosts
+from freehold.orchestration.steps.booting import answered
 from freehold.orchestration.steps.table import steps_of
 from freehold.orchestration.store import Store
+from freehold.orchestration.view import ServerView
 from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
@@ -47,20 +47,6 @@ DEPOT_INTERVAL = 3600.0
 
 ROGUE_INTERVAL = 30.0
 """Seconds between two probes for foreign DHCP servers."""
-
-NEEDS_ADDRESS = frozenset(ServerState) - {
-    ServerState.ENROLLED,
-    ServerState.SECURING,
-    ServerState.AVAILABLE,
-    ServerState.RETIRED,
-}
-"""States in which the server may run our agent or our OS, and so is answered by DHCP."""
-
-
-BOOTS_FROM_US = frozenset(
-    {ServerState.DISCOVERING, ServerState.PREPARING, ServerState.PROVISIONING, ServerState.DECOMMISSIONING}
-)
-"""Of those, the states in which it may be starting into our agent."""
 
 
 def make_site(
@@ -142,7 +128,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
             watcher.add_done_callback(_say_why_it_ended)
             stack.callback(watcher.cancel)
         site.depot_seen = await asyncio.to_thread(depot_seen, log)
-        engine = Engine(store, steps_of(site), record, alone=True)
+        engine = engine_of(site, store, record)
         door.nudge = engine.nudge
         known = ", ".join(f"{count} {state}" for state, count in (await store.states()).items())
         logger.info("ready: %s", known or "no servers yet")
@@ -167,17 +153,17 @@ async def keep_depot_fresh(site: Site) -> None:
 
 async def watch_for_rogues(interface: str, own: str, store: Store) -> None:
     """Ask the segment who else offers addresses, for ever; a change of the answer is an event for people."""
-    known: tuple[Finding, ...] = ()
+    known: dict[str, Finding] = {}
     while True:
         try:
-            found = tuple(await find_rogues(interface, frozenset({own})))
+            found = {rogue.detail: rogue for rogue in await find_rogues(interface, frozenset({own}))}
         except FreeholdError as error:
             logger.error("%s", error)
         else:
-            for rogue in found:
-                if rogue not in known:
-                    logger.error("%s; %s", rogue.detail, rogue.remedy)
-                    await store.add_event(None, rogue.kind, f"{rogue.detail}; {rogue.remedy}")
+            for detail in found.keys() - known.keys():
+                rogue = found[detail]
+                logger.error("%s; %s; %s", detail, rogue.evidence, rogue.remedy)
+                await store.add_event(None, rogue.kind, f"{detail}; {rogue.evidence}; {rogue.remedy}")
             if known and not found:
                 await store.add_event(None, "rogue-dhcp", f"no foreign DHCP server answers on {interface} any more")
             known = found
@@ -188,13 +174,22 @@ async def answer_known(site: Site, store: Store) -> None:
     """After a restart: whoever may be running on our network keeps its address."""
     after = ("Server", "")
     while page := await store.list_resources("Server", after=after):
-        for declared in page:
-            state = declared.status.state if declared.status else ServerState.ENROLLED
-            if state in NEEDS_ADDRESS and isinstance(declared.resource.spec, ServerSpec):
-                view = await store.ledger.view(declared.resource.name)
-                if view is not None:
-                    await site.answer_dhcp(view.name, boot_hosts(site, view, boots=state in BOOTS_FROM_US))
+        for view in (await store.ledger.views([declared.resource.name for declared in page])).values():
+            if hosts := answered(site, view):
+                await site.answer_dhcp(view.name, hosts)
         after = page[-1].resource.key
+
+
+def engine_of(site: Site, store: Store, record: Record) -> Engine:
+    """The engine on the site's steps. As a server enters a state, DHCP follows: what is quarantined boots nothing."""
+
+    async def follow(entering: ServerView) -> None:
+        try:
+            await site.answer_dhcp(entering.name, answered(site, entering))
+        except (FreeholdError, OSError) as error:  # a quarantine does not wait for dnsmasq
+            logger.error("server %s: %s", entering.name, error)
+
+    return Engine(store, steps_of(site), record, alone=True, entering=follow)
 
 
 def dhcp_settings(site: Site, interface: str) -> DhcpSettings:

@@ -8,7 +8,7 @@ runs the same step again. Nothing of an idle server is kept in memory.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -38,7 +38,8 @@ STEP_AGAIN = 30.0
 
 class Engine:
     """`steps` has a function for every name in `planner.STEPS`. `alone`: the caller holds the site's lock, so no other
-    replica lives and what a killed one held is free at once."""
+    replica lives and what a killed one held is free at once. `entering` is called with a server as it will be in the
+    state that it enters, before that is written."""
 
     def __init__(
         self,
@@ -51,9 +52,10 @@ class Engine:
         ttl: float = 30.0,
         slots: int = 200,
         alone: bool = False,
+        entering: Callable[[ServerView], Awaitable[None]] | None = None,
     ) -> None:
         self._store, self._steps, self._record, self._clock = store, steps, record, clock
-        self._slots, self._alone = slots, alone
+        self._slots, self._alone, self._entering = slots, alone, entering
         self.lease = Lease(store.ledger, ttl=ttl, clock=clock, monotonic=monotonic)
         self._in_flight: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
@@ -180,6 +182,8 @@ class Engine:
                 completion, notes=(*completion.notes, Note("stuck", status.findings[-1].detail))
             )
         status = msgspec.structs.replace(status, observed_generation=server.generation)
+        if self._entering is not None and status.state is not server.status.state:
+            await self._entering(msgspec.structs.replace(server, status=status))
         await self._store.ledger.complete(claim, msgspec.structs.replace(completion, status=status), now)
 
     async def _carry_out(self, claim: Claim, server: ServerView, decision: Any, now: float) -> Completion | None:

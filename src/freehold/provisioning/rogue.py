@@ -110,10 +110,11 @@ def judge(offers: list[Offer], allowed: frozenset[str], interface: str) -> list[
             subject=interface,
             detail=(
                 f"a DHCP server that is not ours answers on {interface}: from {offer.source}, calls itself "
-                f"{offer.server_id or 'nothing'}, offers {offer.offered}, boot file {offer.boot_file or 'none'!r} on "
-                f"{offer.next_server}, routers {', '.join(offer.routers) or 'none'}"
+                f"{offer.server_id or 'nothing'}, boot file {offer.boot_file or 'none'!r} on {offer.next_server}, "
+                f"routers {', '.join(offer.routers) or 'none'}"
             ),
             remedy="find the port of that machine in the switch's MAC table and shut it; turn DHCP snooping on",
+            evidence=f"it offered {offer.offered}",  # another address each time, and the same stranger
         )
         for _, offer in sorted(foreign.items(), key=str)
     ]

@@ -13,7 +13,7 @@ from freehold_lab.bmc.messages import RedfishError
 from freehold_lab.bmc.state import replace_file
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-SERVED, FACTORY = "https.pem", "https-factory.pem"
+SERVED, FACTORY, REQUESTED = "https.pem", "https-factory.pem", "https-request-key.pem"
 
 
 def restore_factory_certificate(directory: Path) -> None:
@@ -21,12 +21,18 @@ def restore_factory_certificate(directory: Path) -> None:
     replace_file(directory / SERVED, (directory / FACTORY).read_bytes())
 
 
+def forget_certificates(directory: Path) -> None:
+    """As after a swap of the board: it makes a factory key that nobody has seen, at its next start."""
+    for name in (SERVED, FACTORY, REQUESTED):
+        (directory / name).unlink(missing_ok=True)
+
+
 class TlsIdentity:
     """Key and certificate chain in one PEM file, so that both are replaced in one step. Made if missing."""
 
     def __init__(self, directory: Path, serial: str, manufacturer: str) -> None:
         self._path = directory / SERVED
-        self._request_path = directory / "https-request-key.pem"
+        self._request_path = directory / REQUESTED
         if not self._path.exists():
             key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
             self._write(key, [_factory_certificate(key, serial, manufacturer)])

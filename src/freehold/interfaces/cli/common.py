@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +43,13 @@ def output_option(*more: str) -> Callable[[F], F]:
         default="table",
         show_default=True,
         help="How to print the answer.",
+    )
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, also one that cannot be understood."""
+    return any(word in ("--output=json", "-ojson") for word in words) or any(
+        word in ("--output", "-o") and value == "json" for word, value in pairwise(words)
     )
 
 

@@ -1,14 +1,18 @@
 """`freehold lab`: passes on to the rack in a box, a program of its own, and writes Freehold's inventory of it."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
+from freehold.interfaces.cli.common import wants_json
 from freehold.model.errors import FreeholdError
 from freehold.root_of_trust import operator_keys
 
@@ -77,6 +81,16 @@ def operator_keys_of(directory: Path) -> dict[str, Path]:
     return paths
 
 
+def forget_inventory(directory: Path) -> None:
+    """Remove what `write_inventory` and `operator_keys_of` made, and the directory if nothing else is in it."""
+    key, people = directory / SSH_KEY, directory / "operators"
+    shutil.rmtree(people, ignore_errors=True)
+    for path in (directory / INVENTORY, key, key.with_suffix(".pub")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
 def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
     """The documents, in the order in which a reader wants them. Pure."""
 
@@ -118,12 +132,28 @@ def documents(facts: dict[str, Any], ssh_key: str) -> list[dict[str, Any]]:
 
 
 LAB_COMMANDS = ("up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan")
+CHOICES: dict[tuple[str, int], tuple[str, ...]] = {
+    ("power", 2): ("on", "off", "reset"),
+    ("wan", 1): ("cut", "restore", "counters", "reset-counters"),
+    ("fault", 1): ("list", "clear"),
+}
+"""Words that the lab knows, by command and place: to complete them must not cost the start of another program."""
 
 
 def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """The lab's commands; behind them, the servers of the lab in `./lab`."""
+    """Commands; what they take; servers and namespaces of the lab that is named, or is in `./lab`."""
     words = list(ctx.params.get("arguments") or ())
-    choices = LAB_COMMANDS if not words else tuple(path.name for path in Path("lab/servers").glob("*"))
+    directory = _directory(words)
+    plain = [word for at, word in enumerate(words) if not word.startswith("-") and words[at - 1 : at] != ["--dir"]]
+    command, place = (plain or [""])[0], len(plain)
+    if not plain:
+        choices: Iterable[str] = LAB_COMMANDS
+    elif (command, place) in (("console", 1), ("power", 1), ("ssh", 1), ("fault", 2)):
+        choices = (path.name for path in sorted((directory / "servers").glob("*")))
+    elif (command, place) == ("exec", 1) and (directory / "lab.json").exists():
+        choices = facts_of(directory)["namespaces"]
+    else:
+        choices = CHOICES.get((command, place), ())
     return [word for word in choices if word.startswith(incomplete)]
 
 
@@ -143,14 +173,14 @@ def lab(arguments: tuple[str, ...]) -> None:
     if done == 0 and arguments[:1] == ("up",) and "--help" not in arguments and "-h" not in arguments:
         directory = _directory(arguments)
         path, keys = write_inventory(directory, facts_of(directory)), operator_keys_of(directory)
-        if not any("json" in argument for argument in arguments):
+        if not wants_json(arguments):
             click.echo(f"inventory: {path}")
             click.echo(f"operators: {', '.join(str(each) for each in keys.values())}")
             click.echo(f"next:      freehold serve --lab {directory} &  freehold apply -f {path}")
     raise click.exceptions.Exit(done)
 
 
-def _directory(arguments: tuple[str, ...]) -> Path:
+def _directory(arguments: Sequence[str]) -> Path:
     for at, argument in enumerate(arguments):
         if argument.startswith("--dir="):
             return Path(argument.partition("=")[2])

@@ -11,8 +11,9 @@ Exit codes:
   0  done
   1  failed; the message says what is wrong and what to do
   2  wrong usage, or a document that is not valid
-  3  the answer is no: `diff` found differences, `verify` refused, `audit` has findings, something left in
-     `prove`, `lab status` found something broken, `vault` does not open or has findings
+  3  the answer is no: `diff` or `baseline diff` found differences, `verify` refused, `audit` has findings,
+     `prove`: something left, `lab status` found something broken, `vault status`: it does not open,
+     `vault audit` has findings
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
@@ -122,9 +123,9 @@ def _show(parts: dict[str, str | None], text: str) -> None:
 
 
 def _as_json() -> bool:
-    return any(a in ("--output=json", "-ojson") for a in sys.argv) or any(
-        a in ("--output", "-o") and b == "json" for a, b in zip(sys.argv, sys.argv[1:], strict=False)
-    )
+    from freehold.interfaces.cli.common import wants_json
+
+    return wants_json(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -127,9 +127,11 @@ def found(people: tuple[tuple[str, PublicKey], ...], state: Path, output: str) -
 
 
 @operator.command("list")
+@limit_option
+@click.option("--after", default="", metavar="NAME", help="Begin behind this name: the next page.")
 @state_option
 @output_option()
-def list_operators(state: Path, output: str) -> None:
+def list_operators(limit: int, after: str, state: Path, output: str) -> None:
     """Who may approve, and by which key.
 
     \b
@@ -141,7 +143,7 @@ def list_operators(state: Path, output: str) -> None:
         async with site_store(state) as store:
             return await store.approvals.operators()
 
-    _show_people(run(work()), output)
+    _show_people(run(work()), output, after=after, limit=limit)
 
 
 @operator.command()
@@ -202,12 +204,13 @@ def _unique(people: tuple[tuple[str, PublicKey], ...]) -> dict[str, PublicKey]:
     return named
 
 
-def _show_people(people: Operators, output: str) -> None:
-    rows = [(name, key.key_id) for name, key in sorted(people.people.items())]
-    if output == "json":
-        show_json({"items": [{"name": name, "key_id": key_id} for name, key_id in rows], "next": None})
-    else:
-        show_table(("OPERATOR", "KEY"), rows)
+def _show_people(people: Operators, output: str, *, after: str = "", limit: int | None = None) -> None:
+    rows = [(name, key.key_id) for name, key in sorted(people.people.items()) if name > after]
+    page = rows[:limit]
+    if output != "json":
+        show_table(("OPERATOR", "KEY"), page)
+    items = [{"name": name, "key_id": key_id} for name, key_id in page]
+    show_page("--after", items, page[-1][0] if len(rows) > len(page) else None, output)
 
 
 @click.group()

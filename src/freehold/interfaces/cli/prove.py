@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import shutil
 import subprocess
@@ -16,7 +17,14 @@ import msgspec
 
 from freehold.evidence import Ed25519Signer
 from freehold.interfaces.cli.common import output_option, show_json
-from freehold.interfaces.cli.lab import facts_of, lab_command, lab_error, operator_keys_of, write_inventory
+from freehold.interfaces.cli.lab import (
+    facts_of,
+    forget_inventory,
+    lab_command,
+    lab_error,
+    operator_keys_of,
+    write_inventory,
+)
 from freehold.interfaces.cli.lab_depot import carry_in
 from freehold.interfaces.cli.lab_rack import LabRack
 from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
@@ -33,7 +41,7 @@ from freehold.root_of_trust import operator_keys
 from freehold.root_of_trust.vault import Vault
 from freehold.sovereignty.prove import Progress, Prover, Report
 
-LAB_NAME, SERVER = "prove", "server-1"
+SERVER = "server-1"
 
 
 class NotProven(FreeholdError):
@@ -69,11 +77,15 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
     base = build_base(Cache(default_root(), show_step), mirror=mirror)
     claim_state(state)
     click.echo("  lab: starting", err=True)
-    _lab("down", "--name", LAB_NAME, directory=lab)
-    _lab("up", "--name", LAB_NAME, "--servers", "1", directory=lab, check=True)
+    name = lab_name(directory)
+    _lab("down", "--name", name, directory=lab)
+    _lab("up", "--name", name, "--servers", "1", directory=lab, check=True)
     failed = True
     try:
         facts = facts_of(lab)
+        click.echo(
+            f"  lab: up, processors {'by KVM' if facts['kvm'] else 'emulated (KVM does not work here)'}", err=True
+        )
         inventory = write_inventory(lab, facts)
         trust_lab(state, facts)
         enter_network_namespace(facts["controller_namespace"])
@@ -90,13 +102,14 @@ def prove(directory: Path, keep: bool, mirror: str | None, output: str) -> None:
             _save_console(facts, bundle)
     finally:
         if keep:
-            click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {LAB_NAME}`", err=True)
+            click.echo(f"  lab: kept; remove it with `freehold lab down --dir {lab} --name {name}`", err=True)
         else:
-            _lab("down", "--name", LAB_NAME, directory=lab)
+            _lab("down", "--name", name, directory=lab)
             if failed:
                 click.echo(f"  state: kept in {state} for a look around; the next run removes it", err=True)
             else:
                 shutil.rmtree(state, ignore_errors=True)
+                forget_inventory(lab)
     if output == "json":
         failure = report.failure.to_dict() if report.failure is not None else None
         show_json({"report": msgspec.to_builtins(report.answers), "maturity": report.stage, "egress": report.egress,
@@ -116,6 +129,11 @@ def _save_console(facts: dict[str, Any], bundle: Path) -> None:
         console = Path(server["console_log"])
         if console.exists():
             shutil.copy(console, bundle.with_name(f"{bundle.name}-{server['name']}-console.log"))
+
+
+def lab_name(directory: Path) -> str:
+    """Of the run's own lab: two runs on one host must not take each other's lab down."""
+    return f"prove-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}"
 
 
 def claim_state(state: Path) -> None:

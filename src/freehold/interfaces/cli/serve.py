@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from freehold.interfaces.cli.common import state_option
+from freehold.interfaces.cli.common import output_option, state_option
 from freehold.interfaces.cli.images import FLAVOURS
 from freehold.interfaces.cli.lab import facts_of
 from freehold.model.errors import FreeholdError
@@ -22,7 +23,7 @@ from freehold.orchestration.controller import make_site
 from freehold.orchestration.controller import serve as run_site
 from freehold.orchestration.opening import boot_artifacts, open_keys, open_log, open_vault, serving
 from freehold.orchestration.store import Store
-from freehold.provisioning.images.artifacts import Cache, Step, default_root
+from freehold.provisioning.images.artifacts import Cache, Progress, Step, default_root
 from freehold.provisioning.images.build import BaseArtifacts, build_base
 
 logger = logging.getLogger("freehold")
@@ -45,22 +46,23 @@ CLONE_NEWNET = 0x40000000
     help="Debian kernel of agent and OS: cloud for virtual hardware, amd64 for real servers.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
-def serve(state: Path, lab: Path | None, mirror: str | None, kernel: str, verbose: bool) -> None:
+@output_option()
+def serve(state: Path, lab: Path | None, mirror: str | None, kernel: str, verbose: bool, output: str) -> None:
     """Run the controller: engine, agent API, boot server and DHCP. Stop it with Ctrl-C; start it again at any time.
+
+    With `-o json` it prints one object a line, `{"at", "level", "from", "message"}`; for a step of a build also `step`,
+    `state` and `seconds`.
 
     \b
     Example:
       freehold serve --lab ./lab
+      freehold serve -o json > serve.jsonl
     """
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname).1s %(message)s",
-        stream=sys.stderr,
-    )
+    progress = log_to(output, verbose)
     state = state.resolve()  # dnsmasq and others change their directory
     for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    base = build_base(Cache(default_root(), show_step), mirror=mirror, flavour=FLAVOURS[kernel])
+    base = build_base(Cache(default_root(), progress), mirror=mirror, flavour=FLAVOURS[kernel])
     if lab is not None:
         facts = facts_of(lab)
         trust_lab(state, facts)
@@ -69,7 +71,42 @@ def serve(state: Path, lab: Path | None, mirror: str | None, kernel: str, verbos
         import uvloop
 
         with contextlib.suppress(asyncio.CancelledError):
-            uvloop.run(run(state, base))
+            uvloop.run(run(state, base, progress))
+
+
+def log_to(output: str, verbose: bool) -> Progress:
+    """What the controller has to tell goes to people on stderr, or as JSON Lines to stdout. Returns how the steps of a
+    build are told."""
+    level = logging.DEBUG if verbose else logging.INFO
+    if output != "json":
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
+        return show_step
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLine())
+    logging.basicConfig(level=level, handlers=[handler])
+
+    def log_step(step: Step) -> None:
+        if step.state != "cached":
+            logger.info("%s: %s", step.name, step.state, extra={"step": step})
+
+    return log_step
+
+
+class JsonLine(logging.Formatter):
+    """A log record as one JSON object; `at` is UNIX seconds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": record.created,
+            "level": record.levelname.lower(),
+            "from": record.name,
+            "message": record.getMessage(),
+        }
+        if (step := getattr(record, "step", None)) is not None:
+            line |= {"step": step.name, "state": step.state, "seconds": step.seconds}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 def trust_lab(state: Path, facts: dict[str, Any]) -> None:
@@ -97,7 +134,7 @@ def enter_network_namespace(name: str) -> None:
         os.close(descriptor)
 
 
-async def run(state: Path, base: BaseArtifacts) -> None:
+async def run(state: Path, base: BaseArtifacts, progress: Progress) -> None:
     stopping = asyncio.current_task()
     assert stopping is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.cancel)
@@ -110,7 +147,7 @@ async def run(state: Path, base: BaseArtifacts) -> None:
             logger.warning("no root ceremony was held: the issuing CAs vouch for themselves (docs/key-ceremony.md)")
         (state / "tpm-roots").mkdir(exist_ok=True)
         with await asyncio.to_thread(open_log, state, name, keys) as log:
-            boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, show_step)
+            boot = await asyncio.to_thread(boot_artifacts, state, name, spec, keys, base, progress)
             site = make_site(state, spec, networks, vault, keys, boot)
             await run_site(site, store, log)
     finally:

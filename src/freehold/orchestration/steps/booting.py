@@ -5,6 +5,7 @@ from typing import Any
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, ServerState
+from freehold.orchestration.conditions import given_up
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -12,6 +13,9 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.provisioning.dhcp import BootHost
 from freehold.root_of_trust.secure_boot_generations import KeySet
+
+_WITH_AGENT = (ServerState.DISCOVERING, ServerState.PREPARING, ServerState.DECOMMISSIONING)
+_WITH_OS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
 
 
 def generation_of(facts: Facts) -> int | None:
@@ -37,6 +41,24 @@ def boot_hosts(site: Site, view: ServerView, *, boots: bool = True) -> tuple[Boo
         for nic in view.spec.nics
         if nic.network == wanted
     )
+
+
+def answered(site: Site, view: ServerView) -> tuple[BootHost, ...]:
+    """Whom of the server DHCP answers, as its status tells: nobody while it is off; and it is told of something to boot
+    only while our agent is on its way. A server in quarantine keeps its address and gets nothing to boot."""
+    status, facts = view.status, view.facts
+    state = status.quarantined_from or status.state
+    if state in _WITH_AGENT:
+        decommissioning = state is ServerState.DECOMMISSIONING  # begins while the old OS still runs
+        runs = not facts.agent_released and (decommissioning or facts.agent_booted_at is not None)
+        boots = runs and facts.agent_booted_at is not None
+    elif state is ServerState.PROVISIONING:
+        runs = facts.agent_booted_at is not None
+        boots = runs and facts.os_booted_at is None
+    else:
+        runs, boots = state in _WITH_OS, False
+    boots = boots and status.state is not ServerState.QUARANTINED
+    return boot_hosts(site, view, boots=boots) if runs else ()
 
 
 async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
@@ -70,7 +92,9 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
     if view.status.state is ServerState.DECOMMISSIONING:
         facts["media"] = None  # the old OS may have run meanwhile: what was erased before this boot is erased again
-    return StepResult(facts=facts, statements=(("boot-config", claim),))
+    why = given_up(view, ctx.now)
+    events = (f"{why}; the machine is started into it anew",) if why is not None else ()
+    return StepResult(facts=facts, statements=(("boot-config", claim),), events=events)
 
 
 async def release_agent(site: Site, ctx: StepContext) -> StepResult:

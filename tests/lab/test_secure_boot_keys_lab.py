@@ -1,5 +1,5 @@
-"""Secure Boot on real firmware: what the enrolment image writes, what a rotation admits, what dbx refuses; and each time
-PCR 7 is what was predicted. No root."""
+"""Secure Boot on real firmware: what the enrolment image writes, what a rotation admits, what dbx refuses; and each
+time PCR 7 is what was predicted. No root."""
 
 import asyncio
 import sys
