@@ -117,6 +117,11 @@ class SiteRig:
         rows = json.loads(self.freehold("events", *name, "--limit", "5000", "-o", "json").stdout)["items"]
         return [f"{row['kind']}: {row['message']}" for row in rows]
 
+    def statements(self, kind: str) -> list[dict[str, Any]]:
+        """What the evidence log holds of one kind."""
+        rows = json.loads(self.freehold("evidence", "log", "--limit", "1000", "-o", "json").stdout)["items"]
+        return [row for row in rows if row["kind"] == kind]
+
     def wait_event(self, *words: str, name: str = "server-1", seconds: float = 420.0) -> str:
         """The first event of the server that has all the words."""
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 from site_support import SERVER, Place
 
 from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
 from freehold.model.status import FirmwareFact
-from freehold.orchestration.controller import depot_seen, keep_depot_fresh, recorder
+from freehold.orchestration.controller import depot_seen, keep_depot_fresh, recorder, tls_context
 from freehold.orchestration.opening import open_log
 from freehold.out_of_band.server import power
-from freehold.out_of_band.update import bios_version
+from freehold.out_of_band.update import FETCHED, bios_version
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
     Depot,
@@ -80,6 +81,29 @@ async def test_the_bytes_that_two_operators_signed_are_sent_and_then_everything_
     assert claim["sha256"] == hashlib.sha256(NEW).hexdigest()
     assert claim["unsigned_because"] == "a test"
     async with wanting.own_bmc() as client:
+        await power(client, "reset")
+        assert await bios_version(client) == "2.0.0"
+
+
+async def test_a_bmc_that_takes_no_uploads_fetches_from_the_site_and_from_nobody_else(
+    wanting: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    wanting.hardware.faults.uploads_refused = True
+    site = wanting.site
+    runner = web.AppRunner(site.shelf.create_app())
+    await runner.setup()
+    chain = site.keys.agent_ca.certificate_pem
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(site.keys.controller_tls, chain)).start()
+    monkeypatch.setattr(site.shelf, "_base", f"https://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        done = await wanting.step("apply_firmware")
+    finally:
+        await runner.cleanup()
+    assert done.statements[0][1]["sent_by"] == FETCHED
+    async with wanting.own_bmc() as client:
+        service = await client.get("/redfish/v1/UpdateService")
+        assert service["VerifyRemoteServerCertificate"] is True
         await power(client, "reset")
         assert await bios_version(client) == "2.0.0"
 

@@ -24,7 +24,7 @@ from freehold.orchestration.engine import Engine
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
-from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
+from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, FIRMWARE_PORT, Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.steps.booting import answered
 from freehold.orchestration.steps.table import steps_of
@@ -110,6 +110,10 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         for address in dict.fromkeys((addresses.provisioning, addresses.oob)):
             await _listen(stack, boot_app, address, BOOT_PORT, None)
             boot_app = create_boot_app(site.files)
+        chain = site.keys.agent_ca.certificate_pem
+        await _listen(
+            stack, site.shelf.create_app(), addresses.oob, FIRMWARE_PORT, tls_context(site.keys.controller_tls, chain)
+        )
         digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
         tls = tls_context(site.keys.controller_tls)
         await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
@@ -223,13 +227,14 @@ async def interface_of(address: str) -> str:
     )
 
 
-def tls_context(key: CertifiedKey) -> ssl.SSLContext:
-    """Server side, TLS 1.2 or later. OpenSSL wants files, so the private key is lent to it in memory only."""
+def tls_context(key: CertifiedKey, chain: bytes = b"") -> ssl.SSLContext:
+    """Server side, TLS 1.2 or later; `chain` (PEM) is shown with the certificate. OpenSSL wants files, so the private
+    key is lent to it in memory only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     memory = os.memfd_create("controller-tls", os.MFD_CLOEXEC)
     try:
-        os.write(memory, key.private_pem + key.certificate_pem)
+        os.write(memory, key.private_pem + key.certificate_pem + chain)
         context.load_cert_chain(f"/proc/self/fd/{memory}")
     finally:
         os.close(memory)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
+from freehold.provisioning.firmware_shelf import FirmwareShelf
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.depot import Depot, Seen
@@ -36,7 +38,7 @@ from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
 
-BOOT_PORT, AGENT_PORT = 8080, 8443
+BOOT_PORT, AGENT_PORT, FIRMWARE_PORT = 8080, 8443, 8444
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
@@ -97,6 +99,11 @@ class Site:
     @property
     def depot(self) -> Depot:
         return Depot(self.directory / "depot")
+
+    @cached_property
+    def shelf(self) -> FirmwareShelf:
+        """Where BMCs fetch firmware, if they take no uploads."""
+        return FirmwareShelf(f"https://{self.spec.controller.oob}:{FIRMWARE_PORT}")
 
     @property
     def boot_url(self) -> str:

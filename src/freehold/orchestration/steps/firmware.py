@@ -9,15 +9,13 @@ from freehold.model.errors import FreeholdError
 from freehold.model.status import FirmwareFact
 from freehold.orchestration.conditions import firmware_wanted
 from freehold.orchestration.lifecycle import UNMEASURED
-from freehold.orchestration.site import Site
+from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.discovering import measured_reference
-from freehold.out_of_band.update import bios_version, find_bios, push_firmware, update_running
+from freehold.out_of_band.update import FileServer, bios_version, find_bios, push_firmware, update_running
 from freehold.root_of_trust.depot import Kind, Seen, Target, Wanted
 
 COMPONENT = "bios"
-SEND_SECONDS = 20.0
-"""An upload must fit into the lease like every other command; what the BMC does with it then is a task."""
 
 
 async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
@@ -32,8 +30,9 @@ async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
         if ctx.resumed and await update_running(client):
             return StepResult(done=False, retry_after=10.0, waiting_for="an update that is under way")
         bios = await find_bios(client)
-        await ctx.ensure_lease(SEND_SECONDS)
-        await push_firmware(client, package, bios.uri, name=target.path, send_timeout=SEND_SECONDS)
+        await ctx.ensure_lease(BMC_COMMAND)  # a long upload is cut off with the lease, and what is cut is not installed
+        server = FileServer(site.shelf.serve, site.keys.tls_anchor.decode())
+        sent_by = await push_firmware(client, package, bios.uri, name=target.path, server=server)
     claim = {
         "component": COMPONENT,
         "board": f"{board.vendor} {board.model}",
@@ -46,7 +45,7 @@ async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
         "verified": True,
         "vendor_signature": msgspec.to_builtins(target.about.vendor_signature),
         "unsigned_because": target.about.unsigned_because,
-        "sent_by": "multipart HTTP push",
+        "sent_by": sent_by,
         "depot": msgspec.to_builtins(seen),
     }
     site.depot_seen = seen
