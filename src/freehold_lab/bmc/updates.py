@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from aiohttp import BodyPartReader, web
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from freehold_lab import firmware_package
 from freehold_lab.bmc.certificates import certificate_body, read_pem
 from freehold_lab.bmc.core import OK, ROOT, Action, Call, JsonObject, Reply, Resource, collection, created, link
 from freehold_lab.bmc.events import trust
@@ -78,14 +79,14 @@ async def _firmware(call: Call) -> JsonObject:
     bmc, item = call.bmc, call["firmware"]
     if item not in FIRMWARE:
         raise call.missing()
-    version = bios_version(bmc.hardware) if item == "BIOS" else bmc.config.bmc_firmware_version
+    version = bios_version(bmc.hardware) if item == "BIOS" else bmc.version
     part = f"{ROOT}/Systems/1/Bios" if item == "BIOS" else f"{ROOT}/Managers/1"
     return {
         "Name": FIRMWARE[item],
         "Manufacturer": bmc.config.manufacturer,
         "Version": version,
         "SoftwareId": f"halden-{item.lower()}",
-        "Updateable": item == "BIOS",
+        "Updateable": True,
         "RelatedItem": [link(part)],
         "Status": OK,
     }
@@ -93,7 +94,7 @@ async def _firmware(call: Call) -> JsonObject:
 
 async def _simple_update(call: Call) -> Reply:
     uri = call.body["ImageURI"]
-    _check_targets(call.body.get("Targets", []), "ImageURI")
+    item = _target(call.body.get("Targets", []))
     if not uri.startswith(("http://", "https://")):
         raise RedfishError("ActionParameterValueError", "ImageURI", "UpdateService.SimpleUpdate")
     bmc = call.bmc
@@ -106,9 +107,9 @@ async def _simple_update(call: Call) -> Reply:
         task.percent = 50
         content = image.read_bytes()
         image.unlink()
-        await _install(call, content)
+        await _install(call, item, content)
 
-    return start_task(call, "BIOS update from " + uri, work)
+    return start_task(call, f"{item} update from {uri}", work)
 
 
 async def push(call: Call) -> Reply:
@@ -120,13 +121,12 @@ async def push(call: Call) -> Reply:
     parameters, content = await _read_parts(call.http)
     if content is None:
         raise RedfishError("PropertyMissing", "UpdateFile", pointer="UpdateFile")
-    _check_targets(parameters.get("Targets", []), "Targets")
-    image = content
+    item, image = _target(parameters.get("Targets", [])), content
 
     async def work(_: Task) -> None:
-        await _install(call, image)
+        await _install(call, item, image)
 
-    return start_task(call, "BIOS update by upload", work)
+    return start_task(call, f"{item} update by upload", work)
 
 
 async def _read_parts(request: web.Request) -> tuple[JsonObject, bytes | None]:
@@ -148,16 +148,25 @@ async def _read_parts(request: web.Request) -> tuple[JsonObject, bytes | None]:
     return parameters, content
 
 
-def _check_targets(targets: list[str], name: str) -> None:
-    """Only the BIOS can be updated; no target means the BIOS."""
+def _target(targets: list[str]) -> str:
+    """The member of the inventory that is meant; without a target it is the BIOS."""
+    known = {f"{INVENTORY}/{item}": item for item in FIRMWARE}
+    known |= {f"{ROOT}/Systems/1/Bios": "BIOS", f"{ROOT}/Systems/1": "BIOS", f"{ROOT}/Managers/1": "BMC"}
     for target in targets:
-        if target not in (f"{INVENTORY}/BIOS", f"{ROOT}/Systems/1/Bios", f"{ROOT}/Systems/1"):
-            raise RedfishError("PropertyValueNotInList", target, name, pointer="Targets")
+        if target not in known or known[target] != known[targets[0]]:
+            raise RedfishError("PropertyValueNotInList", target, "Targets", pointer="Targets")
+    return known[targets[0]] if targets else "BIOS"
 
 
-async def _install(call: Call, image: bytes) -> None:
-    version = await call.bmc.hardware.install_firmware(image)
-    call.bmc.record("FirmwareInstalled", version, origin=f"{INVENTORY}/BIOS", log="System")
+async def _install(call: Call, item: str, image: bytes) -> None:
+    """A BMC starts anew into its own; a BIOS waits for the next start of the machine."""
+    bmc = call.bmc
+    version = await bmc.hardware.install_firmware(image) if item == "BIOS" else firmware_package.bmc_version(image)
+    bmc.record("FirmwareInstalled", version, origin=f"{INVENTORY}/{item}", log="System")
+    if item == "BMC":
+        bmc.store.data.bmc_version = version
+        bmc.store.save()
+        bmc.restart_soon()
 
 
 RESOURCES = (
