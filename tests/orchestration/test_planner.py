@@ -47,7 +47,7 @@ from freehold.orchestration.conditions import (
     rotation_due,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import UNMEASURED, forget, transition
+from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
@@ -56,6 +56,9 @@ S = ServerState
 NOW = 1_000_000.0
 SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
 PREPARED: dict[str, Any] = {
+    "ipmi_off": True,
+    "services_closed": True,
+    "posture_recorded": True,
     "ek_sha256": "e" * 64,
     "inventory_agrees": True,
     "secure_boot_enrolled": True,
@@ -382,6 +385,25 @@ def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(decl
     assert isinstance(next_step(view(S.AVAILABLE, facts, baselines=(other,)), NOW), Idle)
 
 
+@pytest.mark.parametrize("declared", ["server", "board"])
+def test_a_bmc_is_brought_to_new_firmware_before_anything_else_and_closed_again(declared: str) -> None:
+    board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+    facts = Facts(
+        **PREPARED, bmc_credential_since=NOW, bmc_certificate=CERTIFICATE, firmware=board, bmc_version="4.0",
+        learned_reference={"0": ()}, agent_released=True, bios_applied=True,
+    )  # fmt: skip
+    wanted = [FirmwareBaselineSpec(vendor="Halden", model="HX2", component=c, version="4.1") for c in ("bios", "BMC")]
+    server = view(S.AVAILABLE, facts, baselines=tuple(wanted) if declared == "board" else ())
+    if declared == "server":
+        server = msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, firmware=Firmware(bmc="4.1")))
+    assert next_step(server, NOW) == Move(S.PREPARING, "its BMC's firmware is to be 4.1")
+    preparing = msgspec.structs.replace(server, status=msgspec.structs.replace(server.status, state=S.PREPARING))
+    assert next_step(preparing, NOW) == Do("apply_bmc_firmware", "apply_bmc_firmware")
+    new = msgspec.structs.replace(facts, bmc_version="4.1", **UNCLOSED)
+    applied = msgspec.structs.replace(preparing, status=msgspec.structs.replace(preparing.status, facts=new))
+    assert next_step(applied, NOW) == Do("disable_ipmi", "disable_ipmi")
+
+
 def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
     stale = Facts(last_drift_check=NOW - 3600, last_attestation=NOW - 10 * 86400)
     assert next_step(view(S.ACTIVE, stale), NOW) == Do("check_drift", "check_drift")
@@ -546,7 +568,8 @@ def test_an_active_server_keeps_the_keys_that_its_os_was_made_for() -> None:
 
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])
 def test_nothing_boots_while_the_keys_in_the_firmware_are_uncertain(state: S) -> None:
-    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True)
+    closed = {"ipmi_off": True, "services_closed": True, "posture_recorded": True}
+    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True, **closed)
     assert next_step(view(state, facts), NOW) == ENROL
     settled = msgspec.structs.replace(facts, secure_boot_changing=False)
     assert next_step(view(state, settled), NOW) == Do("boot_agent", "boot_agent")

@@ -175,8 +175,17 @@ def test_what_cannot_be_told_apart_is_not_guessed() -> None:
     assert firmware_of("BIOS", members(("8", "Redundant System ROM")), active=None, part=None) is None
 
 
-async def test_a_bmc_that_does_not_update_itself_is_said_so(client: RedfishClient) -> None:
+async def test_a_bmc_that_does_not_update_itself_is_said_so(
+    client: RedfishClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await firmware_version(client, "BMC") == "4.12.03"
+    assert (await find_firmware(client, "BMC")).uri == f"{INVENTORY}/BMC"
+    full = RedfishClient.get
+
+    async def get(self: RedfishClient, path: str, **rest: Any) -> dict[str, Any]:
+        return await full(self, path, **rest) | ({"Updateable": False} if path.endswith("/BMC") else {})
+
+    monkeypatch.setattr(RedfishClient, "get", get)
     with pytest.raises(NotSupported, match="does not update the BMC"):
         await find_firmware(client, "BMC")
 

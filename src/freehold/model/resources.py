@@ -83,7 +83,10 @@ class RootDisk(Spec, frozen=True, kw_only=True):
 
 
 class Firmware(Spec, frozen=True, kw_only=True):
+    """Versions as `ComputerSystem.BiosVersion` and `Manager.FirmwareVersion` tell them."""
+
     bios: str | None = None
+    bmc: str | None = None
 
 
 class ServerSpec(Spec, frozen=True, kw_only=True):

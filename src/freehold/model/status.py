@@ -41,6 +41,13 @@ class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
+class SentFirmware(msgspec.Struct, frozen=True, kw_only=True):
+    """BMC firmware that was sent, until the BMC tells of it. `at`: UNIX seconds."""
+
+    version: str
+    at: float
+
+
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
     """One storage medium on its way out. `verified` is None until it was read back, False if data was found."""
 
@@ -110,6 +117,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
     agent_released: bool = False
     firmware: FirmwareFact | None = None
+    bmc_version: str | None = None  # of the BMC's own firmware, as it last told it
+    bmc_firmware_sent: SentFirmware | None = None
     learned_reference: dict[str, tuple[str, ...]] | None = None  # PCR ("0", "2") -> hex digests of its events, in order
     # preparing
     bios_applied: bool = False

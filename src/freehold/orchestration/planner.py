@@ -17,6 +17,8 @@ from freehold.orchestration.conditions import (
     agent_expected,
     attested_last,
     blocking,
+    bmc_firmware_current,
+    bmc_firmware_wanted,
     certificate_due,
     certificate_fresh,
     credential_fresh,
@@ -117,6 +119,11 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
+        # The BMC first: what follows is done by its new firmware, which is closed again if the update opened it.
+        Goal("BMC firmware at its baseline", bmc_firmware_current, "apply_bmc_firmware"),
+        established("disable_ipmi", "ipmi_off"),
+        established("close_services", "services_closed"),
+        established("record_posture", "posture_recorded"),
         # After new firmware these do not hold, and the row begins anew: boot, measure, approve.
         *agent_until("learned_reference"),
         established("learn_reference", "learned_reference"),
@@ -232,6 +239,8 @@ def _onward(server: ServerView) -> Decision:
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
+            if not bmc_firmware_current(server, 0.0):
+                return Move(S.PREPARING, f"its BMC's firmware is to be {bmc_firmware_wanted(server)}")
             if not firmware_current(server, 0.0):
                 return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment

@@ -101,11 +101,15 @@ async def push_firmware(
     name: str,
     timeout: float = 1800.0,
     server: FileServer | None = None,
+    restarts: bool = False,
 ) -> str:
     """Send `package` for the firmware at `target` and follow the task to its end; `PUSHED` or `FETCHED`. It is in force
     from the next start of the server (BMC: of the BMC) on.
 
-    A BMC that takes no uploads is told to fetch the package from `server` (SimpleUpdate), which it then verifies.
+    `restarts`: it is the BMC's own firmware. That it starts anew and forgets the task is then an end like any other:
+    what came of it, its version tells. A BMC that takes no uploads is told to fetch the package from `server`
+    (SimpleUpdate), which it then verifies.
+
     Raises `NotSupported` if the BMC takes updates by neither way or not of this size, `UpdateUnderWay` if it is busy,
     `BmcError` if it refused or the task failed, and `BmcUnreachable` if the outcome is unknown.
     """
@@ -120,13 +124,13 @@ async def push_firmware(
     if push_uri is not None:
         content, content_type = multipart({"Targets": [target]}, package, name)
         sent = await client.upload(push_uri, content, content_type, timeout=send_seconds(len(content)))
-        await _follow(client, sent, timeout)
+        await _follow(client, sent, timeout, restarts)
         return PUSHED
     assert server is not None
     await trust_server(client, service, server.ca_pem)
     async with server.serve(package, name) as image_uri:
         order = {"ImageURI": image_uri, "TransferProtocol": "HTTPS", "Targets": [target]}
-        await _follow(client, await client.action(service, SIMPLE_UPDATE, order), timeout)
+        await _follow(client, await client.action(service, SIMPLE_UPDATE, order), timeout, restarts)
     return FETCHED
 
 
@@ -152,7 +156,7 @@ def _accepting(client: RedfishClient, service: Json, package: bytes, server: Fil
     raise NotSupported(f"the BMC cannot be sent this firmware: {why}", server=client.server, remedy=remedy)
 
 
-async def _follow(client: RedfishClient, answer: Answer, timeout: float) -> None:
+async def _follow(client: RedfishClient, answer: Answer, timeout: float, restarts: bool) -> None:
     """To the end of what `answer` began. A BMC may fall silent while it writes its own flash, or start anew at the end;
     reading is safe to repeat, so that is waited out."""
     clock = asyncio.get_running_loop().time
@@ -161,6 +165,8 @@ async def _follow(client: RedfishClient, answer: Answer, timeout: float) -> None
         try:
             await client.wait_task(answer, timeout=max(end - clock(), 0.0))
         except NotSupported as error:
+            if restarts:
+                return
             raise BmcUnreachable(
                 "the BMC has started anew and forgotten the task of the update; how it ended is unknown",
                 server=client.server,

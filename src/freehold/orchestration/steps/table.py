@@ -37,6 +37,7 @@ DOERS: dict[str, Doer] = {
     "release_agent": booting.release_agent,
     "learn_reference": firmware.learn_reference,
     "apply_firmware": firmware.apply_firmware,
+    "apply_bmc_firmware": firmware.apply_bmc_firmware,
     "apply_bios": preparing.apply_bios,
     "enroll_secure_boot": secure_boot.enroll,
     "approve_reference": preparing.approve_reference,
