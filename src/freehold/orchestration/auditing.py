@@ -5,7 +5,6 @@ from collections import defaultdict
 
 import msgspec
 
-from freehold.model.errors import FreeholdError
 from freehold.orchestration.site import VaultSlots, open_bmc
 from freehold.orchestration.steps.securing import keyed_digest
 from freehold.orchestration.view import ServerView
@@ -16,14 +15,9 @@ from freehold.root_of_trust.vault import Vault
 
 async def audit_server(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Audit:
     """`shared` is `shared_passwords` of the vault. Raises what the client raises; a refused log-in is not repeated."""
-    slots = VaultSlots(vault, view)
-    if await slots.pending() is not None:  # which of the two passwords works is the engine's to find out
-        raise FreeholdError(
-            "the credential of its BMC is being changed", server=view.name, remedy="audit it again when that is done"
-        )
     async with open_bmc(vault, view) as client:
         observed = await audit_bmc(client, view.spec.bmc.address)
-    credential = await slots.current()
+    credential = await VaultSlots(vault, view).current()
     assert credential is not None  # we have just logged in with it
     return audit(
         view.name,

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -24,9 +24,10 @@ from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
+from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential, take_over
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
@@ -195,8 +196,16 @@ class Site:
     def slots(self, view: ServerView) -> "VaultSlots":
         return VaultSlots(self.vault, view)
 
-    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
-        return open_bmc(self.vault, view)
+    @asynccontextmanager
+    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+        """A logged-in client, for whoever works on the server: only then is nobody else changing its password. What an
+        interrupted change left open is settled first: log-ins with the wrong one of two would count for a lockout."""
+        slots = self.slots(view)
+        if await slots.pending() is not None:
+            door = RedfishDoor(await self.connector(view))
+            await take_over(door, slots, server=view.name, settle=True)
+        async with open_bmc(self.vault, view) as client:
+            yield client
 
     async def connector(self, view: ServerView) -> Connector:
         return await connector(self.vault, view)
@@ -208,8 +217,16 @@ class Site:
 
 @asynccontextmanager
 async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
-    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
-    credential = await VaultSlots(vault, view).current()
+    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised, nor to one
+    whose password is being changed."""
+    slots = VaultSlots(vault, view)
+    if await slots.pending() is not None:
+        raise FreeholdError(
+            "the BMC's password is being changed",
+            server=view.name,
+            remedy="try again in a minute, while `freehold serve` runs: it ends what was interrupted",
+        )
+    credential = await slots.current()
     if credential is None:
         raise FreeholdError(
             "the vault holds no credential for the BMC",
