@@ -1,13 +1,16 @@
 """The controller of a site: engine, agent API, boot server and DHCP in one process, from one state directory."""
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import logging
 import os
 import shutil
 import ssl
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 DEPOT_INTERVAL = 3600.0
 """Seconds between two looks at the depot's expiry; it is renewed at half of its life, by default every 15 days."""
+
+CERTIFICATE_INTERVAL, DAY = 3600.0, 86400.0
+"""Seconds between two looks at the controller's certificate."""
 
 ROGUE_INTERVAL = 30.0
 """Seconds between two probes for foreign DHCP servers."""
@@ -100,6 +106,45 @@ def recorder(log: EvidenceLog) -> Record:
 
 
 async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
+    """Run until cancelled. With each new certificate of the controller everything starts anew, in a moment: whoever
+    speaks to us attests again, as after any restart, and binds the certificate that is shown now."""
+    while True:
+        running = asyncio.create_task(_serve(site, store, log))
+        renewed = asyncio.create_task(renewed_keys(site, store))
+        try:
+            await asyncio.wait({running, renewed}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return await running
+        finally:
+            for task in (renewed, running):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        site.keys = renewed.result()
+        logger.info("the controller has a new certificate: starting anew with it")
+
+
+async def renewed_keys(
+    site: Site, store: Store, now: Callable[[], datetime] = pki.utc_now, interval: float = CERTIFICATE_INTERVAL
+) -> SiteKeys:
+    """The site's keys with the next certificate of the controller, once that is due: a third of its life is left. What
+    keeps it from being renewed is told every day, while the old one still serves."""
+    told = float("-inf")
+    while True:
+        if pki.needs_renewal(site.keys.controller_tls.certificate, now()):
+            try:
+                return await asyncio.to_thread(SiteKeys.load, site.directory, site.vault, now)
+            except (FreeholdError, OSError) as error:
+                logger.error("the controller's certificate cannot be renewed: %s", error)
+                if now().timestamp() - told > DAY:
+                    told = now().timestamp()
+                    until = site.keys.controller_tls.certificate.not_valid_after_utc
+                    why = f"the controller's certificate ends on {until:%Y-%m-%d} and cannot be renewed: {error}"
+                    await store.add_event(None, "certificate", f"{why}; after that no agent attests any more")
+        await asyncio.sleep(interval)
+
+
+async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled; then stop every service in good order."""
     record = recorder(log)
     door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
