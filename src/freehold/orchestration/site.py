@@ -256,6 +256,19 @@ def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
     return identity
 
 
+def set_aside(vault: Vault, server: str, now: float) -> None:
+    """The server is no longer declared: its BMC's passwords are kept, but not under a name that another may get."""
+    for slot in ("current", "pending"):
+        if (stored := vault.get(f"bmc/{server}/{slot}")) is not None:
+            vault.put(f"{former(server)}/{now:.0f}/{slot}", stored)
+    vault.destroy(f"bmc/{server}")
+
+
+def former(server: str) -> str:
+    """Where the vault keeps the passwords of BMCs whose servers had this name."""
+    return f"former/bmc/{server}"
+
+
 class VaultSlots:
     """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
     crash point the working password is in one of the two."""
