@@ -27,6 +27,7 @@ from freehold.orchestration.engine import Engine
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
+from freehold.orchestration.passwords import PasswordIndex
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, FIRMWARE_PORT, Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.steps.booting import answered
@@ -168,6 +169,7 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
         stack.push_async_callback(site.dhcp.stop)
         await answer_known(site, store)
         await record_certificates(site.vault, log)
+        await asyncio.to_thread(PasswordIndex(site.vault).complete)
         for watcher in (
             asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),

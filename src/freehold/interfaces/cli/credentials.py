@@ -11,7 +11,7 @@ from freehold.interfaces.cli.common import output_option, run, show_json, site_s
 from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import open_vault
-from freehold.orchestration.site import former
+from freehold.orchestration.passwords import VaultSlots, former
 from freehold.orchestration.store import Store
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
@@ -58,19 +58,18 @@ def set_credential(
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     if not password:
         raise FreeholdError("the password is empty", server=server)
-    secret = msgspec.json.encode(Credential(username, password))
+    given = Credential(username, password)
 
     async def work() -> None:
         async with site_store(state) as store:
             if server is not None:
-                await store.get("Server", server)
-            vault = open_vault(state)
-            if ref is not None:
-                vault.put(ref, secret)
-            else:
+                await store.get("Server", server)  # raises for one that is not declared
+                view = await store.ledger.view(server)
+                assert view is not None
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
-                vault.destroy(f"bmc/{server}/pending")
-                vault.put(f"bmc/{server}/current", secret)
+                await VaultSlots(open_vault(state), view).replace(given)
+            elif ref is not None:
+                open_vault(state).put(ref, msgspec.json.encode(given))
             where = ref or f"server {server}"
             await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
 
