@@ -111,7 +111,7 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
             await _listen(stack, boot_app, address, BOOT_PORT, None)
             boot_app = create_boot_app(site.files)
         digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
-        tls = tls_context(site.keys.controller_tls)
+        tls = tls_context(site.keys.controller_tls, site.keys.agent_ca.certificate_pem)
         await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
         interface = await interface_of(addresses.provisioning)
         site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
@@ -223,10 +223,17 @@ async def interface_of(address: str) -> str:
     )
 
 
-def tls_context(key: CertifiedKey) -> ssl.SSLContext:
-    """Server side, TLS 1.2 or later. OpenSSL wants files, so the private key is lent to it in memory only."""
+def tls_context(key: CertifiedKey, agent_ca_pem: bytes) -> ssl.SSLContext:
+    """Server side, TLS 1.2 or later. Whoever has not attested has no certificate yet, so it is optional here;
+    `agent_api` asks for it. One that is shown must be of the agent CA and for clients, or the handshake fails.
+
+    OpenSSL wants files, so the private key is lent to it in memory only.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the CA is trusted itself, whoever certified it
+    context.load_verify_locations(cadata=agent_ca_pem.decode())
     memory = os.memfd_create("controller-tls", os.MFD_CLOEXEC)
     try:
         os.write(memory, key.private_pem + key.certificate_pem)
