@@ -158,10 +158,14 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             boot_app = create_boot_app(site.files)
         chain = site.keys.agent_ca.certificate_pem
         await _listen(
-            stack, site.shelf.create_app(), addresses.oob, FIRMWARE_PORT, tls_context(site.keys.controller_tls, chain)
+            stack,
+            site.shelf.create_app(),
+            addresses.oob,
+            FIRMWARE_PORT,
+            tls_context(site.keys.controller_tls, chain=chain),
         )
         digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
-        tls = tls_context(site.keys.controller_tls)
+        tls = tls_context(site.keys.controller_tls, clients=site.keys.agent_ca.certificate_pem)
         await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
         interface = await interface_of(addresses.provisioning)
         site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
@@ -274,11 +278,19 @@ async def interface_of(address: str) -> str:
     )
 
 
-def tls_context(key: CertifiedKey, chain: bytes = b"") -> ssl.SSLContext:
-    """Server side, TLS 1.2 or later; `chain` (PEM) is shown with the certificate. OpenSSL wants files, so the private
-    key is lent to it in memory only."""
+def tls_context(key: CertifiedKey, *, chain: bytes = b"", clients: bytes | None = None) -> ssl.SSLContext:
+    """Server side, TLS 1.2 or later; `chain` (PEM) is shown with the certificate. With `clients`, their CA (PEM), one
+    that shows a certificate must show one of it, or the handshake fails. Whoever has not attested has none yet, so it
+    is optional here: `agent_api` asks for it.
+
+    OpenSSL wants files, so the private key is lent to it in memory only.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if clients is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the CA is trusted itself, whoever certified it
+        context.load_verify_locations(cadata=clients.decode())
     memory = os.memfd_create("controller-tls", os.MFD_CLOEXEC)
     try:
         os.write(memory, key.private_pem + key.certificate_pem + chain)

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
@@ -188,6 +189,13 @@ class Site:
 
     async def connector(self, view: ServerView) -> Connector:
         return await connector(self.vault, view)
+
+    def issue_agent_certificate(
+        self, key: ec.EllipticCurvePublicKey, server: str, session: str, now: datetime, lifetime: timedelta
+    ) -> x509.Certificate:
+        """For the agent of `server` in this session: only after it was attested."""
+        ca = self.keys.agent_ca
+        return pki.agent_certificate(key, ca.certificate, ca.private_key, server, session, now, lifetime)
 
     async def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
