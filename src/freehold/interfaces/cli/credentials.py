@@ -12,7 +12,6 @@ from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.passwords import VaultSlots
-from freehold.orchestration.store import Store
 from freehold.out_of_band.redfish import Credential
 from freehold.root_of_trust.operators import Act, Request
 
@@ -87,8 +86,8 @@ def set_credential(
 @state_option
 @output_option()
 def break_glass(server: str, reason: str, approved: str | None, state: Path, output: str) -> None:
-    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once, and the event
-    log of the site says that it did. Rotate it when you are done.
+    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once. Events say
+    that it did, and the evidence log has both signatures as soon as the controller runs. Rotate it when you are done.
 
     \b
     Example:
@@ -123,14 +122,13 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
 
     async def show(request_id: str) -> tuple[Credential, tuple[str, ...]]:
         async with site_store(state) as store:
-            names = await _approved(store, request_id, server)
             stored = open_vault(state).get(f"bmc/{server}/current")
             if stored is None:
                 raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
             # Told first, shown then: what was shown without a trace would be the worse of the two.
+            names = await store.approvals.show_credential(request_id, server, login_name(), time.time())
             told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
             await store.add_event(server, "break-glass", told)
-            await store.approvals.spend(request_id, time.time())
             return msgspec.json.decode(stored, type=Credential), names
 
     found, names = run(show(approved))
@@ -139,14 +137,3 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
     else:
         click.echo(f"account {found.username}\npassword {found.password}")
         click.echo(f"rotate it when you are done: freehold rotate {server}", err=True)
-
-
-async def _approved(store: Store, request_id: str, server: str) -> tuple[str, ...]:
-    request = (await store.approvals.show(request_id)).request
-    if (request.act, request.subject) != (Act.BREAK_GLASS, f"bmc/{server}"):
-        raise FreeholdError(
-            f"the request {request_id} is about {request.act} for {request.subject}",
-            server=server,
-            expected=f"{Act.BREAK_GLASS} for bmc/{server}",
-        )
-    return await store.approvals.require(request_id, time.time())
