@@ -12,7 +12,6 @@ from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.passwords import VaultSlots, former
-from freehold.orchestration.store import Store
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.operators import Act, Request
@@ -89,8 +88,8 @@ def set_credential(
 @state_option
 @output_option()
 def break_glass(server: str, reason: str, approved: str | None, state: Path, output: str) -> None:
-    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once, and the event
-    log of the site says that it did. Rotate it when you are done.
+    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once. Events say
+    that it did, and the evidence log has both signatures as soon as the controller runs. Rotate it when you are done.
 
     \b
     Example:
@@ -126,12 +125,11 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
 
     async def show(request_id: str) -> tuple[list[Credential], tuple[str, ...]]:
         async with site_store(state) as store:
-            names = await _approved(store, request_id, server)
             found = recorded(open_vault(state), server)
             # Told first, shown then: what was shown without a trace would be the worse of the two.
+            names = await store.approvals.show_credential(request_id, server, login_name(), time.time())
             told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
             await store.add_event(server, "break-glass", told)
-            await store.approvals.spend(request_id, time.time())
             return found, names
 
     (found, *others), names = run(show(approved))
@@ -160,14 +158,3 @@ def recorded(vault: Vault, server: str) -> list[Credential]:
         else msgspec.json.decode(stored, type=Credential)
         for path, stored in found
     ]
-
-
-async def _approved(store: Store, request_id: str, server: str) -> tuple[str, ...]:
-    request = (await store.approvals.show(request_id)).request
-    if (request.act, request.subject) != (Act.BREAK_GLASS, f"bmc/{server}"):
-        raise FreeholdError(
-            f"the request {request_id} is about {request.act} for {request.subject}",
-            server=server,
-            expected=f"{Act.BREAK_GLASS} for bmc/{server}",
-        )
-    return await store.approvals.require(request_id, time.time())
