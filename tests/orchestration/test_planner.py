@@ -54,7 +54,9 @@ from freehold.orchestration.waivers import ActiveWaiver
 
 S = ServerState
 NOW = 1_000_000.0
-SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
+SPEC = ServerSpec(
+    bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="factory/x")), nics=(Nic(mac="m", network="p"),)
+)
 PREPARED: dict[str, Any] = {
     "ipmi_off": True,
     "services_closed": True,
