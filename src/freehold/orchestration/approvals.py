@@ -2,8 +2,8 @@
 decided by `root_of_trust.operators`, each time anew from the signatures."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
-import msgspec
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,6 +16,7 @@ from freehold.orchestration.waivers import ActiveWaiver, request_of, signed
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     Act,
+    Asked,
     NotApproved,
     Operators,
     OperatorsRefused,
@@ -27,14 +28,6 @@ from freehold.root_of_trust.operators import (
 
 class UnknownRequest(FreeholdError):
     """Nobody has asked for an approval of that id."""
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request, who of today's operators has signed it, and when it was spent (UNIX seconds; None: still open)."""
-
-    request: Request
-    approved_by: tuple[str, ...]
-    spent: float | None
 
 
 class ApprovalLedger:
@@ -146,6 +139,15 @@ async def signed_waivers(
         waiver = signed(name, spec, await _envelopes(connection, request_of(name, spec).id), people)
         if waiver is not None:
             found.setdefault(spec.server, []).append(waiver)
+    return found
+
+
+async def asked_among(connection: AsyncConnection, request_ids: Iterable[str]) -> dict[str, Asked]:
+    """Those of the requests that there are, by id."""
+    found = {}
+    for each in request_ids:
+        with suppress(UnknownRequest):
+            found[each] = await _asked(connection, each)
     return found
 
 
