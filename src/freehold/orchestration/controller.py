@@ -40,6 +40,7 @@ from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
+from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.depot import Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys

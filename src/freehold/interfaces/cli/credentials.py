@@ -10,6 +10,7 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, site_store, state_option
 from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.passwords import VaultSlots, former
 from freehold.out_of_band.redfish import Credential
@@ -33,16 +34,18 @@ def credential() -> None:
 
 @credential.command("set")
 @click.argument("server", required=False)
-@click.option("--ref", help="Put it at this path of the vault, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--ref", help="Put it at this path below factory/, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--replace", is_flag=True, help="With --ref: in place of the credential that is there.")
 @click.option("--username", required=True, help="The account on the BMC.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking for it.")
 @state_option
 @output_option()
 def set_credential(
-    server: str | None, ref: str | None, username: str, password_stdin: bool, state: Path, output: str
+    server: str | None, ref: str | None, replace: bool, username: str, password_stdin: bool, state: Path, output: str
 ) -> None:
     """Tell the vault which credential a BMC has: before the take-over by --ref, or for SERVER when somebody changed it
-    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it.
+    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it. What is below factory/ is
+    sent to every BMC whose Server document names it.
 
     \b
     Example:
@@ -51,6 +54,10 @@ def set_credential(
     """
     if (server is None) == (ref is None):
         raise click.UsageError("give either a server or --ref PATH")
+    if ref is not None and not is_factory_ref(ref):
+        raise click.UsageError(f"--ref {ref} is not a path below {FACTORY}/, such as {FACTORY}/rack-7")
+    if replace and ref is None:
+        raise click.UsageError("--replace goes with --ref; the credential of a server is replaced always")
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
     else:
@@ -68,7 +75,8 @@ def set_credential(
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
                 await VaultSlots(open_vault(state), view).replace(given)
             elif ref is not None:
-                open_vault(state).put(ref, msgspec.json.encode(given))
+                secret = msgspec.json.encode(given)
+                open_vault(state).update(ref, lambda there: _unless_there(ref, there, secret, replace=replace))
             where = ref or f"server {server}"
             await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
 
@@ -79,6 +87,16 @@ def set_credential(
     else:
         then = f"; next: `freehold rotate {server}`, so that nobody knows it" if server else ""
         click.echo(f"{where}: account {username}{then}")
+
+
+def _unless_there(ref: str, there: bytes | None, secret: bytes, *, replace: bool) -> bytes:
+    if there is not None and there != secret and not replace:
+        raise FreeholdError(
+            f"the vault holds another credential at {ref}",
+            expected="a path that is free",
+            remedy="choose another one; or --replace it, if no BMC that is still to be taken over has the old one",
+        )
+    return secret
 
 
 @credential.command("break-glass")
