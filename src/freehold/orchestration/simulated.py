@@ -214,6 +214,9 @@ class World:
         await self._hello(context, server)
         return _proved("attestation", last_attestation=context.now)
 
+    async def _check_revocations(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"revocations_checked": context.server.secure_boot_generation})
+
     async def _check_drift(self, context: StepContext, server: SimulatedServer) -> StepResult:
         found = []
         if not server.secure_boot:

@@ -12,11 +12,13 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, show_table, site_store, state_option
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Severity
+from freehold.orchestration import revocations
 from freehold.orchestration.auditing import audit_server, shared_passwords
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit
+from freehold.root_of_trust.secure_boot_keys import newest_generation
 from freehold.root_of_trust.vault import Vault
 
 AT_ONCE = 8
@@ -128,7 +130,9 @@ async def _audit_all(state: Path, names: tuple[str, ...]) -> list[Outcome]:
 
 async def _one(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Outcome:
     try:
-        return Outcome(view.name, report=await audit_server(vault, view, shared))
+        report = await audit_server(vault, view, shared)
+        more = revocations.audited(view, await asyncio.to_thread(newest_generation, vault))
+        return Outcome(view.name, report=report.and_also(more))
     except FreeholdError as error:
         return Outcome(view.name, error=error)
 
