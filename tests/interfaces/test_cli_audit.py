@@ -182,7 +182,7 @@ def test_a_bmc_whose_password_is_being_changed_is_left_alone(rack: Rack) -> None
     rack.vault.put("bmc/server-1/pending", msgspec.json.encode(staged))
     answer = rack.site("audit", "server-1")
     assert answer.code == 1
-    assert "the credential of its BMC is being changed" in answer.out
+    assert "password is being changed" in answer.out
 
 
 def test_a_changed_key_is_not_audited_and_gets_nothing(rack: Rack) -> None:

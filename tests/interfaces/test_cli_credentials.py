@@ -3,12 +3,15 @@
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from cli_support import Shell
 
 from freehold.orchestration.opening import open_vault
+from freehold.out_of_band.redfish import Credential
+from freehold.out_of_band.takeover import StagedCredential
 
 PASSWORD = "Vault-word-7"
 
@@ -63,3 +66,45 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     assert "the BMC's password was shown to" in events(site)
     assert "approved by ann, bob" in events(site)
     assert site("credential", "break-glass", "server-1", "--approved", request).code == 1
+
+
+def broken_glass(site: Shell, people: Path, server: str) -> dict[str, Any]:
+    request = site("credential", "break-glass", server, "--reason", "fire", "-o", "json").json()["request"]
+    for name in ("ann", "bob"):
+        site("approval", "sign", request, "--key", people / f"{name}.key")
+    shown: dict[str, Any] = site("credential", "break-glass", server, "--approved", request, "-o", "json").json()
+    return shown
+
+
+@pytest.fixture
+def people(site: Shell, tmp_path: Path) -> Path:
+    for name in ("ann", "bob"):
+        site("operator", "keygen", tmp_path / f"{name}.key", "--no-passphrase")
+    site("operator", "found", *(f"{name}={tmp_path}/{name}.key.pub" for name in ("ann", "bob")))
+    return tmp_path
+
+
+def test_behind_the_glass_are_both_passwords_of_a_change_that_was_interrupted(
+    site: Shell, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site, monkeypatch, "server-1")
+    staged = StagedCredential(credential=Credential("freehold", "New-word-1"))
+    open_vault(site.state).put("bmc/server-1/pending", msgspec.json.encode(staged))
+    shown = broken_glass(site, people, "server-1")
+    assert (shown["password"], shown["or"]) == (PASSWORD, [{"username": "freehold", "password": "New-word-1"}])
+
+
+def test_a_server_that_is_no_longer_declared_leaves_its_password_to_break_glass_and_to_no_other_server(
+    site: Shell, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site, monkeypatch, "server-1")
+    declared = site("get", "server", "server-1", "-o", "yaml").out
+    for kind, name in (("assignment", "web-1"), ("server", "server-1")):
+        assert site("delete", kind, name).code == 0
+    vault = open_vault(site.state)
+    assert vault.paths("bmc/server-1") == []
+    assert broken_glass(site, people, "server-1")["password"] == PASSWORD
+    again = people / "again.yaml"
+    again.write_text(declared.replace("********", "factory-word"))
+    site("apply", "-f", again)
+    assert vault.get("bmc/server-1/current") is None

@@ -131,6 +131,12 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         said = rig.in_lab("ssh", "server-1", "--user", "ops", "--identity", key, "--", "hostname").stdout
         assert said.strip() == "server-1"
 
+        # A person asks for an attestation, and reads the verdict in the log.
+        words = rig.freehold("attest", "server-1", "--wait", "--timeout", "120", "-o", "json").stdout
+        proved = json.loads(words.splitlines()[-1])["attestation"]
+        assert (proved["trusted"], proved["mode"], proved["pcrs"]["4"]["status"]) == (True, "os", "matched")
+        assert proved["attested_at"] == rig.attested()
+
         # Attack path 4 of the seed: other firmware under the same version string. Only the TPM tells.
         rig.in_lab("fault", "tampered-firmware", "server-1")
         rig.in_lab("power", "server-1", "reset")

@@ -80,6 +80,26 @@ def assert_told_whole(rig: Rig) -> None:
     assert (server.tpm_owner, server.keys, server.running) == ("", False, "")
 
 
+async def test_an_attestation_that_a_person_asks_for_is_done_and_settled_once(rig: Rig) -> None:
+    await rig.store.apply(rack())
+    engine = rig.engine()
+    await rig.drive_to(engine, S.ACTIVE)
+    rig.clock.now += 60.0
+    number = await rig.store.record_intent("server-1", IntentKind.ATTEST, by="ann")
+    assert number is not None
+    asked, touched = rig.clock.now, len(rig.world.touched)
+    for _ in range(20):
+        await engine.round()
+        rig.clock.now += 1.0
+    session = await rig.store.agents.session("server-1")
+    assert session is not None
+    assert session.attested_at is not None
+    assert session.started > asked
+    assert await rig.store.outcome(number) == "attested"
+    done = [key for _, key, _ in rig.world.touched[touched:] if key == "renew_attestation"]
+    assert len(done) <= 2  # the first may be in the very second of the demand
+
+
 async def test_the_whole_life_of_a_server(rig: Rig) -> None:
     await rig.store.apply(rack())
     engine = rig.engine()

@@ -47,8 +47,8 @@ from freehold.orchestration.conditions import (
     rotation_due,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, forget, transition
-from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
+from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
+from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
 
@@ -166,6 +166,55 @@ def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
     assert next_step(view(state, facts, intents=(asked,)), NOW) == rotate
     done = msgspec.structs.replace(facts, bmc_credential_since=NOW - 4)
     assert next_step(view(state, done, intents=(asked,)), NOW) == Settle(7, "rotated")
+
+
+RENEW = Do("renew_attestation", "renew_attestation")
+ASKED = Intent(id=7, at=NOW - 5, kind=IntentKind.ATTEST, by="ann")
+
+
+def test_an_active_server_attests_on_demand() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW - 60)
+    before = agent("os", started=NOW - 70, attested_at=NOW - 60)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=before), NOW), Idle)
+    assert next_step(view(S.ACTIVE, facts, agent=before, intents=(ASKED,)), NOW) == RENEW
+    assert next_step(view(S.ACTIVE, facts, intents=(ASKED,)), NOW) == RENEW
+    after = agent("os", started=NOW - 4, attested_at=NOW - 1)
+    assert next_step(view(S.ACTIVE, facts, agent=after, intents=(ASKED,)), NOW) == Settle(7, "attested")
+
+
+def test_a_quote_over_a_nonce_from_before_the_demand_is_no_answer_to_it() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW - 60)
+    crossed = agent("os", started=NOW - 6, attested_at=NOW - 1)
+    assert next_step(view(S.ACTIVE, facts, agent=crossed, intents=(ASKED,)), NOW) == RENEW
+    foreign = agent("ramdisk", started=NOW - 4, attested_at=NOW - 1)
+    assert next_step(view(S.ACTIVE, facts, agent=foreign, intents=(ASKED,)), NOW) == RENEW
+
+
+def test_an_agent_attests_on_demand_between_two_orders() -> None:
+    booted = Facts(agent_booted_at=NOW - 5000)
+    before = agent(started=NOW - 4900, attested_at=NOW - 4800)
+    assert next_step(view(S.PROVISIONING, booted, agent=before, intents=(ASKED,)), NOW) == RENEW
+    order = Order(id="o", key="write_image", kind="write_image")
+    busy = view(S.PROVISIONING, booted, agent=before, intents=(ASKED,), orders={"write_image": order})
+    assert isinstance(next_step(busy, NOW), Wait)
+    done = msgspec.structs.replace(order, state=OrderState.DONE)
+    assert next_step(msgspec.structs.replace(busy, orders={"write_image": done}), NOW) == RENEW
+    # Its session was ended: it is waited for, not booted again; if it does not come, it is.
+    gone = view(S.PROVISIONING, booted, intents=(ASKED,))
+    assert isinstance(next_step(gone, NOW), Wait)
+    assert next_step(gone, NOW + BOOT_PATIENCE) == Do("boot_agent", "boot_agent")
+    after = agent(started=NOW - 4, attested_at=NOW - 1)
+    assert next_step(view(S.PROVISIONING, booted, agent=after, intents=(ASKED,)), NOW) == Settle(7, "attested")
+
+
+def test_a_demand_for_an_attestation_is_refused_where_nothing_can_attest() -> None:
+    released = Facts(agent_booted_at=NOW - 60, learned_reference={}, agent_released=True)
+    waiting = view(S.PREPARING, released, intents=(ASKED,))
+    assert next_step(waiting, NOW) == Refuse(7, "nothing that could attest runs on a server that is preparing now")
+    with pytest.raises(IntentRefusedError, match="nothing that could attest"):
+        check_attestable(waiting)
+    for state in (S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.ATTESTING, S.ACTIVE, S.DRIFTED, S.DECOMMISSIONING):
+        check_attestable(view(state))
 
 
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20))
@@ -508,7 +557,14 @@ views = st.builds(
     paused=st.booleans(),
     secure_boot_generation=st.integers(1, 3),
     intents=st.lists(
-        st.builds(Intent, id=st.integers(1, 9), kind=st.sampled_from(IntentKind), by=st.just("ann")), max_size=2
+        st.builds(
+            Intent,
+            id=st.integers(1, 9),
+            at=st.floats(NOW - 3000, NOW),
+            kind=st.sampled_from(IntentKind),
+            by=st.just("ann"),
+        ),
+        max_size=2,
     ).map(tuple),
     agent=sessions,
     orders=st.dictionaries(

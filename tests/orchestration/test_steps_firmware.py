@@ -101,7 +101,7 @@ async def test_a_bmc_that_takes_no_uploads_fetches_from_the_site_and_from_nobody
     runner = web.AppRunner(site.shelf.create_app())
     await runner.setup()
     chain = site.keys.agent_ca.certificate_pem
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(site.keys.controller_tls, chain)).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(site.keys.controller_tls, chain=chain)).start()
     monkeypatch.setattr(site.shelf, "_base", f"https://127.0.0.1:{runner.addresses[0][1]}")
     try:
         done = await wanting.step("apply_firmware")

@@ -221,6 +221,7 @@ class IntentKind(StrEnum):
     QUARANTINE = "quarantine"
     ROTATE = "rotate"
     CONFIRM = "confirm"
+    ATTEST = "attest"
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):

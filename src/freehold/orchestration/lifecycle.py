@@ -120,8 +120,17 @@ def check_intent(state: ServerState, kind: IntentKind) -> None:
     if kind is IntentKind.CONFIRM and state not in (S.ENROLLED, S.SECURING):
         remedy = "See `freehold release --accept-bmc-key`." if state is S.QUARANTINED else None
         raise IntentRefusedError(f"first contact with the BMC of a server that is {state} is over", remedy=remedy)
+    if kind is IntentKind.ATTEST and state in (S.ENROLLED, S.SECURING, S.AVAILABLE, S.QUARANTINED, S.RETIRED):
+        raise nothing_attests(state)
     if kind is IntentKind.QUARANTINE and state in (S.QUARANTINED, S.RETIRED):
         raise IntentRefusedError(f"the server is {state} already")
+
+
+def nothing_attests(state: ServerState) -> IntentRefusedError:
+    remedy = "whatever is started on it attests before it gets anything"
+    if state is S.QUARANTINED:
+        remedy = "`freehold release` it: it goes on only after a new attestation"
+    return IntentRefusedError(f"nothing that could attest runs on a server that is {state} now", remedy=remedy)
 
 
 def forget(facts: Facts, entering: ServerState, *, released: bool = False) -> Facts:

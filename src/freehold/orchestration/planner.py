@@ -8,13 +8,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
 from freehold.orchestration.conditions import (
+    OS_RUNS,
     SLOW_BOOT,
     Condition,
     agent_attested,
     agent_expected,
+    attestation_asked,
+    attested_as_asked,
     attested_last,
     blocking,
     bmc_firmware_current,
@@ -44,7 +49,13 @@ from freehold.orchestration.conditions import (
     until,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, check_intent, released_to
+from freehold.orchestration.lifecycle import (
+    UNMEASURED,
+    IntentRefusedError,
+    check_intent,
+    nothing_attests,
+    released_to,
+)
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -81,6 +92,7 @@ def agent_until(done: str) -> tuple[Goal, ...]:
             if_silent="its firmware may have refused the image (Secure Boot), or has no link to the boot server: "
             "look at its console",
         ),
+        Goal("attested as asked", until(done, attested_as_asked), "renew_attestation"),
     )
 
 
@@ -210,6 +222,18 @@ def restart_awaited(server: ServerView, since: float) -> bool:
     return begins_with_it and (booted is None or since < booted)
 
 
+def check_attestable(server: ServerView) -> None:
+    """Raise `IntentRefusedError` unless something that can attest runs on the server, or is about to: the OS, or an
+    agent that the state still needs."""
+    facts = msgspec.structs.replace(server.facts, agent_booted_at=None)
+    empty = msgspec.structs.replace(server, agent=None, status=msgspec.structs.replace(server.status, facts=facts))
+    needs_agent = any(
+        goal.step == "boot_agent" and not goal.satisfied(empty, 0.0) for goal in GOALS[server.status.state]
+    )
+    if not needs_agent and server.status.state not in (S.PROVISIONING, *OS_RUNS):
+        raise nothing_attests(server.status.state)
+
+
 def overdue(server: ServerView, now: float) -> bool:
     """The state's deadline has passed: the server is stuck, and somebody must be told."""
     deadline = server.status.deadline
@@ -295,6 +319,8 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
     status = server.status
     try:
         check_intent(status.state, intent.kind)
+        if intent.kind is IntentKind.ATTEST and attestation_asked(server) is not None:
+            check_attestable(server)
     except IntentRefusedError as refusal:
         return Refuse(intent.id, refusal.what)
     why = f"{intent.kind} by {intent.by}" + (f": {intent.reason}" if intent.reason else "")
@@ -311,6 +337,8 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.CONFIRM:
             # `pin_identity` looks for it; what it confirms is compared with what the BMC shows then.
             return Settle(intent.id, "the BMC's key is pinned") if server.facts.bmc_identity else None
+        case IntentKind.ATTEST:
+            return Settle(intent.id, "attested") if attestation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
 

@@ -212,7 +212,7 @@ class World:
 
     async def _renew_attestation(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._hello(context, server)
-        return _proved("attestation", last_attestation=context.now)
+        return StepResult(done=False, facts={"last_attestation": context.now}, retry_after=0.1)
 
     async def _check_revocations(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return StepResult(facts={"revocations_checked": context.server.secure_boot_generation})

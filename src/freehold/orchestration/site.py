@@ -1,17 +1,16 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
@@ -20,13 +19,15 @@ from freehold.model.status import Facts, Order, OrderState
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.passwords import VaultSlots
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
+from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
@@ -172,34 +173,29 @@ class Site:
         credential = await self.slots(view).current()
         return credential.username if credential is not None else OWN_ACCOUNT
 
-    async def audit_key(self) -> bytes:
-        """The key of the digests that show whether two passwords are the same, without showing them."""
-        path = "site/audit-key"
-        stored = await asyncio.to_thread(self.vault.get, path)
-        if stored is None:
-            await asyncio.to_thread(self.vault.put, path, secrets.token_bytes(32))
-            stored = await asyncio.to_thread(self.vault.get, path)
-        assert stored is not None
-        return stored
-
-    async def is_unique(self, server: str, credential: Credential) -> bool:
-        """No other server's vaulted credential has this password."""
-        others = await asyncio.to_thread(self.vault.paths, "bmc")
-        for path in others:
-            if not path.startswith(f"bmc/{server}/") and path.endswith("/current"):
-                stored = await asyncio.to_thread(self.vault.get, path)
-                if stored and msgspec.json.decode(stored, type=Credential).password == credential.password:
-                    return False
-        return True
-
-    def slots(self, view: ServerView) -> "VaultSlots":
+    def slots(self, view: ServerView) -> VaultSlots:
         return VaultSlots(self.vault, view)
 
-    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
-        return open_bmc(self.vault, view)
+    @asynccontextmanager
+    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+        """A logged-in client, for whoever works on the server: only then is nobody else changing its password. What an
+        interrupted change left open is settled first: log-ins with the wrong one of two would count for a lockout."""
+        slots = self.slots(view)
+        if await slots.pending() is not None:
+            door = RedfishDoor(await self.connector(view))
+            await take_over(door, slots, server=view.name, settle=True)
+        async with open_bmc(self.vault, view) as client:
+            yield client
 
     async def connector(self, view: ServerView) -> Connector:
         return await connector(self.vault, view)
+
+    def issue_agent_certificate(
+        self, key: ec.EllipticCurvePublicKey, server: str, session: str, now: datetime, lifetime: timedelta
+    ) -> x509.Certificate:
+        """For the agent of `server` in this session: only after it was attested."""
+        ca = self.keys.agent_ca
+        return pki.agent_certificate(key, ca.certificate, ca.private_key, server, session, now, lifetime)
 
     async def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
@@ -208,8 +204,16 @@ class Site:
 
 @asynccontextmanager
 async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
-    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
-    credential = await VaultSlots(vault, view).current()
+    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised, nor to one
+    whose password is being changed."""
+    slots = VaultSlots(vault, view)
+    if await slots.pending() is not None:
+        raise FreeholdError(
+            "the BMC's password is being changed",
+            server=view.name,
+            remedy="try again in a minute, while `freehold serve` runs: it ends what was interrupted",
+        )
+    credential = await slots.current()
     if credential is None:
         raise FreeholdError(
             "the vault holds no credential for the BMC",
@@ -237,41 +241,3 @@ def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
     if identity is None:
         raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
     return identity
-
-
-class VaultSlots:
-    """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
-    crash point the working password is in one of the two."""
-
-    def __init__(self, vault: Vault, view: ServerView) -> None:
-        self._vault, self._view = vault, view
-        self._path = f"bmc/{view.name}"
-
-    async def current(self) -> Credential | None:
-        """The vault's credential; before the take-over, the one that the Server document declares."""
-        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/current")
-        if stored is not None:
-            return msgspec.json.decode(stored, type=Credential)
-        declared = self._view.spec.bmc.credential
-        if declared.vault_ref is not None:
-            kept = await asyncio.to_thread(self._vault.get, declared.vault_ref)
-            return msgspec.json.decode(kept, type=Credential) if kept is not None else None
-        if declared.username is None or declared.password is None:
-            return None
-        return Credential(declared.username, declared.password)
-
-    async def pending(self) -> StagedCredential | None:
-        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/pending")
-        return msgspec.json.decode(stored, type=StagedCredential) if stored is not None else None
-
-    async def stage(self, staged: StagedCredential) -> None:
-        await asyncio.to_thread(self._vault.put, f"{self._path}/pending", msgspec.json.encode(staged))
-
-    async def commit(self) -> None:
-        staged = await self.pending()
-        if staged is not None:
-            await asyncio.to_thread(self._vault.put, f"{self._path}/current", msgspec.json.encode(staged.credential))
-            await self.discard()
-
-    async def discard(self) -> None:
-        await asyncio.to_thread(self._vault.destroy, f"{self._path}/pending")

@@ -13,7 +13,7 @@ from freehold.interfaces.cli.common import output_option, run, show_json, show_t
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Severity
 from freehold.orchestration import revocations
-from freehold.orchestration.auditing import audit_server, shared_passwords
+from freehold.orchestration.auditing import audit_server
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
@@ -114,13 +114,12 @@ async def _audit_all(state: Path, names: tuple[str, ...]) -> list[Outcome]:
     ours = [view for view in views if view.facts.bmc_credential_committed]
     if ours:
         vault = await asyncio.to_thread(open_vault, state)
-        shared = await shared_passwords(vault)
         turn = asyncio.Semaphore(AT_ONCE)
         done: list[str] = []
 
         async def one(view: ServerView) -> None:
             async with turn:
-                outcomes[view.name] = await _one(vault, view, shared)
+                outcomes[view.name] = await _one(vault, view)
             done.append(view.name)
 
         async with _progress(done, len(ours)):
@@ -128,9 +127,9 @@ async def _audit_all(state: Path, names: tuple[str, ...]) -> list[Outcome]:
     return list(outcomes.values())
 
 
-async def _one(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Outcome:
+async def _one(vault: Vault, view: ServerView) -> Outcome:
     try:
-        report = await audit_server(vault, view, shared)
+        report = await audit_server(vault, view)
         more = revocations.audited(view, await asyncio.to_thread(newest_generation, vault))
         return Outcome(view.name, report=report.and_also(more))
     except FreeholdError as error:

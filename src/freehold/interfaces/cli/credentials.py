@@ -11,9 +11,12 @@ from freehold.interfaces.cli.common import output_option, run, show_json, site_s
 from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.opening import open_vault
+from freehold.orchestration.passwords import VaultSlots, former
 from freehold.orchestration.store import Store
 from freehold.out_of_band.redfish import Credential
+from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.operators import Act, Request
+from freehold.root_of_trust.vault import Vault
 
 DAY = 86400.0
 
@@ -55,19 +58,18 @@ def set_credential(
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     if not password:
         raise FreeholdError("the password is empty", server=server)
-    secret = msgspec.json.encode(Credential(username, password))
+    given = Credential(username, password)
 
     async def work() -> None:
         async with site_store(state) as store:
             if server is not None:
-                await store.get("Server", server)
-            vault = open_vault(state)
-            if ref is not None:
-                vault.put(ref, secret)
-            else:
+                await store.get("Server", server)  # raises for one that is not declared
+                view = await store.ledger.view(server)
+                assert view is not None
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
-                vault.destroy(f"bmc/{server}/pending")
-                vault.put(f"bmc/{server}/current", secret)
+                await VaultSlots(open_vault(state), view).replace(given)
+            elif ref is not None:
+                open_vault(state).put(ref, msgspec.json.encode(given))
             where = ref or f"server {server}"
             await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
 
@@ -109,7 +111,8 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
             expires=now + DAY,
         )
         async with site_store(state) as store:
-            await store.get("Server", server)
+            if not open_vault(state).paths(former(server)):
+                await store.get("Server", server)
             await store.add_event(server, "break-glass", f"{login_name()} asks for the BMC's password: {reason}")
             return await store.approvals.ask(request)
 
@@ -121,24 +124,42 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
             click.echo(f"{request_id}: two operators sign it: freehold approval sign {request_id} --key FILE")
         return
 
-    async def show(request_id: str) -> tuple[Credential, tuple[str, ...]]:
+    async def show(request_id: str) -> tuple[list[Credential], tuple[str, ...]]:
         async with site_store(state) as store:
             names = await _approved(store, request_id, server)
-            stored = open_vault(state).get(f"bmc/{server}/current")
-            if stored is None:
-                raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
+            found = recorded(open_vault(state), server)
             # Told first, shown then: what was shown without a trace would be the worse of the two.
             told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
             await store.add_event(server, "break-glass", told)
             await store.approvals.spend(request_id, time.time())
-            return msgspec.json.decode(stored, type=Credential), names
+            return found, names
 
-    found, names = run(show(approved))
+    (found, *others), names = run(show(approved))
     if output == "json":
-        show_json({"server": server, "username": found.username, "password": found.password, "approved_by": names})
+        also = [{"username": each.username, "password": each.password} for each in others]
+        shown = {"server": server, "username": found.username, "password": found.password, "approved_by": names}
+        show_json(shown | ({"or": also} if also else {}))
     else:
-        click.echo(f"account {found.username}\npassword {found.password}")
+        for each in (found, *others):
+            click.echo(f"account {each.username}\npassword {each.password}")
+        if others:
+            click.echo("a change was interrupted, or servers of this name came and went: one of these works", err=True)
         click.echo(f"rotate it when you are done: freehold rotate {server}", err=True)
+
+
+def recorded(vault: Vault, server: str) -> list[Credential]:
+    """What may open the BMC, the likeliest first: the current password, one whose change was interrupted, and if the
+    server is no longer declared, those that it and others of its name had. Raises `FreeholdError` if there is none."""
+    paths = [f"bmc/{server}/current", f"bmc/{server}/pending", *reversed(vault.paths(former(server)))]
+    found = [(path, stored) for path in paths if (stored := vault.get(path)) is not None]
+    if not found:
+        raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
+    return [
+        msgspec.json.decode(stored, type=StagedCredential).credential
+        if path.endswith("/pending")
+        else msgspec.json.decode(stored, type=Credential)
+        for path, stored in found
+    ]
 
 
 async def _approved(store: Store, request_id: str, server: str) -> tuple[str, ...]:

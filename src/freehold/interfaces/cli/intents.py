@@ -189,7 +189,7 @@ async def ask(
 ) -> None:
     """Record the intent, and follow what comes of it. Raises `NotFoundError`, `IntentRefusedError`."""
     async with site_store(state) as store:
-        view = await _view(store, server)
+        view = await server_view(store, server)
         try:
             check_intent(view.status.state, kind)  # before the question: nobody should confirm what is refused
             if confirm:
@@ -225,7 +225,7 @@ async def _wait(store: Store, before: ServerView, kind: IntentKind, timeout: flo
     )
 
 
-async def _view(store: Store, server: str) -> ServerView:
+async def server_view(store: Store, server: str) -> ServerView:
     await store.get("Server", server)  # says which servers there are, if not this one
     view = await store.ledger.view(server)
     assert view is not None
@@ -235,7 +235,7 @@ async def _view(store: Store, server: str) -> ServerView:
 async def seen_key(state: Path, server: str) -> str:
     """The key that first contact found, if a person says that it is the right one. Raises `NotConfirmedError`."""
     async with site_store(state) as store:
-        seen = (await _view(store, server)).facts.bmc_key_seen
+        seen = (await server_view(store, server)).facts.bmc_key_seen
     if seen is None:
         raise NotConfirmedError(
             "no key of its BMC waits for a confirmation",

@@ -5,7 +5,7 @@ from typing import Any
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, ServerState
-from freehold.orchestration.conditions import given_up
+from freehold.orchestration.conditions import OS_RUNS, given_up
 from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.revocations import REVOKED, revoked
 from freehold.orchestration.site import BMC_COMMAND, Site
@@ -16,7 +16,6 @@ from freehold.provisioning.dhcp import BootHost
 from freehold.root_of_trust.secure_boot_generations import KeySet
 
 _WITH_AGENT = (ServerState.DISCOVERING, ServerState.PREPARING, ServerState.DECOMMISSIONING)
-_WITH_OS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
 
 
 def generation_of(facts: Facts) -> int | None:
@@ -57,7 +56,7 @@ def answered(site: Site, view: ServerView) -> tuple[BootHost, ...]:
         runs = facts.agent_booted_at is not None
         boots = runs and facts.os_booted_at is None
     else:
-        runs, boots = state in _WITH_OS, False
+        runs, boots = state in OS_RUNS, False
     boots = boots and status.state is not ServerState.QUARANTINED
     return boot_hosts(site, view, boots=boots) if runs else ()
 
