@@ -97,14 +97,29 @@ def kinds(answer: Any, server: str) -> set[str]:
 
 def test_findings_end_with_3_and_say_what_to_do(rack: Rack) -> None:
     rack.own("server-1")
-    answer = rack.site("audit", "--output", "json")
+    answer = rack.site("audit", "server-1", "--output", "json")
     assert answer.code == 3
     (found,) = answer.json()["servers"]
     assert (found["server"], found["clean"], found["error"]) == ("server-1", False, None)
     assert {"bmc-ipmi-enabled", "bmc-host-interface-bootstrapping", "ipmi-silent"} <= kinds(answer.json(), "server-1")
     assert all(each["remedy"] and each["severity"] for each in found["findings"])
     assert PASSWORD not in answer.out
-    assert "left out, because not ours yet: 1 of the declared servers" in answer.err
+
+
+def test_a_server_that_is_not_ours_yet_is_listed_and_the_audit_does_not_end_well(rack: Rack) -> None:
+    """Its BMC may stand as open as the factory made it."""
+    rack.own("server-1")
+    answer = rack.site("audit", "--output", "json")
+    assert answer.code == 1
+    audited, other = answer.json()["servers"]
+    assert (audited["server"], audited["error"]) == ("server-1", None)
+    assert (other["server"], other["clean"], other["findings"]) == ("server-2", False, [])
+    assert other["error"]["what"] == "its BMC is not ours yet: enrolled, declared"
+    table = rack.site("audit")
+    assert table.code == 1
+    assert "server-2   not audited" in table.out
+    assert "its BMC is not ours yet" in table.out
+    assert "1 not audited" in table.err
 
 
 def test_the_table_has_a_line_for_each_finding_worst_first(rack: Rack) -> None:
@@ -147,7 +162,7 @@ def test_a_server_that_cannot_be_audited_ends_with_1_and_the_others_are(
     assert kinds(answer.json(), "server-1")
     assert answer.json()["servers"][1]["error"]["server"] == "server-2"
     table = rack.site("audit")
-    assert "1 could not be audited" in table.err
+    assert "1 not audited" in table.err
     assert "server-2   not audited" in table.out
 
 
@@ -200,7 +215,7 @@ def test_a_server_that_is_not_ours_is_said_so(site: Shell) -> None:
     assert not (site.state / "vault.key").exists()  # looking founds no vault
     answer = site("audit", "-o", "json")
     assert answer.code == 1
-    assert "of 2 declared servers none is ours yet" in answer.error()["what"]
+    assert [each["clean"] for each in answer.json()["servers"]] == [False, False]
 
 
 def test_a_name_that_is_not_declared_is_an_error(site: Shell) -> None:
