@@ -212,7 +212,10 @@ def test_strange_data_does_not_crash_snmp(protocol: Any, communities: Any, value
 class Refusing:
     """The lab's BMC; answers `status` for each of `paths`, and leaves `without` out of its Manager."""
 
-    def __init__(self, inner: Transport, paths: tuple[str, ...] = (), status: int = 500, without: str = "") -> None:
+    def __init__(
+        self, inner: Transport, paths: tuple[str, ...] = (), status: int = 500, without: str = "", adding: Any = None
+    ) -> None:
+        self._adding: dict[str, Any] = adding or {}
         self._inner, self._paths, self._status, self._without = inner, paths, status, without
 
     async def close(self) -> None:
@@ -222,6 +225,10 @@ class Refusing:
         if call.path in self._paths:
             return Answer(status=self._status, body={"error": {"message": "internal error"}})
         answer = await self._inner.request(call)
+        if call.path in self._adding and answer.status == 404:
+            answer = Answer(status=200, body={})
+        if call.path in self._adding and answer.body is not None:
+            answer.body.update(self._adding[call.path])
         if call.path == MANAGER and answer.body is not None:
             answer.body.pop(self._without, None)
             answer.body["Oem"] = {"Hpe": {"Links": {"RemoteSupport": {"@odata.id": SUPPORT}}}}
@@ -229,6 +236,7 @@ class Refusing:
 
 
 MANAGER, SUPPORT = "/redfish/v1/Managers/1", "/redfish/v1/RemoteSupport"
+ACCOUNTS = "/redfish/v1/AccountService"
 INTERFACES, NETWORK = f"{MANAGER}/HostInterfaces", f"{MANAGER}/NetworkProtocol"
 
 
@@ -304,3 +312,37 @@ async def test_an_empty_slot_is_an_account_only_if_it_is_enabled(lab: Path, enab
         client.members = AsyncMock(return_value=[slot])  # type: ignore[method-assign]
         found = await read_accounts(client)
     assert [each.uri for each in found] == (["/a/9"] if counts else [])
+
+
+# ---- directories
+
+
+DIRECTORY = {"ServiceEnabled": True, "ServiceAddresses": ["ldaps://10.0.0.1"]}
+
+
+async def test_a_directory_that_may_log_people_in_is_found(lab: Path) -> None:
+    more = f"{ACCOUNTS}/ExternalAccountProviders"
+    adding = {
+        ACCOUNTS: {
+            "LDAP": DIRECTORY,
+            "ActiveDirectory": {"ServiceEnabled": False},
+            "OAuth2": None,
+            "AdditionalExternalAccountProviders": {"@odata.id": more},
+        },
+        more: {"Members": [{"@odata.id": f"{more}/1", "ServiceEnabled": True}]},
+    }
+    async with refusing(lab, adding=adding) as client:
+        posture = await read_posture(client)
+    assert [each.name for each in posture.external_providers] == ["LDAP", f"{more}/1"]
+    (found,) = [each for each in posture_findings(posture, subject="s1") if each.kind == "bmc-external-accounts"]
+    assert found.severity is Severity.CRITICAL
+    assert "LDAP (ldaps://10.0.0.1)" in found.detail
+
+
+async def test_directories_that_cannot_be_read_are_said(lab: Path) -> None:
+    more = f"{ACCOUNTS}/ExternalAccountProviders"
+    adding = {ACCOUNTS: {"AdditionalExternalAccountProviders": {"@odata.id": more}}}
+    async with refusing(lab, more, status=403, adding=adding) as client:
+        posture = await read_posture(client)
+    assert list(posture.unread) == [more]
+    assert posture.external_providers == ()

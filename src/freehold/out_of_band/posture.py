@@ -14,6 +14,7 @@ from freehold.out_of_band.connectors import (
     service_advisor_uri,
 )
 from freehold.out_of_band.errors import BmcAnswerUnreadable, BmcError, NotSupported
+from freehold.out_of_band.external_accounts import ExternalProvider, external_providers
 from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.redfish import Json, RedfishClient, link
 from freehold.out_of_band.snmp import Snmp, snmp_in
@@ -63,6 +64,7 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
     basic_auth: str = ""
     snmp: Snmp | None = None
     host_interfaces: tuple[HostInterfaceFact, ...] = ()
+    external_providers: tuple[ExternalProvider, ...] = ()
     services_told: bool = True
     """False: the BMC has no NetworkProtocol, so nobody knows what it serves."""
     unread: dict[str, str] = {}
@@ -128,7 +130,8 @@ async def read_posture(client: RedfishClient) -> Posture:
     network = await _network(client, manager)
     services = {name: r.read(r.Service, network[name], findings) for name in _SERVICES if network.get(name)}
     dell = await optional(client, dell_attributes_uri(manager), unread)
-    auth = r.read(r.AccountService, await client.get(_account_service(client)), findings).http_basic_auth
+    account_service = await client.get(_account_service(client))
+    auth = r.read(r.AccountService, account_service, findings).http_basic_auth
     missing: list[str] = []
     accounts = await read_accounts(client, findings, missing)
     unread |= dict.fromkeys(missing, "listed, and not there")
@@ -152,6 +155,7 @@ async def read_posture(client: RedfishClient) -> Posture:
             dell_attributes=dell,
         ),
         host_interfaces=await _host_interfaces(client, manager, findings, unread),
+        external_providers=await external_providers(client, account_service, unread),
         services_told=bool(network),
         unread=unread,
         findings=tuple(findings),
@@ -231,9 +235,18 @@ def posture_findings(
                 f"account {account.username!r} ({account.role or 'no role'}) is enabled and not one of ours"
                 if account.username
                 else f"an account without a name ({account.role or 'no role'}) is enabled",
-                "remove it, or declare it with a waiver",
+                "delete or disable it on the BMC: no account but Freehold's own may stay",
                 f"{account.uri}: Enabled is true",
             )
+    if posture.external_providers:
+        names = [f"{each.name} ({', '.join(each.addresses) or 'no address'})" for each in posture.external_providers]
+        note(
+            Severity.CRITICAL,
+            "bmc-external-accounts",
+            f"whoever a directory vouches for may log in to the BMC: {', '.join(names)}",
+            "turn it off in the BMC's AccountService",
+            "; ".join(f"{each.name}: ServiceEnabled is true" for each in posture.external_providers),
+        )
     if not posture.services_told:
         note(
             Severity.WARNING,
