@@ -7,6 +7,7 @@ from site_support import Place
 from freehold.evidence import Ed25519Signer
 from freehold.model.findings import Severity
 from freehold.model.status import FirmwareFact
+from freehold.orchestration.auditing import unapproved_firmware
 from freehold.orchestration.references import PATIENCE
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
 from freehold.root_of_trust.operators import approve
@@ -81,12 +82,44 @@ async def test_withdrawn_values_bring_nobody_into_the_pool(measured: Place, stat
     assert f"which are {state}" in refused.quarantine
 
 
-async def test_a_policy_of_learned_asks_nobody_and_says_so(measured: Place) -> None:
-    policy = msgspec.structs.replace((await measured.view()).policy, reference_values="learned")
-    done = await measured.step("approve_reference", policy=policy)
+async def test_a_policy_of_learned_asks_nobody_and_says_so(place: Place) -> None:
+    await place.establish(learned_reference={"0": (A,), "2": ()}, firmware=BOARD)
+    view = await place.view()
+    policy = msgspec.structs.replace(view.policy, reference_values="learned")
+    done = await place.step("approve_reference", policy=policy)
     assert done.facts == {"reference_values": {"0": (A,), "2": ()}, "reference_id": None}
     assert done.statements[0][1]["origin"] == "learned"
-    assert await measured.store.references.list() == []
+    assert done.statements[0][1]["approved_by"] == []
+    assert await place.store.references.list() == []
+    (finding,) = unapproved_firmware(await place.view())
+    assert "nobody approved what its firmware measures" in finding.detail
+    assert unapproved_firmware(view) == ()
+
+
+async def test_once_there_are_operators_a_policy_of_learned_does_not_speak_for_two_of_them(measured: Place) -> None:
+    policy = msgspec.structs.replace((await measured.view()).policy, reference_values="learned")
+    waits = await measured.step("approve_reference", policy=policy)
+    assert not waits.done
+    assert "reference_values" not in waits.facts
+    assert "`learned`, which does not count on a site that has operators" in waits.findings[0].detail
+    await sign(measured, "ann", "bob")
+    assert (await measured.step("approve_reference", policy=policy)).done
+    assert unapproved_firmware(await measured.view()) == ()
+
+
+@pytest.mark.parametrize("policy", ["approved", "learned"])
+async def test_revoked_measurements_bring_nobody_into_the_pool_whatever_the_version_says(
+    place: Place, policy: str
+) -> None:
+    """A BMC that lies about its BIOS version makes other values of the same measurements."""
+    await place.establish(learned_reference={"0": (A,), "2": ()}, firmware=BOARD)
+    bad = ReferenceValues(vendor="Halden", model="HX2", version="0.9", digests={"0": (A,), "2": ()})
+    await place.store.references.propose(bad, "advisory", "ann", 1.0)
+    await place.store.references.withdraw(bad.id, ReferenceState.REVOKED, 2.0)
+    wanted = msgspec.structs.replace((await place.view()).policy, reference_values=policy)
+    refused = await place.step("approve_reference", policy=wanted)
+    assert refused.quarantine is not None
+    assert f"what reference values {bad.id} hold (Halden HX2 BIOS 0.9), which are revoked" in refused.quarantine
 
 
 async def test_a_request_that_nobody_signed_in_time_is_asked_anew(measured: Place) -> None:

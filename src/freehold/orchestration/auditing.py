@@ -5,11 +5,14 @@ from collections import defaultdict
 
 import msgspec
 
+from freehold.model.findings import Finding, Severity
 from freehold.orchestration.site import VaultSlots, open_bmc
 from freehold.orchestration.steps.securing import keyed_digest
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
+from freehold.out_of_band.posture import worst_first
 from freehold.out_of_band.redfish import Credential
+from freehold.root_of_trust.attestation.reference import firmware_id
 from freehold.root_of_trust.vault import Vault
 
 
@@ -19,12 +22,28 @@ async def audit_server(vault: Vault, view: ServerView, shared: dict[str, tuple[s
         observed = await audit_bmc(client, view.spec.bmc.address)
     credential = await VaultSlots(vault, view).current()
     assert credential is not None  # we have just logged in with it
-    return audit(
+    report = audit(
         view.name,
         observed,
         own_account=credential.username,
         password_shared_with=shared.get(view.name, ()),
     )
+    return msgspec.structs.replace(report, findings=tuple(worst_first([*report.findings, *unapproved_firmware(view)])))
+
+
+def unapproved_firmware(view: ServerView) -> tuple[Finding, ...]:
+    """A server whose boots are held against what it measured first, because nobody was asked. Pure."""
+    if view.facts.reference_values is None or view.facts.reference_id is not None:
+        return ()
+    finding = Finding(
+        severity=Severity.WARNING,
+        kind="firmware-unapproved",
+        subject=view.name,
+        detail="nobody approved what its firmware measures: its reference values are learned, by policy",
+        remedy="found the site's operators, retire the server and declare it anew: two of them approve what it measures",
+        evidence=f"reference values {firmware_id(view.facts.reference_values)}",
+    )
+    return (finding,)
 
 
 async def shared_passwords(vault: Vault) -> dict[str, tuple[str, ...]]:

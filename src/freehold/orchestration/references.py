@@ -10,7 +10,7 @@ from freehold.model.errors import FreeholdError
 from freehold.orchestration.approvals import ask_for, expired, require_signatures, spend
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import reference_values, servers
-from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become, firmware_id
 from freehold.root_of_trust.operators import Act, Request
 
 PATIENCE = 30 * 86400.0
@@ -103,10 +103,14 @@ class ReferenceLedger:
         async with self._database.read() as connection:
             return await _required(connection, reference_id)
 
-    async def state(self, reference_id: str) -> ReferenceState | None:
+    async def revoked(self, digests: dict[str, tuple[str, ...]]) -> KnownReference | None:
+        """Revoked values that are these measurements, whichever board and version they were revoked for: a version
+        string is what a BMC says."""
+        query = select(reference_values).where(reference_values.c.state == ReferenceState.REVOKED.value)
         async with self._database.read() as connection:
-            known = await _one(connection, reference_id)
-            return known.state if known is not None else None
+            rows = (await connection.execute(query.order_by(reference_values.c.id))).all()
+        wanted = firmware_id(digests)
+        return next((known for known in map(_known, rows) if known.values.firmware == wanted), None)
 
     async def list(self, *, after: str = "", limit: int = 500, **board: str) -> list[KnownReference]:
         """A page in the order of the ids. `board`: only of this `vendor`, `model`, `version`."""
