@@ -40,7 +40,7 @@ def unapproved_firmware(view: ServerView) -> tuple[Finding, ...]:
         kind="firmware-unapproved",
         subject=view.name,
         detail="nobody approved what its firmware measures: its reference values are learned, by policy",
-        remedy="found the site's operators, retire the server and declare it anew: two of them approve what it measures",
+        remedy="found the site's operators, retire the server, declare it anew: two of them approve what it measures",
         evidence=f"reference values {firmware_id(view.facts.reference_values)}",
     )
     return (finding,)
