@@ -13,6 +13,7 @@ import pytest
 from cli_support import Shell
 
 from freehold.interfaces.cli import audit as audit_module
+from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ServerState, ServerStatus
 from freehold.orchestration.opening import open_vault
 from freehold.out_of_band import transport
@@ -152,6 +153,21 @@ def test_a_shared_password_is_found_by_its_digest(rack: Rack) -> None:
     assert "server-2" in shared["detail"]
     rack.own("server-2", Credential("root", "another-password", generated=True))
     assert "bmc-password-shared" not in kinds(rack.site("audit", "server-1", "-o", "json").json(), "server-1")
+
+
+def test_what_was_found_about_the_site_stands_first_and_counts(rack: Rack) -> None:
+    rack.own("server-1")
+    finding = Finding(
+        severity=Severity.CRITICAL, kind="depot-expiry", subject="depot/root", detail="late", remedy="act"
+    )
+    rack.site.store(lambda store: store.site.set_findings("depot", (finding,)))
+    answer = rack.site("audit", "server-1")
+    assert answer.out.splitlines()[1].split() == ["(site)", "critical", "depot-expiry:", "late", "act"]
+    assert answer.code == 3
+    assert [each["kind"] for each in rack.site("audit", "-o", "json").json()["site"]] == ["depot-expiry"]
+    described = rack.site("describe", "site", "lab")
+    assert "CRITICAL depot-expiry (depot/root): late" in described.out
+    assert rack.site("describe", "site", "lab", "-o", "json").json()["findings"][0]["remedy"] == "act"
 
 
 def test_a_bmc_whose_password_is_being_changed_is_left_alone(rack: Rack) -> None:

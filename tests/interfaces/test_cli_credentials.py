@@ -84,6 +84,7 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     assert "break-glass for bmc/server-1 was approved by ann" in refused.err
     assert PASSWORD not in refused.out + refused.err
     site("approval", "sign", request, "--key", tmp_path / "bob.key")
+    put(site, monkeypatch, "server-2")
     assert (
         "is about break-glass for bmc/server-1"
         in site("credential", "break-glass", "server-2", "--approved", request).err
@@ -93,6 +94,9 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     assert "the BMC's password was shown to" in events(site)
     assert "approved by ann, bob" in events(site)
     assert site("credential", "break-glass", "server-1", "--approved", request).code == 1
+    (due,) = site.store(lambda store: store.site.due())  # the controller will state it
+    assert [each["name"] for each in due.facts["approved_by"]] == ["ann", "bob"]
+    assert PASSWORD not in str(due)
 
 
 def broken_glass(site: Shell, people: Path, server: str) -> dict[str, Any]:

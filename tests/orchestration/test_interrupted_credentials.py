@@ -11,7 +11,7 @@ from site_support import SERVER, Place
 
 from freehold.model.errors import FreeholdError
 from freehold.orchestration.auditing import audit_server
-from freehold.orchestration.site import VaultSlots
+from freehold.orchestration.passwords import VaultSlots
 from freehold.orchestration.steps import securing
 from freehold.orchestration.steps.table import guarded
 from freehold.orchestration.steps.watching import check_drift
@@ -39,17 +39,20 @@ def recorded(place: Place) -> tuple[str, bool]:
     return msgspec.json.decode(stored, type=Credential).password, vault.get(f"bmc/{SERVER}/pending") is not None
 
 
-DOOR = ("stage", "before"), ("stage", "after"), ("set_password", "before"), ("set_password", "after"), (
-    "commit", "before"), ("commit", "after"), ("discard", "before")  # fmt: skip
+CALLS = [(call, when) for call in ("stage", "set_password", "commit") for when in ("before", "after")]
+CALLS.append(("destroy", "before"))  # the new password is current, and still pending too
 
 
-@pytest.mark.parametrize(("call", "when"), DOOR)
+@pytest.mark.parametrize(("call", "when"), CALLS)
 async def test_killed_in_a_rotation_the_next_look_for_drift_gets_in(
     owned: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, when: str
 ) -> None:
     before, _ = recorded(owned)
-    holder: Any = RedfishDoor if call == "set_password" else VaultSlots
+    holder: Any = {"set_password": RedfishDoor, "destroy": owned.site.vault}.get(call, VaultSlots)
     whole = getattr(holder, call)
+
+    def dead(*_: Any) -> None:
+        raise Killed
 
     async def dying(*args: Any, **rest: Any) -> None:
         if when == "after":
@@ -57,7 +60,7 @@ async def test_killed_in_a_rotation_the_next_look_for_drift_gets_in(
         raise Killed
 
     with monkeypatch.context() as dies:
-        dies.setattr(holder, call, dying)
+        dies.setattr(holder, call, dead if call == "destroy" else dying)
         with pytest.raises(Killed):
             await owned.step("rotate_credential")
 
@@ -65,7 +68,7 @@ async def test_killed_in_a_rotation_the_next_look_for_drift_gets_in(
     assert (result.done, result.quarantine) == (True, None)
     password, still_open = recorded(owned)
     assert not still_open
-    reached = call == "commit" or call == "discard" or (call, when) == ("set_password", "after")
+    reached = call in ("commit", "destroy") or (call, when) == ("set_password", "after")
     assert (password != before) is reached
     assert failures(tmp_path) <= 1
     assert (await owned.step("rotate_credential")).done
@@ -77,7 +80,7 @@ async def test_nobody_else_logs_in_while_a_password_is_being_changed(owned: Plac
     staged = msgspec.json.encode({"credential": {"username": "freehold", "password": "not-on-the-bmc-yet-1A"}})
     owned.site.vault.put(f"bmc/{SERVER}/pending", staged)
     with pytest.raises(FreeholdError, match="password is being changed"):
-        await audit_server(owned.site.vault, await owned.view(), {})
+        await audit_server(owned.site.vault, await owned.view())
     assert await slots.pending() is not None
     assert failures(tmp_path) == 0
 

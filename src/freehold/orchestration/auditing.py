@@ -1,32 +1,31 @@
 """The audit of servers that are ours: with the vaulted credential, over the pinned key. Reads and probes only."""
 
 import asyncio
-from collections import defaultdict
 
 import msgspec
 
 from freehold.model.findings import Finding, Severity
-from freehold.orchestration.site import VaultSlots, open_bmc
-from freehold.orchestration.steps.securing import keyed_digest
+from freehold.orchestration.passwords import PasswordIndex, VaultSlots
+from freehold.orchestration.site import open_bmc
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
 from freehold.out_of_band.posture import worst_first
-from freehold.out_of_band.redfish import Credential
 from freehold.root_of_trust.attestation.reference import firmware_id
 from freehold.root_of_trust.vault import Vault
 
 
-async def audit_server(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Audit:
-    """`shared` is `shared_passwords` of the vault. Raises what the client raises; a refused log-in is not repeated."""
+async def audit_server(vault: Vault, view: ServerView) -> Audit:
+    """Raises what the client raises; a refused log-in is not repeated."""
     async with open_bmc(vault, view) as client:
         observed = await audit_bmc(client, view.spec.bmc.address)
     credential = await VaultSlots(vault, view).current()
     assert credential is not None  # we have just logged in with it
+    shared = await asyncio.to_thread(PasswordIndex(vault).shared_with, view.name, credential.password)
     report = audit(
         view.name,
         observed,
         own_account=credential.username,
-        password_shared_with=shared.get(view.name, ()),
+        password_shared_with=shared,
     )
     return msgspec.structs.replace(report, findings=tuple(worst_first([*report.findings, *unapproved_firmware(view)])))
 
@@ -44,20 +43,3 @@ def unapproved_firmware(view: ServerView) -> tuple[Finding, ...]:
         evidence=f"reference values {firmware_id(view.facts.reference_values)}",
     )
     return (finding,)
-
-
-async def shared_passwords(vault: Vault) -> dict[str, tuple[str, ...]]:
-    """Server -> the others whose vaulted BMC password is the same, by the digests that the evidence holds."""
-    key = await asyncio.to_thread(vault.get, "site/audit-key")
-    servers: dict[str, list[str]] = defaultdict(list)
-    for path in await asyncio.to_thread(vault.paths, "bmc") if key is not None else ():
-        stored = await asyncio.to_thread(vault.get, path) if path.endswith("/current") else None
-        if stored is not None and key is not None:
-            password = msgspec.json.decode(stored, type=Credential).password
-            servers[keyed_digest(key, password)].append(path.split("/")[1])
-    return {
-        server: tuple(other for other in same if other != server)
-        for same in servers.values()
-        for server in same
-        if len(same) > 1
-    }

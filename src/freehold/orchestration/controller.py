@@ -23,10 +23,13 @@ from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.agent_door import AgentDoor
+from freehold.orchestration.depot_watch import watch_depot
 from freehold.orchestration.engine import Engine
+from freehold.orchestration.evidence_due import watch_evidence_due
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
+from freehold.orchestration.passwords import PasswordIndex
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, FIRMWARE_PORT, Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.steps.booting import answered
@@ -40,13 +43,10 @@ from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.depot import Seen
-from freehold.root_of_trust.keys import CertifiedKey, SiteKeys, depot_key
+from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 logger = logging.getLogger(__name__)
-
-DEPOT_INTERVAL = 3600.0
-"""Seconds between two looks at the depot's expiry; it is renewed at half of its life, by default every 15 days."""
 
 CERTIFICATE_INTERVAL, DAY = 3600.0, 86400.0
 """Seconds between two looks at the controller's certificate."""
@@ -157,10 +157,14 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             boot_app = create_boot_app(site.files)
         chain = site.keys.agent_ca.certificate_pem
         await _listen(
-            stack, site.shelf.create_app(), addresses.oob, FIRMWARE_PORT, tls_context(site.keys.controller_tls, chain)
+            stack,
+            site.shelf.create_app(),
+            addresses.oob,
+            FIRMWARE_PORT,
+            tls_context(site.keys.controller_tls, chain=chain),
         )
         digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
-        tls = tls_context(site.keys.controller_tls)
+        tls = tls_context(site.keys.controller_tls, clients=site.keys.agent_ca.certificate_pem)
         await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
         interface = await interface_of(addresses.provisioning)
         site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
@@ -168,11 +172,13 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
         stack.push_async_callback(site.dhcp.stop)
         await answer_known(site, store)
         await record_certificates(site.vault, log)
+        await asyncio.to_thread(PasswordIndex(site.vault).complete)
         for watcher in (
             asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
             asyncio.create_task(watch_generations(site.keys.secure_boot, store, log), name="Secure Boot keys"),
-            asyncio.create_task(keep_depot_fresh(site), name="depot"),
+            asyncio.create_task(watch_depot(site, store, log), name="depot"),
+            asyncio.create_task(watch_evidence_due(store, log), name="approvals"),
         ):
             watcher.add_done_callback(_say_why_it_ended)
             stack.callback(watcher.cancel)
@@ -187,17 +193,6 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("%s ended: nobody does its work now", task.get_name(), exc_info=error)
-
-
-async def keep_depot_fresh(site: Site) -> None:
-    """Renew the depot's timestamp and snapshot before they expire, for ever, if this site publishes one."""
-    while True:
-        try:
-            if site.depot.publishes and site.depot.repository.read() is not None:
-                await asyncio.to_thread(site.depot.refresh_timestamp, depot_key(site.vault), pki.utc_now())
-        except (FreeholdError, OSError) as error:
-            logger.error("the depot's timestamp cannot be renewed: %s", error)
-        await asyncio.sleep(DEPOT_INTERVAL)
 
 
 async def watch_for_rogues(interface: str, own: str, store: Store) -> None:
@@ -272,11 +267,19 @@ async def interface_of(address: str) -> str:
     )
 
 
-def tls_context(key: CertifiedKey, chain: bytes = b"") -> ssl.SSLContext:
-    """Server side, TLS 1.2 or later; `chain` (PEM) is shown with the certificate. OpenSSL wants files, so the private
-    key is lent to it in memory only."""
+def tls_context(key: CertifiedKey, *, chain: bytes = b"", clients: bytes | None = None) -> ssl.SSLContext:
+    """Server side, TLS 1.2 or later; `chain` (PEM) is shown with the certificate. With `clients`, their CA (PEM), one
+    that shows a certificate must show one of it, or the handshake fails. Whoever has not attested has none yet, so it
+    is optional here: `agent_api` asks for it.
+
+    OpenSSL wants files, so the private key is lent to it in memory only.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if clients is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the CA is trusted itself, whoever certified it
+        context.load_verify_locations(cadata=clients.decode())
     memory = os.memfd_create("controller-tls", os.MFD_CLOEXEC)
     try:
         os.write(memory, key.private_pem + key.certificate_pem + chain)

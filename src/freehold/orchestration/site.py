@@ -1,25 +1,25 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import FACTORY, NetworkSpec, SiteSpec, is_factory_ref
+from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.model.status import Facts, Order, OrderState
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.passwords import VaultSlots
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.store import Store
@@ -28,7 +28,7 @@ from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.errors import BmcIdentityChanged
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential, take_over
+from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
@@ -174,27 +174,7 @@ class Site:
         credential = await self.slots(view).current()
         return credential.username if credential is not None else OWN_ACCOUNT
 
-    async def audit_key(self) -> bytes:
-        """The key of the digests that show whether two passwords are the same, without showing them."""
-        path = "site/audit-key"
-        stored = await asyncio.to_thread(self.vault.get, path)
-        if stored is None:
-            await asyncio.to_thread(self.vault.put, path, secrets.token_bytes(32))
-            stored = await asyncio.to_thread(self.vault.get, path)
-        assert stored is not None
-        return stored
-
-    async def is_unique(self, server: str, credential: Credential) -> bool:
-        """No other server's vaulted credential has this password."""
-        others = await asyncio.to_thread(self.vault.paths, "bmc")
-        for path in others:
-            if not path.startswith(f"bmc/{server}/") and path.endswith("/current"):
-                stored = await asyncio.to_thread(self.vault.get, path)
-                if stored and msgspec.json.decode(stored, type=Credential).password == credential.password:
-                    return False
-        return True
-
-    def slots(self, view: ServerView) -> "VaultSlots":
+    def slots(self, view: ServerView) -> VaultSlots:
         return VaultSlots(self.vault, view)
 
     @asynccontextmanager
@@ -210,6 +190,13 @@ class Site:
 
     async def connector(self, view: ServerView) -> Connector:
         return await connector(self.vault, view)
+
+    def issue_agent_certificate(
+        self, key: ec.EllipticCurvePublicKey, server: str, session: str, now: datetime, lifetime: timedelta
+    ) -> x509.Certificate:
+        """For the agent of `server` in this session: only after it was attested."""
+        ca = self.keys.agent_ca
+        return pki.agent_certificate(key, ca.certificate, ca.private_key, server, session, now, lifetime)
 
     async def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
@@ -272,66 +259,3 @@ def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
     if identity is None:
         raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
     return identity
-
-
-def set_aside(vault: Vault, server: str, now: float) -> None:
-    """The server is no longer declared: its BMC's passwords are kept, but not under a name that another may get."""
-    for slot in ("current", "pending"):
-        if (stored := vault.get(f"bmc/{server}/{slot}")) is not None:
-            vault.put(f"{former(server)}/{now:.0f}/{slot}", stored)
-    vault.destroy(f"bmc/{server}")
-
-
-def former(server: str) -> str:
-    """Where the vault keeps the passwords of BMCs whose servers had this name."""
-    return f"former/bmc/{server}"
-
-
-def factory_ref(ref: str, server: str) -> str:
-    """`ref`, if a document may name it. Checked again at use: the store may be older than the rule."""
-    if not is_factory_ref(ref):
-        raise FreeholdError(
-            f"its document names {ref} of the vault as the credential of its BMC; nothing was sent to it",
-            server=server,
-            expected=f"a vaultRef below {FACTORY}/",
-            remedy=f"`freehold credential set --ref {FACTORY}/NAME`, and declare that",
-        )
-    return ref
-
-
-class VaultSlots:
-    """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
-    crash point the working password is in one of the two."""
-
-    def __init__(self, vault: Vault, view: ServerView) -> None:
-        self._vault, self._view = vault, view
-        self._path = f"bmc/{view.name}"
-
-    async def current(self) -> Credential | None:
-        """The vault's credential; before the take-over, the one that the Server document declares."""
-        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/current")
-        if stored is not None:
-            return msgspec.json.decode(stored, type=Credential)
-        declared = self._view.spec.bmc.credential
-        if declared.vault_ref is not None:
-            kept = await asyncio.to_thread(self._vault.get, factory_ref(declared.vault_ref, self._view.name))
-            return msgspec.json.decode(kept, type=Credential) if kept is not None else None
-        if declared.username is None or declared.password is None:
-            return None
-        return Credential(declared.username, declared.password)
-
-    async def pending(self) -> StagedCredential | None:
-        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/pending")
-        return msgspec.json.decode(stored, type=StagedCredential) if stored is not None else None
-
-    async def stage(self, staged: StagedCredential) -> None:
-        await asyncio.to_thread(self._vault.put, f"{self._path}/pending", msgspec.json.encode(staged))
-
-    async def commit(self) -> None:
-        staged = await self.pending()
-        if staged is not None:
-            await asyncio.to_thread(self._vault.put, f"{self._path}/current", msgspec.json.encode(staged.credential))
-            await self.discard()
-
-    async def discard(self) -> None:
-        await asyncio.to_thread(self._vault.destroy, f"{self._path}/pending")

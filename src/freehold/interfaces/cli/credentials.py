@@ -12,8 +12,7 @@ from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.opening import open_vault
-from freehold.orchestration.site import former
-from freehold.orchestration.store import Store
+from freehold.orchestration.passwords import VaultSlots, former
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.operators import Act, Request
@@ -65,19 +64,19 @@ def set_credential(
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     if not password:
         raise FreeholdError("the password is empty", server=server)
-    secret = msgspec.json.encode(Credential(username, password))
+    given = Credential(username, password)
 
     async def work() -> None:
         async with site_store(state) as store:
             if server is not None:
-                await store.get("Server", server)
-            vault = open_vault(state)
-            if ref is not None:
-                vault.update(ref, lambda there: _unless_there(ref, there, secret, replace=replace))
-            else:
+                await store.get("Server", server)  # raises for one that is not declared
+                view = await store.ledger.view(server)
+                assert view is not None
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
-                vault.destroy(f"bmc/{server}/pending")
-                vault.put(f"bmc/{server}/current", secret)
+                await VaultSlots(open_vault(state), view).replace(given)
+            elif ref is not None:
+                secret = msgspec.json.encode(given)
+                open_vault(state).update(ref, lambda there: _unless_there(ref, there, secret, replace=replace))
             where = ref or f"server {server}"
             await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
 
@@ -107,8 +106,8 @@ def _unless_there(ref: str, there: bytes | None, secret: bytes, *, replace: bool
 @state_option
 @output_option()
 def break_glass(server: str, reason: str, approved: str | None, state: Path, output: str) -> None:
-    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once, and the event
-    log of the site says that it did. Rotate it when you are done.
+    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once. Events say
+    that it did, and the evidence log has both signatures as soon as the controller runs. Rotate it when you are done.
 
     \b
     Example:
@@ -144,12 +143,11 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
 
     async def show(request_id: str) -> tuple[list[Credential], tuple[str, ...]]:
         async with site_store(state) as store:
-            names = await _approved(store, request_id, server)
             found = recorded(open_vault(state), server)
             # Told first, shown then: what was shown without a trace would be the worse of the two.
+            names = await store.approvals.show_credential(request_id, server, login_name(), time.time())
             told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
             await store.add_event(server, "break-glass", told)
-            await store.approvals.spend(request_id, time.time())
             return found, names
 
     (found, *others), names = run(show(approved))
@@ -178,14 +176,3 @@ def recorded(vault: Vault, server: str) -> list[Credential]:
         else msgspec.json.decode(stored, type=Credential)
         for path, stored in found
     ]
-
-
-async def _approved(store: Store, request_id: str, server: str) -> tuple[str, ...]:
-    request = (await store.approvals.show(request_id)).request
-    if (request.act, request.subject) != (Act.BREAK_GLASS, f"bmc/{server}"):
-        raise FreeholdError(
-            f"the request {request_id} is about {request.act} for {request.subject}",
-            server=server,
-            expected=f"{Act.BREAK_GLASS} for bmc/{server}",
-        )
-    return await store.approvals.require(request_id, time.time())

@@ -14,7 +14,7 @@ from freehold.model.documents import DocumentError, load_documents, validate_set
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Resource, ServerSpec
 from freehold.orchestration.opening import open_vault
-from freehold.orchestration.site import set_aside
+from freehold.orchestration.passwords import set_aside
 from freehold.orchestration.store import Change, FieldChange, Store
 from freehold.root_of_trust import site_vault
 

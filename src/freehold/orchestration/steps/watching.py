@@ -145,8 +145,8 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
 
 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
-    """End the session: the agent finds its token worthless and attests again. When the OS last did is kept, so that its
-    silence is counted from there."""
+    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, so
+    that its silence is counted from there."""
     last = ctx.facts.last_attestation or ctx.server.status.state_since
     overdue = ctx.now - last > 2 * parse_duration(ctx.server.policy.attestation_interval)
     if overdue and ctx.server.agent is None:
