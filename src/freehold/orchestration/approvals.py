@@ -26,7 +26,7 @@ from freehold.root_of_trust.operators import (
     OperatorsRefused,
     Request,
     approvers,
-    granted,
+    grant,
     require_approval,
 )
 
@@ -161,14 +161,9 @@ class ApprovalLedger:
         return await self._database.write(work)
 
     async def granted(self, request_id: str) -> Granted:
-        """An approval that was carried out, verified again by the keys that the operators had at that time. Raises
-        `UnknownRequest`, `NotApproved`."""
+        """As the function `granted`."""
         async with self._database.read() as connection:
-            asked = await _asked(connection, request_id)
-            if asked.spent is None:
-                raise NotApproved(f"the request {request_id} was not carried out yet")
-            people = await _people_before(connection, asked.spent)
-            return granted(asked.request, await _envelopes(connection, request_id), people, asked.spent)
+            return await granted(connection, request_id)
 
     async def spend(self, request_id: str, now: float) -> None:
         """What was approved is done, so the request is closed; or nobody wants it any more."""
@@ -284,6 +279,16 @@ async def approval_claim(connection: AsyncConnection, request: Request) -> dict[
     approved.sort(key=lambda each: str(each["name"]))
     return {"event": request.act.value, "request_id": request.id, "request": msgspec.to_builtins(request),
             "approved_by": approved}  # fmt: skip
+
+
+async def granted(connection: AsyncConnection, request_id: str) -> Granted:
+    """An approval that was carried out, verified again by the keys that the operators had at that time. Raises
+    `UnknownRequest`, `NotApproved`."""
+    asked = await _asked(connection, request_id)
+    if asked.spent is None:
+        raise NotApproved(f"the request {request_id} was not carried out yet")
+    people = await _people_before(connection, asked.spent)
+    return grant(asked.request, await _envelopes(connection, request_id), people, asked.spent)
 
 
 async def expired(connection: AsyncConnection, request_id: str, now: float) -> bool:

@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 
-from freehold.evidence import PublicKey, Signer, canonical, dsse
+from freehold.evidence import PublicKey, Signer, approvals, canonical, dsse
 from freehold.model.errors import FreeholdError
 
-PAYLOAD_TYPE = "application/vnd.freehold.approval+json"
+PAYLOAD_TYPE = approvals.PAYLOAD_TYPE
 THRESHOLD = 2
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
@@ -145,7 +145,7 @@ def approvers(payload: bytes, payload_type: str, envelopes: Iterable[bytes], ope
     return tuple(sorted(names))
 
 
-def granted(request: Request, envelopes: Iterable[bytes], operators: Operators, at: float) -> Granted:
+def grant(request: Request, envelopes: Iterable[bytes], operators: Operators, at: float) -> Granted:
     """The approval of `request` as it stood at `at`, by those who were operators then. Raises `NotApproved`."""
     given = list(envelopes)
     require_approval(request, given, operators, at)

@@ -1,5 +1,8 @@
 """Steps of `preparing`: BIOS settings, reference values."""
 
+import asyncio
+
+from freehold.evidence import artifacts
 from freehold.model.findings import Finding, Severity
 from freehold.orchestration.references import KnownReference
 from freehold.orchestration.site import BMC_COMMAND, Site
@@ -7,7 +10,7 @@ from freehold.orchestration.step import StepContext, StepResult
 from freehold.out_of_band.server import set_bios_attributes
 from freehold.root_of_trust.attestation import reference
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
-from freehold.root_of_trust.operators import NotApproved
+from freehold.root_of_trust.operators import Granted, NotApproved
 
 UNAPPROVED = "firmware-unapproved"
 
@@ -30,7 +33,7 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
     if learned is None or firmware is None:
         return StepResult(done=False, quarantine="no boot of this server was attested, so there is nothing to refer to")
     values = ReferenceValues(vendor=firmware.vendor, model=firmware.model, version=firmware.version, digests=learned)
-    claim = {
+    claim: dict[str, object] = {
         "kind": "firmware-reference",
         "id": values.id,
         "firmware": values.firmware,
@@ -53,13 +56,27 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
             await site.references.approve(values.id, ctx.now)
         except NotApproved as lacking:
             return await _unapproved(site, known, lacking, by_policy=by_policy)
-    approved = await site.approvals.show(known.approval)
-    claim |= {"origin": known.origin, "approved_by": list(approved.approved_by)}
+    try:
+        approved = await site.references.granted(known)
+    except NotApproved as lacking:
+        why = f"reference values {values.id} were kept as approved, and their approval does not verify: {lacking.what}"
+        known = await site.references.propose(values, known.origin, ctx.name, ctx.now, doubted=True)
+        return await _unapproved(site, known, NotApproved(f"{why}; they are asked for anew"), by_policy=by_policy)
+    claim |= {"origin": known.origin, "approved_by": list(approved.names), "approved_at": approved.at}
+    claim |= {"approval": known.approval, artifacts.FIELD: await asyncio.to_thread(_kept, site, approved)}
     return StepResult(
         facts={"reference_values": learned, "reference_id": values.id},
         statements=(("posture", claim),),
         resolved=(UNAPPROVED,),
     )
+
+
+def _kept(site: Site, approved: Granted) -> dict[str, str]:
+    """All that it takes to verify an approval again, as artifacts that the statement names."""
+    kept = {"request": approved.request.to_bytes()}
+    for each in approved.signatures:
+        kept |= {f"approval-{each.name}": each.envelope, f"operator-{each.name}": each.key.pem}
+    return {name: site.artifacts.keep(data) for name, data in kept.items()}
 
 
 async def _unapproved(site: Site, known: KnownReference, lacking: NotApproved, *, by_policy: bool) -> StepResult:
