@@ -11,6 +11,7 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
 from freehold.out_of_band.errors import BmcIdentityChanged
 from freehold.out_of_band.secure_boot import KeyDatabases
+from freehold.root_of_trust.attestation.reference import firmware_id
 from freehold.root_of_trust.keys import secure_boot_keyring
 from freehold.root_of_trust.vault import Vault
 
@@ -26,13 +27,14 @@ async def audit_server(vault: Vault, view: ServerView) -> Audit:
     credential = await VaultSlots(vault, view).current()
     assert credential is not None  # we have just logged in with it
     shared = await asyncio.to_thread(PasswordIndex(vault).shared_with, view.name, credential.password)
-    return audit(
+    report = audit(
         view.name,
         observed,
         own_account=credential.username,
         keys=await asyncio.to_thread(_keys_of, vault, view.facts),
         password_shared_with=shared,
     )
+    return report.and_also(unapproved_firmware(view))
 
 
 def _keys_of(vault: Vault, facts: Facts) -> KeyDatabases | None:
@@ -51,3 +53,18 @@ def _not_recognised(server: str, stranger: BmcIdentityChanged) -> Finding:
         evidence="the certificate that it showed; nothing was sent to it",
         remedy=stranger.remedy or "find out what stands at its address",
     )
+
+
+def unapproved_firmware(view: ServerView) -> tuple[Finding, ...]:
+    """A server whose boots are held against what it measured first, because nobody was asked. Pure."""
+    if view.facts.reference_values is None or view.facts.reference_id is not None:
+        return ()
+    finding = Finding(
+        severity=Severity.WARNING,
+        kind="firmware-unapproved",
+        subject=view.name,
+        detail="nobody approved what its firmware measures: its reference values are learned, by policy",
+        remedy="found the site's operators, retire the server, declare it anew: two of them approve what it measures",
+        evidence=f"reference values {firmware_id(view.facts.reference_values)}",
+    )
+    return (finding,)
