@@ -13,6 +13,7 @@ import pytest
 from cli_support import Shell
 
 from freehold.interfaces.cli import audit as audit_module
+from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ServerState, ServerStatus
 from freehold.orchestration.opening import open_vault
 from freehold.out_of_band import transport
@@ -154,13 +155,28 @@ def test_a_shared_password_is_found_by_its_digest(rack: Rack) -> None:
     assert "bmc-password-shared" not in kinds(rack.site("audit", "server-1", "-o", "json").json(), "server-1")
 
 
+def test_what_was_found_about_the_site_stands_first_and_counts(rack: Rack) -> None:
+    rack.own("server-1")
+    finding = Finding(
+        severity=Severity.CRITICAL, kind="depot-expiry", subject="depot/root", detail="late", remedy="act"
+    )
+    rack.site.store(lambda store: store.site.set_findings("depot", (finding,)))
+    answer = rack.site("audit", "server-1")
+    assert answer.out.splitlines()[1].split() == ["(site)", "critical", "depot-expiry:", "late", "act"]
+    assert answer.code == 3
+    assert [each["kind"] for each in rack.site("audit", "-o", "json").json()["site"]] == ["depot-expiry"]
+    described = rack.site("describe", "site", "lab")
+    assert "CRITICAL depot-expiry (depot/root): late" in described.out
+    assert rack.site("describe", "site", "lab", "-o", "json").json()["findings"][0]["remedy"] == "act"
+
+
 def test_a_bmc_whose_password_is_being_changed_is_left_alone(rack: Rack) -> None:
     rack.own("server-1")
     staged = StagedCredential(credential=OURS, threshold=5, window=60.0)
     rack.vault.put("bmc/server-1/pending", msgspec.json.encode(staged))
     answer = rack.site("audit", "server-1")
     assert answer.code == 1
-    assert "the credential of its BMC is being changed" in answer.out
+    assert "password is being changed" in answer.out
 
 
 def test_a_changed_key_is_not_audited_and_gets_nothing(rack: Rack) -> None:

@@ -122,7 +122,7 @@ async def door(owned: Place, tmp_path: Path) -> AsyncIterator[Door]:
     runner = web.AppRunner(create_agent_app(made, digest), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(
-        runner, "127.0.0.1", 0, ssl_context=tls_context(tls, owned.site.keys.agent_ca.certificate_pem)
+        runner, "127.0.0.1", 0, ssl_context=tls_context(tls, clients=owned.site.keys.agent_ca.certificate_pem)
     ).start()
     made.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
     yield made

@@ -30,11 +30,14 @@ LATE = 1_000_000.0 + CERTIFICATE_LIFE * 0.8
 AND_BACK = [S.DECOMMISSIONING, S.AVAILABLE]
 
 
-NEW_FIRMWARE = Resource(
-    kind="FirmwareBaseline",
-    name="new",
-    spec=FirmwareBaselineSpec(vendor="simulated", model="simulated", component="BIOS", version="1.1"),
-)
+NEW_FIRMWARE = [
+    Resource(
+        kind="FirmwareBaseline",
+        name=f"new-{component.lower()}",
+        spec=FirmwareBaselineSpec(vendor="simulated", model="simulated", component=component, version=version),
+    )
+    for component, version in (("BIOS", "1.1"), ("BMC", "4.1"))
+]
 
 
 def since(certificate: BmcCertificate | None) -> float:
@@ -149,7 +152,7 @@ async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: 
     """One life, in which the controller dies once in every step, and a new one on the same file goes on."""
     struck: list[str] = []
     wanted = sorted(STEPS)
-    await rig.store.apply([*rack("server-1"), NEW_FIRMWARE])
+    await rig.store.apply([*rack("server-1"), *NEW_FIRMWARE])
     for _ in range(len(wanted) + 1):
         steps = rig.world.steps()
         if when == "after its record":

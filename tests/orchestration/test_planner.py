@@ -37,6 +37,7 @@ from freehold.model.status import (
     ServerStatus,
     Tenancy,
 )
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.conditions import (
     AGENT_LOST,
     BOOT_PATIENCE,
@@ -47,15 +48,21 @@ from freehold.orchestration.conditions import (
     rotation_due,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, forget, transition
+from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
 from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
+from freehold.root_of_trust.operators import Act, Asked
 
 S = ServerState
 NOW = 1_000_000.0
-SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
+SPEC = ServerSpec(
+    bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="factory/x")), nics=(Nic(mac="m", network="p"),)
+)
 PREPARED: dict[str, Any] = {
+    "ipmi_off": True,
+    "services_closed": True,
+    "posture_recorded": True,
     "ek_sha256": "e" * 64,
     "inventory_agrees": True,
     "secure_boot_enrolled": True,
@@ -275,20 +282,70 @@ def test_a_confirmation_is_settled_when_the_key_is_pinned() -> None:
     assert "first contact with the BMC of a server that is active is over" in late.reason
 
 
+KNOWN_BMC = Facts(
+    bmc_identity="cd" * 32,
+    bmc_address="10.0.0.1",
+    bmc_certificate=CERTIFICATE,
+    bmc_certificate_pending=PendingCertificate(pem=""),
+)
+
+
+def accepting(key: str, *, asked: dict[str, Any] | None = None, **request: Any) -> ServerView:
+    """A server in quarantine whose BMC has another key, and a release that accepts `key` by a request that is as it
+    should be but for `request` (fields of `Request`) and `asked` (fields of `Asked`)."""
+    server = view(S.QUARANTINED, KNOWN_BMC, status={"quarantined_from": S.ACTIVE})
+    wanted = bmc_keys.request_of(server, key.lower(), by="ann", reason="new board", at=NOW)
+    wanted = msgspec.structs.replace(wanted, **request)
+    found = Asked(request=wanted, approved_by=("bob", "carol"), spent=None)
+    args = {"accept_bmc_key": key, "approval": wanted.id}
+    accept = Intent(id=5, at=NOW, kind=IntentKind.RELEASE, by="ann", reason="new board", args=args)
+    found = msgspec.structs.replace(found, **asked or {})
+    return msgspec.structs.replace(server, intents=(accept,), asked={wanted.id: found})
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (accepting("ab" * 32, asked={"approved_by": ("bob",)}), "was approved by bob, not by two people"),
+        (accepting("ab" * 32, asked={"spent": NOW - 1}), "is closed"),
+        (accepting("ab" * 32, expires=NOW), "is expired"),
+        (accepting("ab" * 32, subject="server/other"), "is about bmc-key for server/other"),
+        (accepting("ab" * 32, act=Act.BREAK_GLASS), "is about break-glass"),
+        (accepting("ab" * 32, details={"spki_sha256": "ab" * 32, "address": "10.9.9.9", "replaces": "cd" * 32}), "at"),
+        (accepting("ab" * 32, details={"spki_sha256": "ef" * 32, "address": "10.0.0.1", "replaces": "cd" * 32}), "ef"),
+        (accepting("ab" * 32, details={"spki_sha256": "ab" * 32, "address": "10.0.0.1", "replaces": "ef" * 32}), "ef"),
+        (msgspec.structs.replace(accepting("ab" * 32), asked={}), "two people have to approve another key"),
+    ],
+)
+def test_one_person_gives_no_bmc_another_key(server: ServerView, why: str) -> None:
+    """Whoever has the pinned key is sent the password in the vault."""
+    refused = next_step(server, NOW)
+    assert isinstance(refused, Refuse)
+    assert why in refused.reason
+
+
+def test_before_a_key_was_pinned_one_person_may_say_which_it_is() -> None:
+    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", args={"accept_bmc_key": "ab" * 32})
+    server = view(S.QUARANTINED, Facts(), status={"quarantined_from": S.SECURING}, intents=(accept,))
+    move = next_step(server, NOW)
+    assert isinstance(move, Move)
+    assert (move.facts["bmc_identity"], move.approval) == ("ab" * 32, None)
+
+
 def test_a_release_may_accept_a_new_bmc_key_which_is_then_the_only_one() -> None:
     key = "AB" * 32
-    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", reason="new board", args={"accept_bmc_key": key})
-    known = Facts(
-        bmc_identity="cd" * 32, bmc_certificate=CERTIFICATE, bmc_certificate_pending=PendingCertificate(pem="")
-    )
-    server = view(S.QUARANTINED, known, status={"quarantined_from": S.ACTIVE}, intents=(accept,))
+    server = accepting(key)
+    (accept,), (approval,) = server.intents, server.asked
     move = next_step(server, NOW)
     assert isinstance(move, Move)
     assert (move.state, move.released, move.intent) == (S.ACTIVE, True, 5)
     assert move.reason == f"release by ann: new board (accepts BMC key {key.lower()})"
-    assert move.facts == {"bmc_identity": key.lower(), "bmc_certificate": None, "bmc_certificate_pending": None}
+    assert move.approval == approval
+    assert move.facts == {
+        "bmc_identity": key.lower(), "bmc_address": "10.0.0.1", "bmc_certificate": None, "bmc_certificate_pending": None
+    }  # fmt: skip
     ((name, claim),) = move.statements
-    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by ann")
+    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by bob, carol")
     junk = msgspec.structs.replace(accept, args={"accept_bmc_key": "ab:cd"})
     assert isinstance(next_step(msgspec.structs.replace(server, intents=(junk,)), NOW), Refuse)
     declared = msgspec.structs.replace(SPEC.bmc, expected_fingerprint="ef" * 32)
@@ -429,6 +486,25 @@ def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(decl
     assert next_step(applied, NOW) == Do("boot_agent", "boot_agent")
     other = msgspec.structs.replace(baseline, model="HX3")
     assert isinstance(next_step(view(S.AVAILABLE, facts, baselines=(other,)), NOW), Idle)
+
+
+@pytest.mark.parametrize("declared", ["server", "board"])
+def test_a_bmc_is_brought_to_new_firmware_before_anything_else_and_closed_again(declared: str) -> None:
+    board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+    facts = Facts(
+        **PREPARED, bmc_credential_since=NOW, bmc_certificate=CERTIFICATE, firmware=board, bmc_version="4.0",
+        learned_reference={"0": ()}, agent_released=True, bios_applied=True,
+    )  # fmt: skip
+    wanted = [FirmwareBaselineSpec(vendor="Halden", model="HX2", component=c, version="4.1") for c in ("bios", "BMC")]
+    server = view(S.AVAILABLE, facts, baselines=tuple(wanted) if declared == "board" else ())
+    if declared == "server":
+        server = msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, firmware=Firmware(bmc="4.1")))
+    assert next_step(server, NOW) == Move(S.PREPARING, "its BMC's firmware is to be 4.1")
+    preparing = msgspec.structs.replace(server, status=msgspec.structs.replace(server.status, state=S.PREPARING))
+    assert next_step(preparing, NOW) == Do("apply_bmc_firmware", "apply_bmc_firmware")
+    new = msgspec.structs.replace(facts, bmc_version="4.1", **UNCLOSED)
+    applied = msgspec.structs.replace(preparing, status=msgspec.structs.replace(preparing.status, facts=new))
+    assert next_step(applied, NOW) == Do("disable_ipmi", "disable_ipmi")
 
 
 def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
@@ -602,7 +678,8 @@ def test_an_active_server_keeps_the_keys_that_its_os_was_made_for() -> None:
 
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])
 def test_nothing_boots_while_the_keys_in_the_firmware_are_uncertain(state: S) -> None:
-    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True)
+    closed = {"ipmi_off": True, "services_closed": True, "posture_recorded": True}
+    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True, **closed)
     assert next_step(view(state, facts), NOW) == ENROL
     settled = msgspec.structs.replace(facts, secure_boot_changing=False)
     assert next_step(view(state, settled), NOW) == Do("boot_agent", "boot_agent")

@@ -2,26 +2,29 @@
 before a boot has measured it."""
 
 import asyncio
+import contextlib
 import hashlib
-from datetime import datetime
+import time
 from io import BytesIO
 from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 from site_support import SERVER, Place
 
 from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
-from freehold.model.status import FirmwareFact
-from freehold.orchestration.controller import depot_seen, keep_depot_fresh, recorder
+from freehold.model.status import FirmwareFact, SentFirmware
+from freehold.orchestration.controller import depot_seen, recorder, tls_context
 from freehold.orchestration.opening import open_log
+from freehold.orchestration.steps.firmware import BACK_WITHIN
+from freehold.out_of_band.errors import BmcUnreachable
 from freehold.out_of_band.server import power
-from freehold.out_of_band.update import bios_version
+from freehold.out_of_band.update import FETCHED, bios_version
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
-    Depot,
     DepotMissing,
     Description,
     Kind,
@@ -33,21 +36,24 @@ from freehold.root_of_trust.depot.metadata import Days
 from freehold.root_of_trust.depot.staging import sign_staged
 from freehold.root_of_trust.keys import make_depot_key
 from freehold.root_of_trust.pki import utc_now
+from freehold_lab import firmware_package
 
 NEW = b"HALDEN-BIOS 2.0.0\n" + bytes(1 << 16)
 PEOPLE = {name: Ed25519Signer.generate() for name in ("alice", "bob", "carol")}
 
 
-def publish(place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None) -> None:
+def publish(
+    place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None, component: str = "bios"
+) -> None:
     depot, online, now = place.site.depot, make_depot_key(place.site.vault), utc_now()
     if not depot.publishes:
         depot.found({name: key.public_key for name, key in PEOPLE.items()}, online.public_key, Days(), now)
     about = Description(
-        kind=Kind.FIRMWARE, vendor=board(place).vendor, component="bios", version=version, models=models,
+        kind=Kind.FIRMWARE, vendor=board(place).vendor, component=component, version=version, models=models,
         unsigned_because="a test", security_floor=floor,
     )  # fmt: skip
     with depot.receiving(BytesIO(data)) as received:
-        depot.add(received, f"bios-{version}.bin", about, now)
+        depot.add(received, f"{component}-{version}.bin", about, now)
     for name in ("alice", "carol"):
         sign_staged(depot.staging, depot.staged(), PEOPLE[name])
     depot.publish(online, now)
@@ -82,6 +88,71 @@ async def test_the_bytes_that_two_operators_signed_are_sent_and_then_everything_
     async with wanting.own_bmc() as client:
         await power(client, "reset")
         assert await bios_version(client) == "2.0.0"
+
+
+async def test_a_bmc_that_takes_no_uploads_fetches_from_the_site_and_from_nobody_else(
+    wanting: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    wanting.hardware.faults.uploads_refused = True
+    site = wanting.site
+    runner = web.AppRunner(site.shelf.create_app())
+    await runner.setup()
+    chain = site.keys.agent_ca.certificate_pem
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(site.keys.controller_tls, chain=chain)).start()
+    monkeypatch.setattr(site.shelf, "_base", f"https://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        done = await wanting.step("apply_firmware")
+    finally:
+        await runner.cleanup()
+    assert done.statements[0][1]["sent_by"] == FETCHED
+    async with wanting.own_bmc() as client:
+        service = await client.get("/redfish/v1/UpdateService")
+        assert service["VerifyRemoteServerCertificate"] is True
+        await power(client, "reset")
+        assert await bios_version(client) == "2.0.0"
+
+
+@pytest.fixture
+async def wanting_a_new_bmc(owned: Place) -> Place:
+    await owned.declare(firmware=Firmware(bmc="4.13.00"))
+    closed = {"ipmi_off": True, "services_closed": True, "posture_recorded": True}
+    await owned.establish(firmware=board(owned), bmc_version="4.12.03", **closed)
+    package = firmware_package.pack("4.13.00", b"x" * 1000, firmware_package.BMC_MAGIC)
+    publish(owned, package, "4.13.00", (board(owned).model,), component="bmc")
+    return owned
+
+
+async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_new_bmc: Place) -> None:
+    sent = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert not sent.done
+    ((name, claim),) = sent.statements
+    assert (name, claim["component"], claim["from"], claim["to"]) == ("firmware", "bmc", "4.12.03", "4.13.00")
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(BmcUnreachable):
+            done = await wanting_a_new_bmc.step("apply_bmc_firmware")
+            assert not done.statements  # nothing is sent twice
+            if done.done:
+                break
+    assert done.done
+    assert done.events == ("BMC firmware 4.12.03 -> 4.13.00",)
+    facts = (await wanting_a_new_bmc.view()).facts
+    assert (facts.bmc_version, facts.bmc_firmware_sent) == ("4.13.00", None)
+    assert (facts.ipmi_off, facts.services_closed, facts.posture_recorded) == (False, False, False)
+
+
+async def test_a_bmc_that_stays_with_its_old_firmware_is_quarantined_and_not_sent_it_again(
+    wanting_a_new_bmc: Place,
+) -> None:
+    await wanting_a_new_bmc.establish(bmc_firmware_sent=SentFirmware(version="4.13.00", at=time.time() - 60.0))
+    waits = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert (waits.done, waits.quarantine, waits.statements) == (False, None, ())
+    long_ago = time.time() - BACK_WITHIN - 1.0
+    await wanting_a_new_bmc.establish(bmc_firmware_sent=SentFirmware(version="4.13.00", at=long_ago))
+    result = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert result.quarantine == "after the update to BMC firmware 4.13.00 the BMC tells of version 4.12.03"
+    assert result.facts["bmc_firmware_sent"] is None  # whoever releases it has it tried again
 
 
 async def test_a_bmc_that_did_not_do_what_it_said_is_quarantined(wanting: Place) -> None:
@@ -145,21 +216,3 @@ async def test_the_evidence_log_remembers_what_was_seen_when_the_depot_s_state_i
 async def test_a_board_that_is_not_known_yet_is_not_touched(owned: Place) -> None:
     with pytest.raises(FreeholdError, match="its board is not known yet"):
         await owned.step("apply_firmware")
-
-
-async def test_the_controller_renews_the_depot_s_timestamp_while_it_runs(
-    wanting: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
-    renewed: list[datetime] = []
-
-    def refresh(_depot: Depot, _online: object, now: datetime) -> bool:
-        renewed.append(now)
-        return True
-
-    monkeypatch.setattr(Depot, "refresh_timestamp", refresh)
-    keeping = asyncio.create_task(keep_depot_fresh(wanting.site))
-    while not renewed:
-        await asyncio.sleep(0.01)
-    keeping.cancel()
-    assert abs((utc_now() - renewed[0]).total_seconds()) < 60

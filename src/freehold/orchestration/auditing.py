@@ -1,50 +1,24 @@
 """The audit of servers that are ours: with the vaulted credential, over the pinned key. Reads and probes only."""
 
 import asyncio
-from collections import defaultdict
 
-import msgspec
-
-from freehold.model.errors import FreeholdError
-from freehold.orchestration.site import VaultSlots, open_bmc
-from freehold.orchestration.steps.securing import keyed_digest
+from freehold.orchestration.passwords import PasswordIndex, VaultSlots
+from freehold.orchestration.site import open_bmc
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
-from freehold.out_of_band.redfish import Credential
 from freehold.root_of_trust.vault import Vault
 
 
-async def audit_server(vault: Vault, view: ServerView, shared: dict[str, tuple[str, ...]]) -> Audit:
-    """`shared` is `shared_passwords` of the vault. Raises what the client raises; a refused log-in is not repeated."""
-    slots = VaultSlots(vault, view)
-    if await slots.pending() is not None:  # which of the two passwords works is the engine's to find out
-        raise FreeholdError(
-            "the credential of its BMC is being changed", server=view.name, remedy="audit it again when that is done"
-        )
+async def audit_server(vault: Vault, view: ServerView) -> Audit:
+    """Raises what the client raises; a refused log-in is not repeated."""
     async with open_bmc(vault, view) as client:
         observed = await audit_bmc(client, view.spec.bmc.address)
-    credential = await slots.current()
+    credential = await VaultSlots(vault, view).current()
     assert credential is not None  # we have just logged in with it
+    shared = await asyncio.to_thread(PasswordIndex(vault).shared_with, view.name, credential.password)
     return audit(
         view.name,
         observed,
         own_account=credential.username,
-        password_shared_with=shared.get(view.name, ()),
+        password_shared_with=shared,
     )
-
-
-async def shared_passwords(vault: Vault) -> dict[str, tuple[str, ...]]:
-    """Server -> the others whose vaulted BMC password is the same, by the digests that the evidence holds."""
-    key = await asyncio.to_thread(vault.get, "site/audit-key")
-    servers: dict[str, list[str]] = defaultdict(list)
-    for path in await asyncio.to_thread(vault.paths, "bmc") if key is not None else ():
-        stored = await asyncio.to_thread(vault.get, path) if path.endswith("/current") else None
-        if stored is not None and key is not None:
-            password = msgspec.json.decode(stored, type=Credential).password
-            servers[keyed_digest(key, password)].append(path.split("/")[1])
-    return {
-        server: tuple(other for other in same if other != server)
-        for same in servers.values()
-        for server in same
-        if len(same) > 1
-    }

@@ -94,11 +94,24 @@ def os_ready(server: ServerView, now: float) -> bool:
 
 def firmware_wanted(server: ServerView) -> str | None:
     """The BIOS version that is declared for this server, or for its board; None: any will do."""
+    return server.spec.firmware.bios or _of_its_board(server, "bios")
+
+
+def bmc_firmware_wanted(server: ServerView) -> str | None:
+    """The version of the BMC's firmware that is declared for this server, or for its board; None: any will do."""
+    return server.spec.firmware.bmc or _of_its_board(server, "bmc")
+
+
+def _of_its_board(server: ServerView, component: str) -> str | None:
     found = server.facts.firmware
-    if server.spec.firmware.bios is not None or found is None:
-        return server.spec.firmware.bios
+    if found is None:
+        return None
     mine = [each for each in server.baselines if (each.vendor, each.model) == (found.vendor, found.model)]
-    return next((each.version for each in mine if each.component.lower() == "bios"), None)
+    return next((each.version for each in mine if each.component.lower() == component), None)
+
+
+def bmc_firmware_current(server: ServerView, _now: float) -> bool:
+    return bmc_firmware_wanted(server) in (None, server.facts.bmc_version)
 
 
 def firmware_current(server: ServerView, _now: float) -> bool:

@@ -64,6 +64,10 @@ UNMEASURED: dict[str, object] = {
 """What no longer holds once the firmware is another: it has to be booted, measured and approved."""
 
 
+UNCLOSED: dict[str, object] = {"ipmi_off": False, "services_closed": False, "posture_recorded": False}
+"""What no longer holds once the BMC's firmware is another: an update may open what was closed."""
+
+
 class IllegalTransitionError(FreeholdError):
     """A move that the table does not allow."""
 

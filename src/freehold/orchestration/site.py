@@ -1,15 +1,14 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -20,16 +19,20 @@ from freehold.model.status import Facts, Order, OrderState
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.passwords import VaultSlots
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
+from freehold.out_of_band.errors import BmcIdentityChanged
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT, StagedCredential
+from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
+from freehold.provisioning.firmware_shelf import FirmwareShelf
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.depot import Depot, Seen
@@ -37,7 +40,7 @@ from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
 
-BOOT_PORT, AGENT_PORT = 8080, 8443
+BOOT_PORT, AGENT_PORT, FIRMWARE_PORT = 8080, 8443, 8444
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
@@ -98,6 +101,11 @@ class Site:
     @property
     def depot(self) -> Depot:
         return Depot(self.directory / "depot")
+
+    @cached_property
+    def shelf(self) -> FirmwareShelf:
+        """Where BMCs fetch firmware, if they take no uploads."""
+        return FirmwareShelf(f"https://{self.spec.controller.oob}:{FIRMWARE_PORT}")
 
     @property
     def boot_url(self) -> str:
@@ -166,31 +174,19 @@ class Site:
         credential = await self.slots(view).current()
         return credential.username if credential is not None else OWN_ACCOUNT
 
-    async def audit_key(self) -> bytes:
-        """The key of the digests that show whether two passwords are the same, without showing them."""
-        path = "site/audit-key"
-        stored = await asyncio.to_thread(self.vault.get, path)
-        if stored is None:
-            await asyncio.to_thread(self.vault.put, path, secrets.token_bytes(32))
-            stored = await asyncio.to_thread(self.vault.get, path)
-        assert stored is not None
-        return stored
-
-    async def is_unique(self, server: str, credential: Credential) -> bool:
-        """No other server's vaulted credential has this password."""
-        others = await asyncio.to_thread(self.vault.paths, "bmc")
-        for path in others:
-            if not path.startswith(f"bmc/{server}/") and path.endswith("/current"):
-                stored = await asyncio.to_thread(self.vault.get, path)
-                if stored and msgspec.json.decode(stored, type=Credential).password == credential.password:
-                    return False
-        return True
-
-    def slots(self, view: ServerView) -> "VaultSlots":
+    def slots(self, view: ServerView) -> VaultSlots:
         return VaultSlots(self.vault, view)
 
-    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
-        return open_bmc(self.vault, view)
+    @asynccontextmanager
+    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+        """A logged-in client, for whoever works on the server: only then is nobody else changing its password. What an
+        interrupted change left open is settled first: log-ins with the wrong one of two would count for a lockout."""
+        slots = self.slots(view)
+        if await slots.pending() is not None:
+            door = RedfishDoor(await self.connector(view))
+            await take_over(door, slots, server=view.name, settle=True)
+        async with open_bmc(self.vault, view) as client:
+            yield client
 
     async def connector(self, view: ServerView) -> Connector:
         return await connector(self.vault, view)
@@ -209,8 +205,16 @@ class Site:
 
 @asynccontextmanager
 async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
-    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
-    credential = await VaultSlots(vault, view).current()
+    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised, nor to one
+    whose password is being changed."""
+    slots = VaultSlots(vault, view)
+    if await slots.pending() is not None:
+        raise FreeholdError(
+            "the BMC's password is being changed",
+            server=view.name,
+            remedy="try again in a minute, while `freehold serve` runs: it ends what was interrupted",
+        )
+    credential = await slots.current()
     if credential is None:
         raise FreeholdError(
             "the vault holds no credential for the BMC",
@@ -229,50 +233,29 @@ async def connector(vault: Vault, view: ServerView) -> Connector:
 
 
 def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
-    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
+    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say, `BmcIdentityChanged` if a document
+    wants it to be another than the one that was pinned: what is in the vault is for that one."""
+    declared, pinned = view.spec.bmc, view.facts.bmc_identity
+    if view.facts.bmc_address not in (None, declared.address):
+        raise BmcIdentityChanged(
+            f"its BMC was pinned at {view.facts.bmc_address}, and its document now says {declared.address}; nothing was"
+            " sent there",
+            server=view.name,
+            remedy=f"correct the address; if the BMC has moved: `freehold release {view.name} --accept-bmc-key KEY`",
+        )
     ca_pem = crl_pem = None
     if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
         ca_pem = authorities.bmc_ca(vault).certificate_pem.decode()
         crl_pem = authorities.bmc_revocation_list(vault, pki.utc_now()).decode()
     identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
+    if identity is None and pinned is not None:
+        raise BmcIdentityChanged(
+            f"the pinned key of its BMC is {pinned}, and its document now says {declared.expected_fingerprint}; nothing"
+            " was sent to it",
+            server=view.name,
+            remedy="correct expectedFingerprint, or leave it out; a new key is accepted by"
+            f" `freehold release {view.name} --accept-bmc-key KEY`",
+        )
     if identity is None:
         raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
     return identity
-
-
-class VaultSlots:
-    """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
-    crash point the working password is in one of the two."""
-
-    def __init__(self, vault: Vault, view: ServerView) -> None:
-        self._vault, self._view = vault, view
-        self._path = f"bmc/{view.name}"
-
-    async def current(self) -> Credential | None:
-        """The vault's credential; before the take-over, the one that the Server document declares."""
-        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/current")
-        if stored is not None:
-            return msgspec.json.decode(stored, type=Credential)
-        declared = self._view.spec.bmc.credential
-        if declared.vault_ref is not None:
-            kept = await asyncio.to_thread(self._vault.get, declared.vault_ref)
-            return msgspec.json.decode(kept, type=Credential) if kept is not None else None
-        if declared.username is None or declared.password is None:
-            return None
-        return Credential(declared.username, declared.password)
-
-    async def pending(self) -> StagedCredential | None:
-        stored = await asyncio.to_thread(self._vault.get, f"{self._path}/pending")
-        return msgspec.json.decode(stored, type=StagedCredential) if stored is not None else None
-
-    async def stage(self, staged: StagedCredential) -> None:
-        await asyncio.to_thread(self._vault.put, f"{self._path}/pending", msgspec.json.encode(staged))
-
-    async def commit(self) -> None:
-        staged = await self.pending()
-        if staged is not None:
-            await asyncio.to_thread(self._vault.put, f"{self._path}/current", msgspec.json.encode(staged.credential))
-            await self.discard()
-
-    async def discard(self) -> None:
-        await asyncio.to_thread(self._vault.destroy, f"{self._path}/pending")

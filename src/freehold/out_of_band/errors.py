@@ -57,7 +57,20 @@ class BmcError(OutOfBandError):
 
 
 class TakeoverStopped(OutOfBandError):
-    """The take-over cannot go on by itself without risking a lockout or an unknown password."""
+    """The take-over cannot go on by itself without risking a lockout or an unknown password. `wait`: seconds after
+    which it can; None: a person is needed."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        server: str | None = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+        wait: float | None = None,
+    ) -> None:
+        super().__init__(what, server=server, expected=expected, remedy=remedy)
+        self.wait = wait
 
 
 class CsrRefused(OutOfBandError):

@@ -1,13 +1,13 @@
 """Steps of `securing`: from a factory BMC to one that only this site can open."""
 
 import asyncio
-import hashlib
 import hmac
 
 import msgspec
 
 from freehold.model.findings import Finding, Severity
 from freehold.model.status import Intent, IntentKind
+from freehold.orchestration.passwords import PasswordIndex
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
@@ -50,7 +50,7 @@ async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
             return StepResult(done=False, quarantine=why, resolved=(UNCONFIRMED,))
     method = ", ".join("declared fingerprint" if how == "declared" else how for how in vouched) or "trust on first use"
     claim = {"address": ctx.server.spec.bmc.address, "spki_sha256": seen, "method": method}
-    facts = {"bmc_identity": seen, "bmc_key_seen": None}
+    facts = {"bmc_identity": seen, "bmc_address": ctx.server.spec.bmc.address, "bmc_key_seen": None}
     return StepResult(facts=facts, statements=(("bmc-identity", claim),), resolved=(UNCONFIRMED,))
 
 
@@ -94,24 +94,22 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
     result = await take_over(door, site.slots(ctx.server), server=ctx.name, rotate=rotate)
     credential = await site.slots(ctx.server).current()
     assert credential is not None
+    index = PasswordIndex(site.vault)
     claim = {
         "event": "rotated" if rotate else "taken-over",
         "username": result.username,
-        "unique": await site.is_unique(ctx.name, credential),
+        "unique": not await asyncio.to_thread(index.shared_with, ctx.name, credential.password),
         "password_length": len(credential.password),
-        "password_digest": keyed_digest(await site.audit_key(), credential.password),
+        "password_digest": await asyncio.to_thread(index.digest, credential.password),
         "stored": "vault",
         "steps": list(result.steps),
         "factory_accounts_disabled": not result.remaining,
         "remaining_accounts": list(result.remaining),
     }
-    facts = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
+    facts: dict[str, object] = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
+    if ctx.facts.bmc_address is None:  # pinned before the address was kept
+        facts["bmc_address"] = ctx.server.spec.bmc.address
     return StepResult(facts=facts, statements=(("credential", claim),))
-
-
-def keyed_digest(key: bytes, password: str) -> str:
-    """Shows whether two servers share a password, to whoever may use the vault, without showing the password."""
-    return hmac.digest(key, password.encode(), hashlib.sha256).hex()
 
 
 async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
