@@ -501,7 +501,7 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
         ek, ak = tpm.create_ek(), tpm.create_ak()
         smbios = Smbios(uuid=None, serial=None, vendor=None, product=None)
         hello = Hello(
-            protocol=1,
+            protocol=2,
             mode="ramdisk",
             boot_id="b",
             smbios=smbios,

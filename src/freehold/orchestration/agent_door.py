@@ -317,6 +317,7 @@ class AgentDoor:
                 details={
                     "ek_sha256": greeted.ek.identity,
                     "ek_issuers": list(greeted.ek.issuers),
+                    "ak_public": (greeted.hello.ak_public or b"").hex(),
                     "reference": learned_reference(proven),
                     "attestation": index,
                     "findings": msgspec.to_builtins(verdict.findings),
