@@ -254,3 +254,11 @@ def test_a_long_audit_says_how_far_it_is(rack: Rack, monkeypatch: pytest.MonkeyP
     assert "audited 0 of 1 after 0 s" in rack.site("audit").err
     monkeypatch.setattr(audit_module, "QUIET_SECONDS", 60.0)
     assert "after" not in rack.site("audit").err
+
+
+def test_factory_credentials_are_tried_only_on_demand(rack: Rack) -> None:
+    rack.own("server-1")
+    plain = rack.site("audit", "server-1", "-o", "json")
+    assert "bmc-defaults-untried" not in kinds(plain.json(), "server-1")
+    probed = rack.site("audit", "server-1", "--probe-defaults", "-o", "json")
+    assert "bmc-defaults-untried" in kinds(probed.json(), "server-1")  # nobody documents the lab's vendor

@@ -1,11 +1,13 @@
 """The audit of servers that are ours: with the vaulted credential, over the pinned key. Reads and probes only."""
 
 import asyncio
+import time
 
 from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts
+from freehold.orchestration.default_probe import probe
 from freehold.orchestration.passwords import PasswordIndex, VaultSlots
-from freehold.orchestration.site import open_bmc
+from freehold.orchestration.site import connector, open_bmc
 from freehold.orchestration.steps.secure_boot import databases
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
@@ -16,9 +18,10 @@ from freehold.root_of_trust.keys import secure_boot_keyring
 from freehold.root_of_trust.vault import Vault
 
 
-async def audit_server(vault: Vault, view: ServerView) -> Audit:
+async def audit_server(vault: Vault, view: ServerView, *, probe_defaults: bool = False) -> Audit:
     """Raises what the client raises; a refused log-in is not repeated. A BMC that is not recognised is a finding: there
-    is nothing else to be learned of it, since nothing is sent to it."""
+    is nothing else to be learned of it, since nothing is sent to it. `probe_defaults`: factory credentials are tried
+    too, which the BMC counts as refused log-ins."""
     try:
         async with open_bmc(vault, view) as client:
             observed = await audit_bmc(client, view.spec.bmc.address)
@@ -34,7 +37,13 @@ async def audit_server(vault: Vault, view: ServerView) -> Audit:
         keys=await asyncio.to_thread(_keys_of, vault, view.facts),
         password_shared_with=shared,
     )
-    return report.and_also(unapproved_firmware(view))
+    report = report.and_also(unapproved_firmware(view))
+    if not probe_defaults:
+        return report
+    connect, own = await connector(vault, view), credential.username
+    return report.and_also(
+        await probe(vault, view.name, connect, observed.posture, observed.firmware, own=own, now=time.time())
+    )
 
 
 def _keys_of(vault: Vault, facts: Facts) -> KeyDatabases | None:
