@@ -20,6 +20,7 @@ from freehold.orchestration.steps.secure_boot import IMAGE_PATIENCE, databases
 from freehold.orchestration.waivers import ActiveWaiver
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import NotSupported
+from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.secure_boot import secure_boot_state
 from freehold.provisioning.images import enrolment, uki
 from freehold.root_of_trust.pki import utc_now
@@ -303,6 +304,30 @@ async def test_a_waiver_does_not_spare_the_attempt_and_ends_with_one_that_succee
     assert (await mute.step("enroll_secure_boot", waivers=(waiver(),))).done
     facts = (await mute.view()).facts
     assert (facts.secure_boot_enrolled, facts.secure_boot_waived) == (True, False)
+
+
+async def test_a_server_that_has_our_keys_is_not_let_down_to_none(mute: Place) -> None:
+    await until_booted(mute)
+    await ends(mute)
+    assert (await mute.step("enroll_secure_boot")).done
+    keyring(mute).rotate("db", "yearly", utc_now())
+    await until_booted(mute)
+    booted_at = (await mute.view()).facts.enrolment_booted_at
+    await mute.establish(enrolment_booted_at=(booted_at or 0.0) - IMAGE_PATIENCE)
+    again = await mute.step("enroll_secure_boot", waivers=(waiver(),))
+    assert (again.done, again.findings[0].kind) == (False, "secure-boot-enrolment")
+    assert not (await mute.view()).facts.secure_boot_waived
+
+
+async def test_under_a_waiver_nothing_starts_into_the_image_any_more(mute: Place) -> None:
+    await until_booted(mute)
+    booted_at = (await mute.view()).facts.enrolment_booted_at
+    await mute.establish(enrolment_booted_at=(booted_at or 0.0) - IMAGE_PATIENCE)
+    assert (await mute.step("enroll_secure_boot", waivers=(waiver(),))).done
+    assert mute.site.due_to_boot[SERVER] == ()
+    async with mute.own_bmc() as client:
+        system = await first_member(client, "Systems")
+    assert system["Boot"]["BootSourceOverrideEnabled"] == "Disabled"
 
 
 async def test_a_board_that_cannot_be_started_into_the_image_either_is_waived_alike(

@@ -79,7 +79,7 @@ async def enroll(site: Site, ctx: StepContext) -> StepResult:
             try:
                 return await _boot_the_image(site, ctx, client, keys, lacking)
             except NotSupported as neither:
-                return await _failed(ctx, client, f"{lacking.what}; and no enrolment image: {neither.what}")
+                return await _failed(site, ctx, client, f"{lacking.what}; and no enrolment image: {neither.what}")
     return _done(keys, state, "the BMC")
 
 
@@ -144,26 +144,31 @@ async def _after_the_image(site: Site, ctx: StepContext, client: RedfishClient, 
     if await oob.power_state(client) != "Off":
         if ctx.now - booted < IMAGE_PATIENCE:
             return _not_yet({}, LOOK_AGAIN)
-        return await _failed(ctx, client, "the enrolment image did not come to its end")
+        return await _failed(site, ctx, client, "the enrolment image did not come to its end")
+    await _take_back(site, ctx, client)
+    state = await secure_boot_shown(client)
+    if state is not None and state.mode == "SetupMode":
+        return await _failed(site, ctx, client, "the BMC still reports setup mode after the enrolment image")
+    return _done(keys, await enable_secure_boot(client) if state is not None else None, "the enrolment image")
+
+
+async def _take_back(site: Site, ctx: StepContext, client: RedfishClient) -> None:
+    """Nothing starts into the image any more."""
     await oob.clear_boot_override(client)
     if ctx.server.spec.boot_method == "virtualMedia":
         await oob.eject_media(client)
     await site.answer_dhcp(ctx.name, ())
-    state = await secure_boot_shown(client)
-    if state is not None and state.mode == "SetupMode":
-        return await _failed(ctx, client, "the BMC still reports setup mode after the enrolment image")
-    return _done(keys, await enable_secure_boot(client) if state is not None else None, "the enrolment image")
 
 
-async def _failed(ctx: StepContext, client: RedfishClient, why: str) -> StepResult:
-    """Neither BMC nor image could do it. Under a waiver the server goes without our keys: it is measured as one in
-    setup mode. Without one it begins anew, and a person is told what to do."""
+async def _failed(site: Site, ctx: StepContext, client: RedfishClient, why: str) -> StepResult:
+    """Neither BMC nor image could do it. Under a waiver a server that never had our keys goes without them: it is
+    measured as one in setup mode. Otherwise it begins anew, and a person is told what to do: a server that has our keys
+    is not let down to none."""
     await oob.power(client, "off")
     waiver = waivers.waiver_for(ctx.server.waivers, Waivable.SECURE_BOOT_DATABASES, ctx.now)
-    if waiver is not None:
+    if waiver is not None and not ctx.facts.secure_boot_enrolled:
+        await _take_back(site, ctx, client)
         facts = {
-            "secure_boot_enrolled": False,
-            "secure_boot_generation": None,
             "secure_boot_waived": True,
             "secure_boot_changing": False,
             "enrolment_booted_at": None,
