@@ -5,6 +5,7 @@ import time
 
 from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts
+from freehold.orchestration import waivers
 from freehold.orchestration.default_probe import probe
 from freehold.orchestration.passwords import PasswordIndex, VaultSlots
 from freehold.orchestration.site import connector, open_bmc
@@ -37,7 +38,8 @@ async def audit_server(vault: Vault, view: ServerView, *, probe_defaults: bool =
         keys=await asyncio.to_thread(_keys_of, vault, view.facts),
         password_shared_with=shared,
     )
-    report = report.and_also(unapproved_firmware(view))
+    waived = waivers.exceptions(view.waivers, view.facts, view.name, time.time())
+    report = report.and_also([*unapproved_firmware(view), *waived])
     if not probe_defaults:
         return report
     connect, own = await connector(vault, view), credential.username
