@@ -40,6 +40,7 @@ SWITCHES: dict[str, tuple[str, Callable[[str], Value], str]] = {
     "connection-reset": ("connection_resets", _count, "how many connections are reset"),
     "drive-skips-erase": ("drive_skips_erase", _switch, "on or off, from the next boot on: erase does nothing"),
     "secure-boot-hidden": ("secure_boot_hidden", _switch, "on or off: the BMC has no Secure Boot databases"),
+    "no-uploads": ("uploads_refused", _switch, "on or off: the BMC takes firmware by download alone (SimpleUpdate)"),
     "csr-subject": ("csr_subject", str, "another common name for the BMC's certificate requests, '' for the right one"),
     "certificate-waits": ("certificate_waits", _switch, "on or off: a new certificate is served after a BMC restart"),
     "firmware-version": ("firmware_version", str, "BIOS version that the BMC reports, '' for the true one"),

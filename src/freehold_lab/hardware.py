@@ -82,6 +82,7 @@ class Faults:
     drive_skips_erase: bool = False  # erase commands report success and leave the data
     firmware_version: str = ""  # if set, the BIOS version that the BMC reports
     secure_boot_hidden: bool = False  # the BMC shows no Secure Boot databases, and writes none
+    uploads_refused: bool = False  # the BMC takes firmware by download alone
     csr_subject: str = ""  # if set, the common name that the BMC puts into its certificate requests
     certificate_waits: bool = False  # a replaced certificate is served from the BMC's next start on only
     extra: dict[str, str] = field(default_factory=dict)

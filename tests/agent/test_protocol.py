@@ -12,7 +12,7 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_public_key
 from cryptography.x509.oid import NameOID
 from swtpm_support import Vendor, connect, running
 
@@ -23,11 +23,13 @@ from freehold.agent.identity import qualifying_data
 from freehold.agent.tpm import TpmError
 from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.agent_messages import (
+    Admission,
     AgentRefusedError,
     Challenge,
     Order,
-    UnknownTokenError,
+    UnknownCertificateError,
 )
+from freehold.root_of_trust.attestation import session
 from freehold.root_of_trust.attestation.credential import make_credential
 from freehold.root_of_trust.attestation.errors import QuoteError
 from freehold.root_of_trust.attestation.quote import check_quote
@@ -37,12 +39,12 @@ NONCE = bytes(range(32))
 PCRS = {"sha256": [0, 1, 2, 4, 7, 11]}
 
 
-def issue(name, issuer=None, issuer_key=None, address="127.0.0.1"):
-    """(certificate, key): a CA without an issuer, else a server certificate with an IP SAN."""
+def issue(name, issuer=None, issuer_key=None, address="127.0.0.1", public=None):
+    """(certificate, key): a CA without an issuer, else one with an IP SAN, for a key of our own or for `public`."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer.subject if issuer else subject)
-    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.public_key(public or key.public_key()).serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(
         now + datetime.timedelta(days=1)
     )
@@ -58,7 +60,7 @@ class Site:
 
     def __init__(self, path, address="127.0.0.1"):
         path.mkdir()
-        ca, ca_key = issue("site CA")
+        ca, ca_key = self.authority = issue("site CA")
         certificate, key = issue("controller", ca, ca_key, address)
         self.ca = path / "ca.pem"
         self.ca.write_bytes(ca.public_bytes(Encoding.PEM))
@@ -68,6 +70,13 @@ class Site:
         self.der = certificate.public_bytes(Encoding.DER)
         self.server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.server_context.load_cert_chain(pem)
+        self.server_context.verify_mode = ssl.CERT_OPTIONAL
+        self.server_context.load_verify_locations(self.ca)
+
+    def admit(self, public):
+        """(PEM of a certificate for a session's public key, its SHA-256 in hex)."""
+        certificate, _ = issue("agent", *self.authority, public=load_der_public_key(public))
+        return certificate.public_bytes(Encoding.PEM).decode(), certificate.fingerprint(hashes.SHA256()).hex()
 
     def client_context(self):
         context = ssl.create_default_context(cafile=self.ca)
@@ -81,8 +90,9 @@ class Backend:
     def __init__(self, *given, drop_results=0, refuse=0):
         self.queue, self.given, self.results = list(given), list(given), []
         self.hellos, self.evidence, self.progressed, self.readies = [], [], [], []
-        self.drop_results, self.refuse, self.forget_token_at = drop_results, refuse, None
-        self.tokens, self.digest, self.secret = set(), None, b"s" * 32
+        self.drop_results, self.refuse, self.forget_at = drop_results, refuse, None
+        self.live, self.digest, self.secret, self.valid_for = set(), None, b"s" * 32, 3600.0
+        self.site = None
 
     async def hello(self, hello, peer):
         self.hellos.append(hello)
@@ -103,30 +113,31 @@ class Backend:
         self.digest = tls_certificate_sha256
         if evidence.secret != self.secret:
             raise AgentRefusedError("the credential was not activated", remedy="look at the TPM")
-        self.tokens.add(f"token{len(self.evidence)}")
-        return f"token{len(self.evidence)}"
+        pem, shown = self.site.admit(evidence.public_key)
+        self.live = {shown}
+        return Admission(certificate=pem, valid_for=self.valid_for)
 
-    async def authenticate(self, token):
-        if token not in self.tokens:
-            raise UnknownTokenError("unknown token", remedy="attest")
+    async def authenticate(self, certificate):
+        if certificate not in self.live:
+            raise UnknownCertificateError("no live session", remedy="attest")
 
-    async def next_order(self, token, wait):
+    async def next_order(self, certificate, wait):
         return self.queue[0] if self.queue else None
 
-    async def progress(self, token, order_id, progress):
+    async def progress(self, certificate, order_id, progress):
         self.progressed.append((order_id, progress))
 
-    async def result(self, token, order_id, result):
+    async def result(self, certificate, order_id, result):
         self.results.append((order_id, result))
         if self.drop_results:
             self.drop_results -= 1
             raise RuntimeError("database password is hunter2")
         if self.queue and self.queue[0].id == order_id:
             self.queue.pop(0)
-        if self.forget_token_at == order_id:
-            self.tokens.clear()
+        if self.forget_at == order_id:
+            self.live.clear()
 
-    async def ready(self, token, ready):
+    async def ready(self, certificate, ready):
         self.readies.append(ready)
 
 
@@ -165,6 +176,7 @@ class FakeTpm:
 
 @asynccontextmanager
 async def serving(backend, site):
+    backend.site = site
     app = create_agent_app(backend, hashlib.sha256(site.der).digest())
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
@@ -201,7 +213,7 @@ async def run_agent(backend, site, machine, *, tpm=None, mode="ramdisk", context
             agent.controller.close()
 
     async with serving(backend, site) as url:
-        controller = Controller(url, context or site.client_context())
+        controller = Controller(url, lambda: context or site.client_context())
         agent = Agent(
             controller, mode, root=machine.root, leave=lambda *what: left.append(what), open_tpm=open_tpm, pause=pause
         )
@@ -229,10 +241,12 @@ async def test_from_hello_to_reboot(machine, site):
     assert backend.results[0][1].result["disks"][0]["serial"] == "N0"
     assert (backend.hellos[0].boot_id, backend.hellos[0].ek_certificate) == ("boot-1", b"certificate")
     assert backend.evidence[0].event_log == b"log"
-    assert tpm.quoted == [(qualifying_data(NONCE, "s1", site.der), PCRS)]
+    public = backend.evidence[0].public_key
+    assert tpm.quoted == [(qualifying_data(NONCE, "s1", site.der, public), PCRS)]
     assert backend.digest == hashlib.sha256(site.der).digest()
-    wanted = hashlib.sha256(NONCE + b"s1" + hashlib.sha256(site.der).digest()).digest()
-    assert tpm.quoted[0][0] == wanted
+    bound = backend.digest + hashlib.sha256(public).digest()
+    assert tpm.quoted[0][0] == hashlib.sha256(NONCE + b"s1" + bound).digest()
+    assert tpm.quoted[0][0] == session.qualifying_data(NONCE, "s1", site.der, public)
 
 
 @pytest.mark.host
@@ -242,7 +256,7 @@ async def test_credential_and_quote_of_a_real_tpm(machine, site, tmp_path):
         _, left, _ = await run_agent(backend, site, machine, tpm=connect(path), pauses=1)
     assert left
     evidence, ak = backend.evidence[0], parse_public(backend.hellos[0].ak_public)
-    wanted = qualifying_data(NONCE, "s1", site.der)
+    wanted = qualifying_data(NONCE, "s1", site.der, evidence.public_key)
     quote = check_quote(ak, evidence.quote, evidence.signature, qualifying_data=wanted, selection=PCRS)
     assert quote is not None
     with pytest.raises(QuoteError):
@@ -300,11 +314,72 @@ async def test_server_without_tpm_is_named_to_the_controller(machine, site, caps
     assert "no usable TPM" in capsys.readouterr().out
 
 
-async def test_forgotten_token_leads_to_a_new_attestation(machine, site):
+async def test_forgotten_session_leads_to_a_new_attestation(machine, site):
     backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
-    backend.forget_token_at = "1"
+    backend.forget_at = "1"
     _, left, _ = await run_agent(backend, site, machine)
     assert left
+    assert len(backend.evidence) == 2
+
+
+async def test_each_attestation_is_with_a_fresh_key(machine, site):
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    backend.forget_at = "1"
+    await run_agent(backend, site, machine)
+    first, second = (evidence.public_key for evidence in backend.evidence)
+    assert first != second
+
+
+async def test_a_certificate_is_renewed_before_it_ends(machine, site):
+    backend = Backend(*[Order(id=str(number), kind="inventory", args={}) for number in range(3)], REBOOT)
+    backend.valid_for = 0.0
+    real = backend.authenticate
+
+    async def lasting_from_the_third_on(certificate):
+        backend.valid_for = 3600.0 if len(backend.evidence) >= 2 else 0.0
+        await real(certificate)
+
+    backend.authenticate = lasting_from_the_third_on
+    _, left, waits = await run_agent(backend, site, machine, mode="os")
+    assert (left, waits) == ([("reboot", "os")], [])
+    assert len(backend.evidence) == 3
+
+
+async def test_an_order_that_outlasts_its_certificate_is_finished_and_answered_once(machine, site, monkeypatch):
+    runs = []
+
+    def slow(_, context):
+        runs.append(1)
+        backend.live.clear()  # the controller was restarted
+        for done in (1, 2, 100):
+            context.progress(done, 100, "write")
+        return {}
+
+    monkeypatch.setitem(orders.ORDERS, "inventory", slow)
+    monkeypatch.setattr(client_module, "PROGRESS_EVERY_S", 0.0)
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    _, left, waits = await run_agent(backend, site, machine)
+    assert (left, waits, runs) == ([("reboot", "ramdisk")], [], [1])
+    assert len(backend.evidence) == 2
+    assert [one.done for _, one in backend.progressed] == [2, 100]
+    assert [number for number, _ in backend.results] == ["1", "9"]
+
+
+async def test_an_agent_whose_certificate_tls_does_not_take_any_more_attests_again(machine, site):
+    """A handshake that fails for our certificate's sake fails for ever: that must not be taken for the network."""
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    real, taken = site.admit, []
+
+    def first_of_a_stranger(public):
+        taken.append(public)
+        if len(taken) > 1:
+            return real(public)
+        certificate, _ = issue("agent", *issue("another CA"), public=load_der_public_key(public))
+        return certificate.public_bytes(Encoding.PEM).decode(), ""
+
+    site.admit = first_of_a_stranger
+    _, left, waits = await run_agent(backend, site, machine)
+    assert (left, waits) == ([("reboot", "ramdisk")], [1.0, 2.0])
     assert len(backend.evidence) == 2
 
 

@@ -3,12 +3,15 @@
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from cli_support import Shell
 
 from freehold.orchestration.opening import open_vault
+from freehold.out_of_band.redfish import Credential
+from freehold.out_of_band.takeover import StagedCredential
 
 PASSWORD = "Vault-word-7"
 
@@ -42,6 +45,33 @@ def test_a_reference_is_for_servers_that_are_not_ours_yet(site: Shell, monkeypat
     assert site("credential", "set", "--username", "x").code == 2
 
 
+@pytest.mark.parametrize(
+    "ref", ["site/keys/bmc-ca", "bmc/server-1/current", "factory", "factory/../site", "factoryx/a"]
+)
+def test_a_reference_cannot_overwrite_what_is_not_a_factory_credential(
+    site: Shell, monkeypatch: pytest.MonkeyPatch, ref: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+    refused = site("credential", "set", "--ref", ref, "--username", "ops", "--password-stdin")
+    assert refused.code == 2
+    assert "is not a path below factory/" in refused.err
+    assert PASSWORD.encode() not in (open_vault(site.state).get("site/keys/bmc-ca") or b"")
+
+
+def test_a_reference_is_not_overwritten_silently(site: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(site, monkeypatch, "--ref", "factory/rack-7")
+    put(site, monkeypatch, "--ref", "factory/rack-7")  # the same again is no change
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Other-word-8\n"))
+    other = ("credential", "set", "--ref", "factory/rack-7", "--username", "ops", "--password-stdin")
+    refused = site(*other)
+    assert refused.code == 1
+    assert "the vault holds another credential at factory/rack-7" in refused.err
+    assert PASSWORD.encode() in (open_vault(site.state).get("factory/rack-7") or b"")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Other-word-8\n"))
+    assert site(*other, "--replace").code == 0
+    assert b"Other-word-8" in (open_vault(site.state).get("factory/rack-7") or b"")
+
+
 def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(site, monkeypatch, "server-1")
     for name in ("ann", "bob"):
@@ -67,3 +97,45 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     (due,) = site.store(lambda store: store.site.due())  # the controller will state it
     assert [each["name"] for each in due.facts["approved_by"]] == ["ann", "bob"]
     assert PASSWORD not in str(due)
+
+
+def broken_glass(site: Shell, people: Path, server: str) -> dict[str, Any]:
+    request = site("credential", "break-glass", server, "--reason", "fire", "-o", "json").json()["request"]
+    for name in ("ann", "bob"):
+        site("approval", "sign", request, "--key", people / f"{name}.key")
+    shown: dict[str, Any] = site("credential", "break-glass", server, "--approved", request, "-o", "json").json()
+    return shown
+
+
+@pytest.fixture
+def people(site: Shell, tmp_path: Path) -> Path:
+    for name in ("ann", "bob"):
+        site("operator", "keygen", tmp_path / f"{name}.key", "--no-passphrase")
+    site("operator", "found", *(f"{name}={tmp_path}/{name}.key.pub" for name in ("ann", "bob")))
+    return tmp_path
+
+
+def test_behind_the_glass_are_both_passwords_of_a_change_that_was_interrupted(
+    site: Shell, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site, monkeypatch, "server-1")
+    staged = StagedCredential(credential=Credential("freehold", "New-word-1"))
+    open_vault(site.state).put("bmc/server-1/pending", msgspec.json.encode(staged))
+    shown = broken_glass(site, people, "server-1")
+    assert (shown["password"], shown["or"]) == (PASSWORD, [{"username": "freehold", "password": "New-word-1"}])
+
+
+def test_a_server_that_is_no_longer_declared_leaves_its_password_to_break_glass_and_to_no_other_server(
+    site: Shell, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site, monkeypatch, "server-1")
+    declared = site("get", "server", "server-1", "-o", "yaml").out
+    for kind, name in (("assignment", "web-1"), ("server", "server-1")):
+        assert site("delete", kind, name).code == 0
+    vault = open_vault(site.state)
+    assert vault.paths("bmc/server-1") == []
+    assert broken_glass(site, people, "server-1")["password"] == PASSWORD
+    again = people / "again.yaml"
+    again.write_text(declared.replace("********", "factory-word"))
+    site("apply", "-f", again)
+    assert vault.get("bmc/server-1/current") is None

@@ -1,5 +1,6 @@
 """`freehold pki`, from the ceremony to the revocation, as people type it."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,19 @@ async def issued(site: Shell) -> str:
         facts = {"server": "server-1", **pki.claim(leaf, "BMC")}
         log.append(Statement.claim(Predicate.CERTIFICATE, [Subject.of_name("server/server-1")], facts))
     return f"{leaf.serial_number:x}"
+
+
+def test_the_list_shows_of_agents_only_what_has_not_ended(site: Shell, issued: str) -> None:
+    keys = SiteKeys.load(site.state, open_vault(site.state))
+    ca, key, now = keys.agent_ca, ec.generate_private_key(ec.SECP256R1()).public_key(), pki.utc_now()
+    with open_log(site.state, "lab", keys) as log:
+        for session, at in (("old", now - timedelta(days=2)), ("new", now)):
+            lifetime = timedelta(hours=24)
+            leaf = pki.agent_certificate(key, ca.certificate, ca.private_key, "server-1", session, at, lifetime)
+            facts = {"server": "server-1", **pki.claim(leaf, "agent", session=session)}
+            log.append(Statement.claim(Predicate.CERTIFICATE, [Subject.of_name("server/server-1")], facts))
+    items = site("pki", "list", "-o", "json").json()["items"]
+    assert [each["session"] for each in items if each["purpose"] == "agent"] == ["new"]
 
 
 def test_list_and_revoke(site: Shell, issued: str, tmp_path: Path) -> None:

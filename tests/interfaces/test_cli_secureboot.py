@@ -1,5 +1,6 @@
 """`freehold secureboot`: generations as people make them, and what is refused to them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -55,16 +56,26 @@ def test_the_list_tells_who_carries_what(keyed: Shell) -> None:
 
 
 @pytest.mark.host
-def test_an_image_is_revoked_by_its_file_and_the_build_is_named(keyed: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("urgent", [False, True])
+def test_an_image_is_revoked_by_its_file_and_the_build_is_named(keyed: Shell, urgent: bool) -> None:
     build = keyed.state / "images" / "0123abcd"
     build.mkdir(parents=True)
     (build / "agent.efi").write_bytes(LOADER.read_bytes())
     digest = authenticode(LOADER.read_bytes()).hex()
-    answer = keyed("secureboot", "revoke", LOADER, *WHY)
+    (build / "content.json").write_text("{}")
+    refused = keyed("secureboot", "revoke", LOADER, *WHY)
+    assert (refused.code, "what this site boots now: the agent of build 0123abcd" in refused.err) == (1, True)
+    if not urgent:
+        newer = keyed.state / "images" / "4567cdef"
+        newer.mkdir()
+        (newer / "content.json").write_text("{}")
+        os.utime(build / "content.json", (1.0, 1.0))
+    flags = ("--although-in-use",) if urgent else ()
+    answer = keyed("secureboot", "revoke", LOADER, *flags, *WHY)
     assert answer.code == 0, answer
     assert answer.out.startswith(f"revoked {digest} in generation 2; available servers get it within a minute")
     assert "it is the agent of build 0123abcd of this site" in answer.out
-    again = keyed("secureboot", "revoke", digest.upper(), *WHY)
+    again = keyed("secureboot", "revoke", digest.upper(), *flags, *WHY)
     assert (again.code, f"{digest} is in dbx already" in again.err) == (1, True)
 
 

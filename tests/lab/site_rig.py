@@ -65,6 +65,11 @@ class SiteRig:
         people = [f"{name}={self.lab}/operators/{name}.key.pub" for name in ("alice", "bob", "carol")]
         self.freehold("operator", "found", *people)
 
+    def sign(self, request: str) -> None:
+        """Two of them sign a request."""
+        for name in ("alice", "bob"):
+            self.freehold("approval", "sign", request, "--key", str(self.lab / "operators" / f"{name}.key"))
+
     def approve_firmware(self) -> None:
         """Two of them sign what a server measured at staging, once it asks."""
         self.wait("request for approval", lambda status: "two operators to approve" in status.get("waiting_for", ""))
@@ -116,6 +121,11 @@ class SiteRig:
         """Of one server, or of the whole site."""
         rows = json.loads(self.freehold("events", *name, "--limit", "5000", "-o", "json").stdout)["items"]
         return [f"{row['kind']}: {row['message']}" for row in rows]
+
+    def statements(self, kind: str) -> list[dict[str, Any]]:
+        """What the evidence log holds of one kind."""
+        rows = json.loads(self.freehold("evidence", "log", "--limit", "1000", "-o", "json").stdout)["items"]
+        return [row for row in rows if row["kind"] == kind]
 
     def wait_event(self, *words: str, name: str = "server-1", seconds: float = 420.0) -> str:
         """The first event of the server that has all the words."""

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from bmc_rig import ROOT, SYSTEM, Rig, certificate, der, error_key, pem, running
 
+from freehold_lab import firmware_package
 from freehold_lab.bmc.memory import MemoryHardware
 from freehold_lab.hardware import BootOverride, BootTarget
 
@@ -332,6 +333,17 @@ async def test_pushed_firmware_is_active_after_the_next_boot(rig: Rig) -> None:
     assert (await rig.get(f"{UPDATE}/FirmwareInventory/BIOS"))[1]["Version"] == "2.05.0"
 
 
+async def test_a_bmc_starts_anew_into_its_own_new_firmware(rig: Rig) -> None:
+    to_the_bmc = f'{{"Targets": ["{UPDATE}/FirmwareInventory/BMC"]}}'
+    assert (await push(rig, FIRMWARE, to_the_bmc))[0] == 202  # that of the BIOS
+    assert (await finished(rig))[0] == 500
+    package = firmware_package.pack("4.13.00", b"x", firmware_package.BMC_MAGIC)
+    assert (await push(rig, package, to_the_bmc))[0] == 202
+    assert (await finished(rig))[0] == 204
+    assert (await rig.get(f"{UPDATE}/FirmwareInventory/BMC"))[1]["Version"] == "4.13.00"
+    assert (await rig.get(f"{ROOT}/Managers/1"))[1]["FirmwareVersion"] == "4.13.00"
+
+
 async def test_firmware_that_the_hardware_refuses_fails_the_task(rig: Rig) -> None:
     _, task = await push(rig, b"garbage")
     status, body = await finished(rig)
@@ -344,7 +356,9 @@ async def test_firmware_that_the_hardware_refuses_fails_the_task(rig: Rig) -> No
 
 async def test_wrong_pushes(rig: Rig) -> None:
     assert (await rig.post(f"{UPDATE}/update-multipart", {"a": 1}))[0] == 415
-    assert (await push(rig, FIRMWARE, f'{{"Targets": ["{UPDATE}/FirmwareInventory/BMC"]}}'))[0] == 400
+    for targets in ('"NIC"', '"BIOS", "BMC"'):
+        named = targets.replace('"B', f'"{UPDATE}/FirmwareInventory/B')
+        assert (await push(rig, FIRMWARE, f'{{"Targets": [{named}]}}'))[0] == 400
     assert (await push(rig, FIRMWARE, "{"))[0] == 400
 
 

@@ -27,6 +27,10 @@ def agents(rig: SiteRig) -> dict[str, Path]:
     return {path.parent.name: path for path in rig.state.glob("images/*/agent.efi")}
 
 
+def built(agent: Path) -> float:
+    return agent.with_name("content.json").stat().st_mtime
+
+
 def wait_generation(rig: SiteRig, number: int) -> None:
     def carried(status: dict[str, Any]) -> bool:
         assert status["state"] != "quarantined", status["reason"]
@@ -57,7 +61,9 @@ def test_keys_change_under_a_server_and_nothing_is_quarantined(tmp_path: Path) -
         wait_generation(rig, 1)
         assert any("started into the enrolment image" in event for event in rig.events())
         rig.in_lab("fault", "secure-boot-hidden", "server-1", "off")
-        (first,) = agents(rig).values()
+        (first,) = agents(rig)
+        bad = tmp_path / "bad.efi"
+        bad.write_bytes(agents(rig)[first].read_bytes().replace(b"console=ttyS0", b"console=ttyS1"))
 
         # A second key in db, while the agent bears a signature of the first one only; then the agent bears both.
         rig.freehold("secureboot", "rotate", "db", *WHY)
@@ -67,7 +73,9 @@ def test_keys_change_under_a_server_and_nothing_is_quarantined(tmp_path: Path) -
         rig.wait_state("active")
 
         # What happens to the keys does not reach the server while it is in use.
-        rig.freehold("secureboot", "revoke", str(first), *WHY)
+        refused = rig.freehold("secureboot", "revoke", str(max(agents(rig).values(), key=built)), *WHY, check=False)
+        assert "what this site boots now" in refused.stderr
+        rig.freehold("secureboot", "revoke", str(bad), *WHY)
         rig.freehold("secureboot", "rotate", "db", "--finish", *WHY)
         since = rig.attested()
         rig.in_lab("power", "server-1", "reset")
@@ -86,4 +94,4 @@ def test_keys_change_under_a_server_and_nothing_is_quarantined(tmp_path: Path) -
         rig.wait_state("attesting")
         assert not any("quarantined" in event for event in rig.events())
         with pytest.raises(AssertionError, match="is in dbx already"):
-            rig.freehold("secureboot", "revoke", str(first), *WHY)
+            rig.freehold("secureboot", "revoke", str(bad), *WHY)

@@ -131,6 +131,12 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         said = rig.in_lab("ssh", "server-1", "--user", "ops", "--identity", key, "--", "hostname").stdout
         assert said.strip() == "server-1"
 
+        # A person asks for an attestation, and reads the verdict in the log.
+        words = rig.freehold("attest", "server-1", "--wait", "--timeout", "120", "-o", "json").stdout
+        proved = json.loads(words.splitlines()[-1])["attestation"]
+        assert (proved["trusted"], proved["mode"], proved["pcrs"]["4"]["status"]) == (True, "os", "matched")
+        assert proved["attested_at"] == rig.attested()
+
         # Attack path 4 of the seed: other firmware under the same version string. Only the TPM tells.
         rig.in_lab("fault", "tampered-firmware", "server-1")
         rig.in_lab("power", "server-1", "reset")
@@ -160,6 +166,7 @@ def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp
     with site_rig(tmp_path, "stranger") as rig:
         rig.declare()
         rig.serve()
+        rig.found_operators()
         status = rig.wait("certificate", lambda status: status.get("facts", {}).get("bmc_certificate"), seconds=600)
         rows = json.loads(rig.freehold("pki", "list", "-o", "json").stdout)["items"]
         assert [row["purpose"] for row in rows] == ["agent CA", "BMC CA", "controller", "BMC"]
@@ -171,11 +178,14 @@ def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp
         assert "nothing was sent to it" in status["reason"]
         key = status["reason"].partition("(key ")[2][:64]
         why = ("--reason", "set back on purpose", "--wait", "--timeout", "60")
-        rig.freehold("release", "server-1", "--accept-bmc-key", key, *why)
+        asked = rig.freehold("release", "server-1", "--accept-bmc-key", key, "--reason", "set back", "-o", "json")
+        request = json.loads(asked.stdout)["request"]
+        assert rig.freehold("release", "server-1", "--approved", request, check=False).returncode == 1
+        rig.sign(request)
+        rig.freehold("release", "server-1", "--approved", request, *why)
         status = rig.wait_state("preparing")
         assert status["facts"]["bmc_identity"] == key
         assert "bmc_certificate" not in status["facts"]
-        rig.found_operators()
         rig.approve_firmware()
         rig.wait_state("available")
         rig.wait("new certificate", lambda status: status["facts"].get("bmc_certificate"))

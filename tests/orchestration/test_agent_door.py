@@ -9,27 +9,40 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from site_support import SERVER, Place, booted, recorded
 
-from freehold.agent.client import Agent, Controller, Refused
+from freehold.agent import client
+from freehold.agent.client import Agent, Controller, Refused, Unattested
+from freehold.agent.session_key import SessionKey
 from freehold.agent.tpm import Tpm, TpmError
+from freehold.agent.wire import Connection
+from freehold.model.resources import PolicySpec, Resource
 from freehold.model.status import ImageFact, IntentKind, OrderState, ServerState
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.controller import tls_context
 from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.agent_messages import (
+    Admission,
     AgentRefusedError,
     Evidence,
     Hello,
     Progress,
     Result,
     Smbios,
-    UnknownTokenError,
+    UnknownCertificateError,
 )
+from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation import session
 from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
 from freehold.root_of_trust.attestation.quote import check_quote, check_values
@@ -39,7 +52,7 @@ sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, connect, running
 
 MAC = "52:54:00:12:34:10"
-UNKNOWN_TOKEN = "this token is not known here"
+UNKNOWN = "no live session has this certificate"
 
 
 class Door:
@@ -69,14 +82,20 @@ class Door:
         events.write_bytes(recorded.log_bytes(log))
         (machine / "proc/sys/kernel/random").mkdir(parents=True, exist_ok=True)
         (machine / "proc/sys/kernel/random/boot_id").write_text("boot-1\n")
-        trust = ssl.create_default_context(cadata=self.place.site.keys.agent_ca.certificate_pem.decode())
 
         def open_tpm(_: str) -> Any:
             if isinstance(tpm, Exception):
                 raise tpm
             return tpm() if callable(tpm) else tpm
 
-        return Agent(Controller(self.url, trust), mode, root=str(machine), open_tpm=open_tpm)
+        return Agent(Controller(self.url, self.trust), mode, root=str(machine), open_tpm=open_tpm)
+
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cadata=self.place.site.keys.agent_ca.certificate_pem.decode())
+
+    def certificates(self) -> list[dict[str, Any]]:
+        """What the log says of certificates of agents, oldest first."""
+        return [claim for name, _, claim in self.place.evidence.statements if name == "certificate"]
 
     async def enter(self, tpm: Any, **how: Any) -> Agent:
         agent = self.agent(tpm, **how)
@@ -102,7 +121,9 @@ async def door(owned: Place, tmp_path: Path) -> AsyncIterator[Door]:
     digest = hashlib.sha256(tls.certificate_der).digest()
     runner = web.AppRunner(create_agent_app(made, digest), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(tls)).start()
+    await web.TCPSite(
+        runner, "127.0.0.1", 0, ssl_context=tls_context(tls, clients=owned.site.keys.agent_ca.certificate_pem)
+    ).start()
     made.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
     yield made
     await runner.cleanup()
@@ -224,7 +245,7 @@ async def test_a_stranger_who_says_hello_just_before_the_binding_cannot_quaranti
     with booted_tpm(vendor, "other") as other:
         attest = trusting.door.attest
 
-        async def bound_in_between(evidence: Evidence, *rest: Any) -> str:
+        async def bound_in_between(evidence: Evidence, *rest: Any) -> Admission:
             await trusting.place.establish(ek_sha256=ek_of(own))
             return await attest(evidence, *rest)
 
@@ -288,7 +309,7 @@ async def test_each_server_is_held_against_the_keys_of_its_own_generation(trusti
         await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
         agent = await trusting.enter(own, log="secure-boot", mode="os")
         agent.controller.close()
-        name, _, claim = place.evidence.statements[-1]
+        name, _, claim = place.evidence.statements[-2]
         assert (name, claim["policy"].rpartition("/")[2]) == ("attestation", "secure-boot-1")
         await place.establish(secure_boot_generation=2)
         words = await trusting.refused(own, log="secure-boot", mode="os")
@@ -467,7 +488,10 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
             ak_public=ak.public,
         )
         challenge = await trusting.door.hello(hello, "127.0.0.1")
-    empty = Evidence(session=challenge.session, secret=b"x", quote=b"x", signature=b"x", event_log=b"")
+    public = SessionKey().public
+    empty = Evidence(
+        session=challenge.session, secret=b"x", quote=b"x", signature=b"x", event_log=b"", public_key=public
+    )
     with pytest.raises(AgentRefusedError, match="the credential's secret was not recovered"):
         await trusting.door.attest(empty, b"", "127.0.0.1")
     with pytest.raises(AgentRefusedError, match="this challenge is unknown or already spent") as refused:
@@ -481,54 +505,53 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
 
 @pytest.fixture
 async def inside(trusting: Door, own: Any) -> AsyncIterator[tuple[Door, Agent, str]]:
-    """(door, an attested agent, its token)."""
+    """(door, an attested agent, the SHA-256 of its certificate)."""
     agent = await trusting.enter(own)
-    assert agent.controller.token is not None
-    yield trusting, agent, agent.controller.token
+    yield trusting, agent, trusting.certificates()[-1]["sha256"]
     agent.controller.close()
 
 
 @pytest.mark.host
 async def test_an_order_is_delivered_until_its_result_is_in(inside: tuple[Door, Agent, str]) -> None:
-    door, _, token = inside
+    door, _, certificate = inside
     place = door.place
-    assert await door.door.next_order(token, 0.0) is None
+    assert await door.door.next_order(certificate, 0.0) is None
     given = await place.store.agents.order(SERVER, "write_image", "write_image", {"a": 1})
     for _ in range(2):
-        order = await door.door.next_order(token, 5.0)
+        order = await door.door.next_order(certificate, 5.0)
         assert order is not None
         assert (order.id, order.kind, order.args) == (given.id, "write_image", {"a": 1})
-    await door.door.progress(token, given.id, Progress(done=1, total=4, unit="bytes", phase="write"))
+    await door.door.progress(certificate, given.id, Progress(done=1, total=4, unit="bytes", phase="write"))
     assert (await place.view()).orders["write_image"].progress == {"done": 1, "total": 4, "phase": "write"}
     result = Result(ok=True, result={"chunks": 4}, error=None)
-    await door.door.result(token, given.id, result)
+    await door.door.result(certificate, given.id, result)
     kept = (await place.view()).orders["write_image"]
     assert (kept.state, kept.result) == (OrderState.DONE, {"chunks": 4})
-    assert await door.door.next_order(token, 0.0) is None
+    assert await door.door.next_order(certificate, 0.0) is None
     with pytest.raises(Exception, match=f"order {given.id} is over already, or not an order of this server"):
-        await door.door.result(token, given.id, result)
+        await door.door.result(certificate, given.id, result)
     with pytest.raises(Exception, match="order nonsense is not an order of this server"):
-        await door.door.progress(token, "nonsense", Progress(done=1, total=4, unit="bytes", phase="write"))
+        await door.door.progress(certificate, "nonsense", Progress(done=1, total=4, unit="bytes", phase="write"))
 
 
 @pytest.mark.host
 async def test_an_installed_os_neither_gets_nor_answers_orders(inside: tuple[Door, Agent, str]) -> None:
     """In the OS the tenant is root: it could call its own disks clean."""
-    door, _, token = inside
-    server, session, _ = door.door._tokens[token]
-    door.door._tokens[token] = (server, session, "os")
+    door, _, certificate = inside
+    admitted = door.door._admitted._by_certificate
+    admitted[certificate] = dataclasses.replace(admitted[certificate], mode="os")
     given = await door.place.store.agents.order(SERVER, "verify_sanitized/N0", "verify_sanitized", {})
-    assert await door.door.next_order(token, 0.0) is None
+    assert await door.door.next_order(certificate, 0.0) is None
     forged = Result(ok=True, result={"clean": True}, error=None)
     with pytest.raises(Exception, match="is not for an installed OS"):
-        await door.door.result(token, given.id, forged)
+        await door.door.result(certificate, given.id, forged)
     assert (await door.place.view()).orders["verify_sanitized/N0"].state is OrderState.PENDING
 
 
 @pytest.mark.host
 async def test_an_agent_that_waits_hears_the_bell(inside: tuple[Door, Agent, str]) -> None:
-    door, _, token = inside
-    waiting = asyncio.create_task(door.door.next_order(token, 20.0))
+    door, _, certificate = inside
+    waiting = asyncio.create_task(door.door.next_order(certificate, 20.0))
     await asyncio.sleep(0.05)
     await door.place.store.agents.order(SERVER, "inventory", "inventory", {})
     door.door.ring(SERVER)
@@ -539,35 +562,35 @@ async def test_an_agent_that_waits_hears_the_bell(inside: tuple[Door, Agent, str
 
 @pytest.mark.host
 async def test_after_a_restart_of_the_controller_the_agent_attests_again(inside: tuple[Door, Agent, str]) -> None:
-    door, agent, token = inside
+    door, agent, certificate = inside
     door.fresh()
-    with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN) as refused:
-        await door.door.authenticate(token)
+    with pytest.raises(UnknownCertificateError, match=UNKNOWN) as refused:
+        await door.door.authenticate(certificate)
     assert "attest again" in str(refused.value)
     await asyncio.to_thread(agent.attest)
-    assert agent.controller.token not in (None, token)
-    await door.door.authenticate(str(agent.controller.token))
+    assert door.certificates()[-1]["sha256"] != certificate
+    await door.door.authenticate(door.certificates()[-1]["sha256"])
 
 
 @pytest.mark.host
 async def test_a_session_that_was_ended_is_worth_nothing_even_for_who_waits(inside: tuple[Door, Agent, str]) -> None:
-    door, _, token = inside
-    waiting = asyncio.create_task(door.door.next_order(token, 20.0))
+    door, _, certificate = inside
+    waiting = asyncio.create_task(door.door.next_order(certificate, 20.0))
     await asyncio.sleep(0.05)
     await door.door.end_session(SERVER)
-    with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN):
+    with pytest.raises(UnknownCertificateError, match=UNKNOWN):
         await asyncio.wait_for(waiting, 2.0)
-    for call in (door.door.authenticate(token), door.door.next_order(token, 0.0)):
-        with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN):
+    for call in (door.door.authenticate(certificate), door.door.next_order(certificate, 0.0)):
+        with pytest.raises(UnknownCertificateError, match=UNKNOWN):
             await call
 
 
 @pytest.mark.host
-async def test_a_new_attestation_ends_the_older_token(inside: tuple[Door, Agent, str], own: Any) -> None:
-    door, _, token = inside
+async def test_a_new_attestation_ends_the_older_session(inside: tuple[Door, Agent, str], own: Any) -> None:
+    door, _, certificate = inside
     (await door.enter(own)).controller.close()
-    with pytest.raises(UnknownTokenError, match=UNKNOWN_TOKEN):
-        await door.door.authenticate(token)
+    with pytest.raises(UnknownCertificateError, match=UNKNOWN):
+        await door.door.authenticate(certificate)
 
 
 @pytest.mark.host
@@ -586,3 +609,118 @@ async def test_ready_counts_only_with_ssh(inside: tuple[Door, Agent, str]) -> No
     assert session is not None
     assert session.ready_at is not None
     assert session.details["hostname"] == "web-1"
+    assert session.details["attestation"] == 0  # what it proved stands beside what it says
+
+
+# ---- who holds the key
+
+
+def own_key(path: Path, issued: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Path:
+    path.write_bytes(pki.pem(issued) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return path
+
+
+def ask(door: Door, shown: Path | None) -> int:
+    """HTTP status of a call for orders by somebody who shows this certificate; OSError if TLS fails."""
+    context = door.trust()
+    if shown is not None:
+        context.load_cert_chain(shown)
+    connection = Connection(door.url, context)
+    try:
+        return connection.request("GET", "/agent/v1/orders?wait=0").status
+    finally:
+        connection.close()
+
+
+@pytest.mark.host
+async def test_a_certificate_is_for_the_client_of_one_session_for_a_day_at_most_and_in_the_log_first(
+    trusting: Door, own: Any
+) -> None:
+    given: list[str] = []
+    add = trusting.door._admitted.add
+
+    def once_recorded(issued: x509.Certificate, *rest: Any) -> Admission:
+        assert trusting.certificates()[-1]["sha256"] == pki.sha256(issued)
+        given.append(pki.pem(issued).decode())
+        return add(issued, *rest)
+
+    trusting.door._admitted.add = once_recorded  # type: ignore[method-assign]
+    (await trusting.enter(own)).controller.close()
+    (claim,), session = trusting.certificates(), (await trusting.place.view()).agent
+    assert session is not None
+    issued = x509.load_pem_x509_certificate(given[0].encode())
+    assert (claim["purpose"], claim["session"]) == ("agent", session.id)
+    usage = issued.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in names] == [f"urn:freehold:server:{SERVER}:session:{session.id}"]
+    assert issued.not_valid_after_utc - issued.not_valid_before_utc == timedelta(hours=24)
+    attestation = trusting.place.evidence.statements[session.details["attestation"]][2]
+    assert attestation["agent_spki_sha256"] == claim["spki_sha256"]
+
+
+@pytest.mark.host
+async def test_a_refusal_earns_no_certificate(trusting: Door, own: Any) -> None:
+    await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own), agent_booted_at=1.0)
+    trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
+    await trusting.refused(own)
+    assert trusting.certificates() == []
+
+
+@pytest.mark.host
+async def test_the_certificate_without_its_key_is_worth_nothing(
+    inside: tuple[Door, Agent, str], tmp_path: Path
+) -> None:
+    """There is no token that could be stolen; the certificate itself is public, and a key of one's own does not fit."""
+    door, agent, _ = inside
+    assert await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0") == {}
+    site, now, key = door.place.site, datetime.now(UTC), ec.generate_private_key(ec.SECP256R1())
+    again = site.issue_agent_certificate(key.public_key(), SERVER, "stolen", now, timedelta(hours=1))
+    mine = own_key(tmp_path / "mine.pem", again, key)  # even of the right CA, and for this server
+    assert await asyncio.to_thread(ask, door, mine) == 401
+    assert await asyncio.to_thread(ask, door, None) == 401
+    session = (await door.place.view()).agent
+    assert session is not None
+    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"agent {session.id}")])
+    forged = (
+        x509.CertificateBuilder(named, named, key.public_key(), 1, now - timedelta(hours=1), now + timedelta(hours=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    tls = site.keys.controller_tls  # of the agent CA too, and for a server
+    controller = tmp_path / "controller.pem"
+    controller.write_bytes(tls.private_pem + tls.certificate_pem)
+    for shown in (own_key(tmp_path / "forged.pem", forged, key), controller):
+        with pytest.raises(OSError):
+            await asyncio.to_thread(ask, door, shown)
+    assert await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0") == {}
+
+
+@pytest.mark.host
+async def test_a_session_ends_with_its_certificate_on_a_connection_that_stays_open(trusting: Door, own: Any) -> None:
+    name, policy = "brief", PolicySpec(attestation_interval="2s")
+    spec = (await trusting.place.view()).spec
+    brief = [Resource(kind="Policy", name=name, spec=policy)]
+    brief += [Resource(kind="Server", name=SERVER, spec=msgspec.structs.replace(spec, policy=name))]
+    await trusting.place.store.apply(brief)
+    agent = await trusting.enter(own)
+    assert await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0") == {}
+    await asyncio.sleep(2.1)
+    with pytest.raises(Unattested):
+        await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0")
+    agent.controller.close()
+    with pytest.raises(Unattested):  # and a new connection fails for ever, which is no failure of the network
+        await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0")
+    await asyncio.to_thread(agent.attest)
+    assert await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0") == {}
+    agent.controller.close()
+
+
+@pytest.mark.host
+async def test_a_key_of_another_kind_is_refused(trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = PublicFormat.SubjectPublicKeyInfo
+    other = ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(Encoding.DER, form)
+    monkeypatch.setattr(client, "SessionKey", lambda: SimpleNamespace(public=other))
+    words = await trusting.refused(own)
+    assert "the agent's public key is not one of P-256" in words
+    assert trusting.certificates() == []

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
@@ -12,8 +13,10 @@ from site_support import SERVER, Place
 from freehold.model.errors import FreeholdError
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration import controller
-from freehold.orchestration.controller import dhcp_settings, interface_of
-from freehold.orchestration.site import BOOT_PORT
+from freehold.orchestration.controller import dhcp_settings, interface_of, renewed_keys
+from freehold.orchestration.site import BOOT_PORT, Site
+from freehold.root_of_trust import keys, pki
+from freehold.root_of_trust.openbao import OpenBaoSealed
 
 
 async def test_a_port_that_is_taken_is_named_with_how_to_find_who_has_it() -> None:
@@ -117,3 +120,58 @@ async def test_a_quarantine_does_not_wait_for_a_dhcp_server_that_has_died(
     await owned.store.record_intent(SERVER, IntentKind.QUARANTINE, by="attestation", reason="it booted something else")
     await controller.engine_of(owned.site, owned.store, owned.evidence).round()
     assert (await owned.view()).status.state is S.QUARANTINED
+
+
+async def test_the_controller_s_certificate_is_renewed_while_it_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every agent would refuse a controller that nobody restarts for two months, and be quarantined for it."""
+    made = pki.utc_now() - timedelta(days=70)
+    old = keys._new_controller_tls(place.site.vault, place.site.keys.identity, made)
+    place.site.vault.put("site/keys/controller-tls", old)
+    place.site.keys.controller_tls = keys.certified(place.site.vault, "controller-tls")
+    served: list[object] = []
+    again = asyncio.Event()
+
+    async def serving(site: Site, _store: object, _log: object) -> None:
+        served.append(site.keys.controller_tls.certificate)
+        if len(served) == 2:
+            again.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(controller, "_serve", serving)
+    running = asyncio.create_task(controller.serve(place.site, place.store, None))  # type: ignore[arg-type]
+    await asyncio.wait_for(again.wait(), 10)
+    first, second = served
+    assert first.not_valid_after_utc - pki.utc_now() < timedelta(days=21)  # type: ignore[attr-defined]
+    assert second.not_valid_after_utc - pki.utc_now() > timedelta(days=80)  # type: ignore[attr-defined]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_certificate_that_cannot_be_renewed_goes_on_serving_and_people_are_told_once_a_day(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, looks = pki.utc_now() + timedelta(days=70), 0
+
+    def now() -> datetime:
+        nonlocal clock
+        clock += timedelta(hours=1)
+        return clock
+
+    def sealed(*_: object) -> None:
+        nonlocal looks
+        looks += 1
+        raise OpenBaoSealed("OpenBao is sealed")
+
+    monkeypatch.setattr(keys.SiteKeys, "load", sealed)
+    renewing = asyncio.create_task(renewed_keys(place.site, place.store, now, 0.0))
+    while looks < 30:
+        await asyncio.sleep(0.01)
+    monkeypatch.undo()
+    renewed = await asyncio.wait_for(renewing, 10)
+    assert renewed.controller_tls.certificate != place.site.keys.controller_tls.certificate
+    told = [event for event in await place.store.events() if event.kind == "certificate"]
+    assert 2 <= len(told) < looks / 5  # the clock moves on by two hours and more at each look
+    assert "cannot be renewed: OpenBao is sealed; after that no agent attests any more" in told[0].message

@@ -30,11 +30,14 @@ LATE = 1_000_000.0 + CERTIFICATE_LIFE * 0.8
 AND_BACK = [S.DECOMMISSIONING, S.AVAILABLE]
 
 
-NEW_FIRMWARE = Resource(
-    kind="FirmwareBaseline",
-    name="new",
-    spec=FirmwareBaselineSpec(vendor="simulated", model="simulated", component="BIOS", version="1.1"),
-)
+NEW_FIRMWARE = [
+    Resource(
+        kind="FirmwareBaseline",
+        name=f"new-{component.lower()}",
+        spec=FirmwareBaselineSpec(vendor="simulated", model="simulated", component=component, version=version),
+    )
+    for component, version in (("BIOS", "1.1"), ("BMC", "4.1"))
+]
 
 
 def since(certificate: BmcCertificate | None) -> float:
@@ -56,6 +59,8 @@ async def story(rig: Rig, engine: Engine) -> None:
     if not server.rotations:
         await rig.store.record_intent("server-1", IntentKind.ROTATE, by="ann")
     status = await rig.drive(engine, lambda _: server.rotations > 0)
+    await rig.store.announce_secure_boot(2)
+    await rig.drive(engine, lambda status: status.state is not S.ACTIVE or status.facts.revocations_checked == 2)
     rig.clock.now = max(rig.clock.now, LATE)
     status = await rig.drive(engine, lambda status: since(status.facts.bmc_certificate) >= LATE)
     view = await rig.store.ledger.view("server-1")
@@ -73,6 +78,26 @@ def assert_told_whole(rig: Rig) -> None:
     assert server.accounts == {OURS}
     assert set(server.media.values()) == {""}
     assert (server.tpm_owner, server.keys, server.running) == ("", False, "")
+
+
+async def test_an_attestation_that_a_person_asks_for_is_done_and_settled_once(rig: Rig) -> None:
+    await rig.store.apply(rack())
+    engine = rig.engine()
+    await rig.drive_to(engine, S.ACTIVE)
+    rig.clock.now += 60.0
+    number = await rig.store.record_intent("server-1", IntentKind.ATTEST, by="ann")
+    assert number is not None
+    asked, touched = rig.clock.now, len(rig.world.touched)
+    for _ in range(20):
+        await engine.round()
+        rig.clock.now += 1.0
+    session = await rig.store.agents.session("server-1")
+    assert session is not None
+    assert session.attested_at is not None
+    assert session.started > asked
+    assert await rig.store.outcome(number) == "attested"
+    done = [key for _, key, _ in rig.world.touched[touched:] if key == "renew_attestation"]
+    assert len(done) <= 2  # the first may be in the very second of the demand
 
 
 async def test_the_whole_life_of_a_server(rig: Rig) -> None:
@@ -129,7 +154,7 @@ async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: 
     """One life, in which the controller dies once in every step, and a new one on the same file goes on."""
     struck: list[str] = []
     wanted = sorted(STEPS)
-    await rig.store.apply([*rack("server-1"), NEW_FIRMWARE])
+    await rig.store.apply([*rack("server-1"), *NEW_FIRMWARE])
     for _ in range(len(wanted) + 1):
         steps = rig.world.steps()
         if when == "after its record":

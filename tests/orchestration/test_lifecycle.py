@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,11 +80,14 @@ def test_a_new_tenant_starts_without_the_last_one_s_facts() -> None:
         (S.SECURING, IntentKind.RETIRE, "a server that is securing cannot be decommissioned"),
         (S.ACTIVE, IntentKind.RELEASE, "a server that is active is not in quarantine"),
         (S.RETIRED, IntentKind.QUARANTINE, "the server is retired already"),
+        (S.AVAILABLE, IntentKind.ATTEST, "nothing that could attest runs on a server that is available now"),
+        (S.QUARANTINED, IntentKind.ATTEST, "nothing that could attest .* is quarantined now\n.*freehold release"),
     ],
 )
 def test_intents_that_make_no_sense(state: S, kind: IntentKind, message: str) -> None:
-    with pytest.raises(IntentRefusedError, match=message):
+    with pytest.raises(IntentRefusedError) as refused:
         check_intent(state, kind)
+    assert re.search(message, str(refused.value))
 
 
 def test_the_page_in_the_docs_is_made_from_the_table() -> None:

@@ -37,6 +37,7 @@ from freehold.model.status import (
     ServerStatus,
     Tenancy,
 )
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.conditions import (
     AGENT_LOST,
     BOOT_PATIENCE,
@@ -47,15 +48,21 @@ from freehold.orchestration.conditions import (
     rotation_due,
 )
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import UNMEASURED, forget, transition
-from freehold.orchestration.planner import GOALS, STEPS, next_step, overdue
+from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
+from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
+from freehold.root_of_trust.operators import Act, Asked
 
 S = ServerState
 NOW = 1_000_000.0
-SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
+SPEC = ServerSpec(
+    bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="factory/x")), nics=(Nic(mac="m", network="p"),)
+)
 PREPARED: dict[str, Any] = {
+    "ipmi_off": True,
+    "services_closed": True,
+    "posture_recorded": True,
     "ek_sha256": "e" * 64,
     "inventory_agrees": True,
     "secure_boot_enrolled": True,
@@ -165,6 +172,55 @@ def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
     assert next_step(view(state, done, intents=(asked,)), NOW) == Settle(7, "rotated")
 
 
+RENEW = Do("renew_attestation", "renew_attestation")
+ASKED = Intent(id=7, at=NOW - 5, kind=IntentKind.ATTEST, by="ann")
+
+
+def test_an_active_server_attests_on_demand() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW - 60)
+    before = agent("os", started=NOW - 70, attested_at=NOW - 60)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=before), NOW), Idle)
+    assert next_step(view(S.ACTIVE, facts, agent=before, intents=(ASKED,)), NOW) == RENEW
+    assert next_step(view(S.ACTIVE, facts, intents=(ASKED,)), NOW) == RENEW
+    after = agent("os", started=NOW - 4, attested_at=NOW - 1)
+    assert next_step(view(S.ACTIVE, facts, agent=after, intents=(ASKED,)), NOW) == Settle(7, "attested")
+
+
+def test_a_quote_over_a_nonce_from_before_the_demand_is_no_answer_to_it() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW - 60)
+    crossed = agent("os", started=NOW - 6, attested_at=NOW - 1)
+    assert next_step(view(S.ACTIVE, facts, agent=crossed, intents=(ASKED,)), NOW) == RENEW
+    foreign = agent("ramdisk", started=NOW - 4, attested_at=NOW - 1)
+    assert next_step(view(S.ACTIVE, facts, agent=foreign, intents=(ASKED,)), NOW) == RENEW
+
+
+def test_an_agent_attests_on_demand_between_two_orders() -> None:
+    booted = Facts(agent_booted_at=NOW - 5000)
+    before = agent(started=NOW - 4900, attested_at=NOW - 4800)
+    assert next_step(view(S.PROVISIONING, booted, agent=before, intents=(ASKED,)), NOW) == RENEW
+    order = Order(id="o", key="write_image", kind="write_image")
+    busy = view(S.PROVISIONING, booted, agent=before, intents=(ASKED,), orders={"write_image": order})
+    assert isinstance(next_step(busy, NOW), Wait)
+    done = msgspec.structs.replace(order, state=OrderState.DONE)
+    assert next_step(msgspec.structs.replace(busy, orders={"write_image": done}), NOW) == RENEW
+    # Its session was ended: it is waited for, not booted again; if it does not come, it is.
+    gone = view(S.PROVISIONING, booted, intents=(ASKED,))
+    assert isinstance(next_step(gone, NOW), Wait)
+    assert next_step(gone, NOW + BOOT_PATIENCE) == Do("boot_agent", "boot_agent")
+    after = agent(started=NOW - 4, attested_at=NOW - 1)
+    assert next_step(view(S.PROVISIONING, booted, agent=after, intents=(ASKED,)), NOW) == Settle(7, "attested")
+
+
+def test_a_demand_for_an_attestation_is_refused_where_nothing_can_attest() -> None:
+    released = Facts(agent_booted_at=NOW - 60, learned_reference={}, agent_released=True)
+    waiting = view(S.PREPARING, released, intents=(ASKED,))
+    assert next_step(waiting, NOW) == Refuse(7, "nothing that could attest runs on a server that is preparing now")
+    with pytest.raises(IntentRefusedError, match="nothing that could attest"):
+        check_attestable(waiting)
+    for state in (S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.ATTESTING, S.ACTIVE, S.DRIFTED, S.DECOMMISSIONING):
+        check_attestable(view(state))
+
+
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20))
 def test_a_rotation_falls_due_in_the_last_fifth_of_the_interval(name: str) -> None:
     server = msgspec.structs.replace(view(S.ACTIVE, Facts(bmc_credential_since=0.0)), name=name)
@@ -251,20 +307,70 @@ def test_a_confirmation_is_settled_when_the_key_is_pinned() -> None:
     assert "first contact with the BMC of a server that is active is over" in late.reason
 
 
+KNOWN_BMC = Facts(
+    bmc_identity="cd" * 32,
+    bmc_address="10.0.0.1",
+    bmc_certificate=CERTIFICATE,
+    bmc_certificate_pending=PendingCertificate(pem=""),
+)
+
+
+def accepting(key: str, *, asked: dict[str, Any] | None = None, **request: Any) -> ServerView:
+    """A server in quarantine whose BMC has another key, and a release that accepts `key` by a request that is as it
+    should be but for `request` (fields of `Request`) and `asked` (fields of `Asked`)."""
+    server = view(S.QUARANTINED, KNOWN_BMC, status={"quarantined_from": S.ACTIVE})
+    wanted = bmc_keys.request_of(server, key.lower(), by="ann", reason="new board", at=NOW)
+    wanted = msgspec.structs.replace(wanted, **request)
+    found = Asked(request=wanted, approved_by=("bob", "carol"), spent=None)
+    args = {"accept_bmc_key": key, "approval": wanted.id}
+    accept = Intent(id=5, at=NOW, kind=IntentKind.RELEASE, by="ann", reason="new board", args=args)
+    found = msgspec.structs.replace(found, **asked or {})
+    return msgspec.structs.replace(server, intents=(accept,), asked={wanted.id: found})
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (accepting("ab" * 32, asked={"approved_by": ("bob",)}), "was approved by bob, not by two people"),
+        (accepting("ab" * 32, asked={"spent": NOW - 1}), "is closed"),
+        (accepting("ab" * 32, expires=NOW), "is expired"),
+        (accepting("ab" * 32, subject="server/other"), "is about bmc-key for server/other"),
+        (accepting("ab" * 32, act=Act.BREAK_GLASS), "is about break-glass"),
+        (accepting("ab" * 32, details={"spki_sha256": "ab" * 32, "address": "10.9.9.9", "replaces": "cd" * 32}), "at"),
+        (accepting("ab" * 32, details={"spki_sha256": "ef" * 32, "address": "10.0.0.1", "replaces": "cd" * 32}), "ef"),
+        (accepting("ab" * 32, details={"spki_sha256": "ab" * 32, "address": "10.0.0.1", "replaces": "ef" * 32}), "ef"),
+        (msgspec.structs.replace(accepting("ab" * 32), asked={}), "two people have to approve another key"),
+    ],
+)
+def test_one_person_gives_no_bmc_another_key(server: ServerView, why: str) -> None:
+    """Whoever has the pinned key is sent the password in the vault."""
+    refused = next_step(server, NOW)
+    assert isinstance(refused, Refuse)
+    assert why in refused.reason
+
+
+def test_before_a_key_was_pinned_one_person_may_say_which_it_is() -> None:
+    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", args={"accept_bmc_key": "ab" * 32})
+    server = view(S.QUARANTINED, Facts(), status={"quarantined_from": S.SECURING}, intents=(accept,))
+    move = next_step(server, NOW)
+    assert isinstance(move, Move)
+    assert (move.facts["bmc_identity"], move.approval) == ("ab" * 32, None)
+
+
 def test_a_release_may_accept_a_new_bmc_key_which_is_then_the_only_one() -> None:
     key = "AB" * 32
-    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", reason="new board", args={"accept_bmc_key": key})
-    known = Facts(
-        bmc_identity="cd" * 32, bmc_certificate=CERTIFICATE, bmc_certificate_pending=PendingCertificate(pem="")
-    )
-    server = view(S.QUARANTINED, known, status={"quarantined_from": S.ACTIVE}, intents=(accept,))
+    server = accepting(key)
+    (accept,), (approval,) = server.intents, server.asked
     move = next_step(server, NOW)
     assert isinstance(move, Move)
     assert (move.state, move.released, move.intent) == (S.ACTIVE, True, 5)
     assert move.reason == f"release by ann: new board (accepts BMC key {key.lower()})"
-    assert move.facts == {"bmc_identity": key.lower(), "bmc_certificate": None, "bmc_certificate_pending": None}
+    assert move.approval == approval
+    assert move.facts == {
+        "bmc_identity": key.lower(), "bmc_address": "10.0.0.1", "bmc_certificate": None, "bmc_certificate_pending": None
+    }  # fmt: skip
     ((name, claim),) = move.statements
-    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by ann")
+    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by bob, carol")
     junk = msgspec.structs.replace(accept, args={"accept_bmc_key": "ab:cd"})
     assert isinstance(next_step(msgspec.structs.replace(server, intents=(junk,)), NOW), Refuse)
     declared = msgspec.structs.replace(SPEC.bmc, expected_fingerprint="ef" * 32)
@@ -407,6 +513,25 @@ def test_a_server_in_the_pool_is_brought_to_new_firmware_and_measured_again(decl
     assert isinstance(next_step(view(S.AVAILABLE, facts, baselines=(other,)), NOW), Idle)
 
 
+@pytest.mark.parametrize("declared", ["server", "board"])
+def test_a_bmc_is_brought_to_new_firmware_before_anything_else_and_closed_again(declared: str) -> None:
+    board = FirmwareFact(vendor="Halden", model="HX2", version="1.0")
+    facts = Facts(
+        **PREPARED, bmc_credential_since=NOW, bmc_certificate=CERTIFICATE, firmware=board, bmc_version="4.0",
+        learned_reference={"0": ()}, agent_released=True, bios_applied=True,
+    )  # fmt: skip
+    wanted = [FirmwareBaselineSpec(vendor="Halden", model="HX2", component=c, version="4.1") for c in ("bios", "BMC")]
+    server = view(S.AVAILABLE, facts, baselines=tuple(wanted) if declared == "board" else ())
+    if declared == "server":
+        server = msgspec.structs.replace(server, spec=msgspec.structs.replace(SPEC, firmware=Firmware(bmc="4.1")))
+    assert next_step(server, NOW) == Move(S.PREPARING, "its BMC's firmware is to be 4.1")
+    preparing = msgspec.structs.replace(server, status=msgspec.structs.replace(server.status, state=S.PREPARING))
+    assert next_step(preparing, NOW) == Do("apply_bmc_firmware", "apply_bmc_firmware")
+    new = msgspec.structs.replace(facts, bmc_version="4.1", **UNCLOSED)
+    applied = msgspec.structs.replace(preparing, status=msgspec.structs.replace(preparing.status, facts=new))
+    assert next_step(applied, NOW) == Do("disable_ipmi", "disable_ipmi")
+
+
 def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
     stale = Facts(last_drift_check=NOW - 3600, last_attestation=NOW - 10 * 86400)
     assert next_step(view(S.ACTIVE, stale), NOW) == Do("check_drift", "check_drift")
@@ -511,7 +636,14 @@ views = st.builds(
     paused=st.booleans(),
     secure_boot_generation=st.integers(1, 3),
     intents=st.lists(
-        st.builds(Intent, id=st.integers(1, 9), kind=st.sampled_from(IntentKind), by=st.just("ann")), max_size=2
+        st.builds(
+            Intent,
+            id=st.integers(1, 9),
+            at=st.floats(NOW - 3000, NOW),
+            kind=st.sampled_from(IntentKind),
+            by=st.just("ann"),
+        ),
+        max_size=2,
     ).map(tuple),
     agent=sessions,
     orders=st.dictionaries(
@@ -566,12 +698,22 @@ def test_an_available_server_takes_newer_secure_boot_keys_over_before_it_is_give
 
 def test_an_active_server_keeps_the_keys_that_its_os_was_made_for() -> None:
     facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, secure_boot_generation=1)
+    facts = msgspec.structs.replace(facts, revocations_checked=2)
     assert isinstance(next_step(view(S.ACTIVE, facts, secure_boot_generation=2), NOW), Idle)
+
+
+def test_a_new_generation_of_keys_makes_every_active_server_be_looked_at_before_all_else() -> None:
+    check = Do("check_revocations", "check_revocations")
+    for checked, newest, due in ((None, 1, False), (None, 2, True), (2, 2, False), (2, 3, True)):
+        decision = next_step(view(S.ACTIVE, Facts(revocations_checked=checked), secure_boot_generation=newest), NOW)
+        assert (decision == check) is due, (checked, newest)
+    assert forget(Facts(revocations_checked=2), S.ACTIVE).revocations_checked is None
 
 
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])
 def test_nothing_boots_while_the_keys_in_the_firmware_are_uncertain(state: S) -> None:
-    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True)
+    closed = {"ipmi_off": True, "services_closed": True, "posture_recorded": True}
+    facts = Facts(secure_boot_changing=True, oob_inventory={}, workload_stopped=True, **closed)
     assert next_step(view(state, facts), NOW) == ENROL
     settled = msgspec.structs.replace(facts, secure_boot_changing=False)
     assert next_step(view(state, settled), NOW) == Do("boot_agent", "boot_agent")

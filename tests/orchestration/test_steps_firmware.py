@@ -1,6 +1,8 @@
 """The firmware job: only what two operators signed for this board is sent, and what the BMC then says is not believed
 before a boot has measured it."""
 
+import asyncio
+import contextlib
 import hashlib
 import time
 from io import BytesIO
@@ -8,17 +10,20 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 from site_support import SERVER, Place
 
 from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
-from freehold.model.status import FirmwareFact
-from freehold.orchestration.controller import depot_seen, recorder
+from freehold.model.status import FirmwareFact, SentFirmware
+from freehold.orchestration.controller import depot_seen, recorder, tls_context
 from freehold.orchestration.downgrades import request_for
 from freehold.orchestration.opening import open_log
+from freehold.orchestration.steps.firmware import BACK_WITHIN
+from freehold.out_of_band.errors import BmcUnreachable
 from freehold.out_of_band.server import power
-from freehold.out_of_band.update import bios_version
+from freehold.out_of_band.update import FETCHED, bios_version
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
     DepotMissing,
@@ -34,21 +39,24 @@ from freehold.root_of_trust.depot.staging import sign_staged
 from freehold.root_of_trust.keys import make_depot_key
 from freehold.root_of_trust.operators import Act, Request, approve
 from freehold.root_of_trust.pki import utc_now
+from freehold_lab import firmware_package
 
 NEW = b"HALDEN-BIOS 2.0.0\n" + bytes(1 << 16)
 PEOPLE = {name: Ed25519Signer.generate() for name in ("alice", "bob", "carol")}
 
 
-def publish(place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None) -> None:
+def publish(
+    place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None, component: str = "bios"
+) -> None:
     depot, online, now = place.site.depot, make_depot_key(place.site.vault), utc_now()
     if not depot.publishes:
         depot.found({name: key.public_key for name, key in PEOPLE.items()}, online.public_key, Days(), now)
     about = Description(
-        kind=Kind.FIRMWARE, vendor=board(place).vendor, component="bios", version=version, models=models,
+        kind=Kind.FIRMWARE, vendor=board(place).vendor, component=component, version=version, models=models,
         unsigned_because="a test", security_floor=floor,
     )  # fmt: skip
     with depot.receiving(BytesIO(data)) as received:
-        depot.add(received, f"bios-{version}.bin", about, now)
+        depot.add(received, f"{component}-{version}.bin", about, now)
     for name in ("alice", "carol"):
         sign_staged(depot.staging, depot.staged(), PEOPLE[name])
     depot.publish(online, now)
@@ -83,6 +91,87 @@ async def test_the_bytes_that_two_operators_signed_are_sent_and_then_everything_
     async with wanting.own_bmc() as client:
         await power(client, "reset")
         assert await bios_version(client) == "2.0.0"
+
+
+async def test_a_bmc_that_takes_no_uploads_fetches_from_the_site_and_from_nobody_else(
+    wanting: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    wanting.hardware.faults.uploads_refused = True
+    site = wanting.site
+    runner = web.AppRunner(site.shelf.create_app())
+    await runner.setup()
+    chain = site.keys.agent_ca.certificate_pem
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(site.keys.controller_tls, chain=chain)).start()
+    monkeypatch.setattr(site.shelf, "_base", f"https://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        done = await wanting.step("apply_firmware")
+    finally:
+        await runner.cleanup()
+    assert done.statements[0][1]["sent_by"] == FETCHED
+    async with wanting.own_bmc() as client:
+        service = await client.get("/redfish/v1/UpdateService")
+        assert service["VerifyRemoteServerCertificate"] is True
+        await power(client, "reset")
+        assert await bios_version(client) == "2.0.0"
+
+
+@pytest.fixture
+async def wanting_a_new_bmc(owned: Place) -> Place:
+    await owned.declare(firmware=Firmware(bmc="4.13.00"))
+    closed = {"ipmi_off": True, "services_closed": True, "posture_recorded": True}
+    await owned.establish(firmware=board(owned), bmc_version="4.12.03", **closed)
+    package = firmware_package.pack("4.13.00", b"x" * 1000, firmware_package.BMC_MAGIC)
+    publish(owned, package, "4.13.00", (board(owned).model,), component="bmc")
+    return owned
+
+
+async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_new_bmc: Place) -> None:
+    sent = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert not sent.done
+    ((name, claim),) = sent.statements
+    assert (name, claim["component"], claim["from"], claim["to"]) == ("firmware", "bmc", "4.12.03", "4.13.00")
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(BmcUnreachable):
+            done = await wanting_a_new_bmc.step("apply_bmc_firmware")
+            assert not done.statements  # nothing is sent twice
+            if done.done:
+                break
+    assert done.done
+    assert done.events == ("BMC firmware 4.12.03 -> 4.13.00",)
+    facts = (await wanting_a_new_bmc.view()).facts
+    assert (facts.bmc_version, facts.bmc_firmware_sent) == ("4.13.00", None)
+    assert (facts.ipmi_off, facts.services_closed, facts.posture_recorded) == (False, False, False)
+
+
+async def test_the_firmware_of_a_bmc_has_a_floor_and_tickets_of_its_own(wanting_a_new_bmc: Place) -> None:
+    place = wanting_a_new_bmc
+    newer = firmware_package.pack("5.0.0", b"x" * 1000, firmware_package.BMC_MAGIC)
+    publish(place, newer, "5.0.0", (board(place).model,), floor="4.20.0", component="bmc")
+    await place.store.approvals.found({name: key.public_key for name, key in PEOPLE.items()}, 1.0)
+    wanted = Wanted(Kind.FIRMWARE, board(place).vendor, "bmc", "4.13.00", model=board(place).model)
+    target, now = place.site.depot.client().package(wanted), time.time()
+    request = request_for(SERVER, wanted, "4.12.03", target, reason="a test", by="eve", at=now, expires=now + 600.0)
+    await ask(place, changed(request, component="bios"), "alice", "bob")
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await place.step("apply_bmc_firmware")
+    await ask(place, request, "alice", "bob")
+    ((_, claim),) = (await place.step("apply_bmc_firmware")).statements
+    assert (claim["below_floor"], claim["downgrade"]["request_id"]) == ("4.20.0", request.id)
+
+
+async def test_a_bmc_that_stays_with_its_old_firmware_is_quarantined_and_not_sent_it_again(
+    wanting_a_new_bmc: Place,
+) -> None:
+    await wanting_a_new_bmc.establish(bmc_firmware_sent=SentFirmware(version="4.13.00", at=time.time() - 60.0))
+    waits = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert (waits.done, waits.quarantine, waits.statements) == (False, None, ())
+    long_ago = time.time() - BACK_WITHIN - 1.0
+    await wanting_a_new_bmc.establish(bmc_firmware_sent=SentFirmware(version="4.13.00", at=long_ago))
+    result = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert result.quarantine == "after the update to BMC firmware 4.13.00 the BMC tells of version 4.12.03"
+    assert result.facts["bmc_firmware_sent"] is None  # whoever releases it has it tried again
 
 
 async def test_a_bmc_that_did_not_do_what_it_said_is_quarantined(wanting: Place) -> None:

@@ -1,5 +1,6 @@
 """Preparing and drift, against the lab's Redfish service: what is changed behind our back is seen, and put back."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -251,3 +252,17 @@ def medium(**changes: Any) -> dict[str, Any]:
         "reasons": [],
     }
     return given | changes
+
+
+async def test_silence_is_counted_from_the_last_attestation_not_from_the_first(owned: Place) -> None:
+    day = 86400.0
+    now = time.time()
+    await owned.establish(ServerState.ACTIVE, last_attestation=now - 9 * day)
+    await owned.speak("os", started=now - day, attested_at=now - day)
+    asked = await owned.step("renew_attestation")
+    assert (asked.done, asked.quarantine, asked.facts) == (False, None, {"last_attestation": now - day})
+    assert (await owned.view()).agent is None
+    assert (await owned.step("renew_attestation")).quarantine is None
+    await owned.establish(ServerState.ACTIVE, last_attestation=now - 3 * day)
+    silent = await owned.step("renew_attestation")
+    assert silent.quarantine == "its OS has not attested for 72 hours, and does not answer the demand to"

@@ -22,6 +22,8 @@ from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.server import power
 from freehold.out_of_band.transport import BmcIdentity, HttpsTransport, fetch_identity
 from freehold.out_of_band.update import (
+    FETCHED,
+    FileServer,
     bios_version,
     find_bios,
     find_firmware,
@@ -63,7 +65,7 @@ def hardware() -> Hardware:
 
 @pytest.fixture
 async def place(tmp_path: Path, hardware: Hardware) -> AsyncIterator[tuple[str, BmcIdentity]]:
-    async with bmc(tmp_path, hardware, trusted_ca=tmp_path / "ca.pem") as where:
+    async with bmc(tmp_path, hardware) as where:
         yield where
 
 
@@ -80,8 +82,8 @@ async def client(place: tuple[str, BmcIdentity], monkeypatch: pytest.MonkeyPatch
         yield logged_in
 
 
-async def push(client: RedfishClient, package: bytes = PACKAGE, **rest: Any) -> None:
-    await push_firmware(client, package, f"{INVENTORY}/BIOS", name="HX-100.fwpkg", send_timeout=10.0, **rest)
+async def push(client: RedfishClient, package: bytes = PACKAGE, **rest: Any) -> str:
+    return await push_firmware(client, package, f"{INVENTORY}/BIOS", name="HX-100.fwpkg", **rest)
 
 
 async def restart(place: tuple[str, BmcIdentity]) -> None:
@@ -173,8 +175,17 @@ def test_what_cannot_be_told_apart_is_not_guessed() -> None:
     assert firmware_of("BIOS", members(("8", "Redundant System ROM")), active=None, part=None) is None
 
 
-async def test_a_bmc_that_does_not_update_itself_is_said_so(client: RedfishClient) -> None:
+async def test_a_bmc_that_does_not_update_itself_is_said_so(
+    client: RedfishClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await firmware_version(client, "BMC") == "4.12.03"
+    assert (await find_firmware(client, "BMC")).uri == f"{INVENTORY}/BMC"
+    full = RedfishClient.get
+
+    async def get(self: RedfishClient, path: str, **rest: Any) -> dict[str, Any]:
+        return await full(self, path, **rest) | ({"Updateable": False} if path.endswith("/BMC") else {})
+
+    monkeypatch.setattr(RedfishClient, "get", get)
     with pytest.raises(NotSupported, match="does not update the BMC"):
         await find_firmware(client, "BMC")
 
@@ -218,8 +229,8 @@ async def test_a_package_that_is_too_large_is_not_sent(client: RedfishClient, ha
 async def test_firmware_for_a_part_that_is_not_updated_is_refused_before_it_is_installed(
     client: RedfishClient, hardware: Hardware
 ) -> None:
-    with pytest.raises(BmcError, match="FirmwareInventory/BMC"):
-        await push_firmware(client, PACKAGE, f"{INVENTORY}/BMC", name="x", send_timeout=10.0)
+    with pytest.raises(BmcError, match="FirmwareInventory/NIC"):
+        await push_firmware(client, PACKAGE, f"{INVENTORY}/NIC", name="x")
     assert hardware.installs == 0
 
 
@@ -316,10 +327,9 @@ def no_upload(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return more
 
 
-def serving(directory: Path, fetched: list[bytes]) -> Any:
-    """An HTTPS server whose CA the BMC trusts, as the site's own would be."""
+def serving(directory: Path, fetched: list[bytes], told: Ca | None = None) -> FileServer:
+    """An HTTPS server as the site's own; `told` is whom the BMC is to trust, if not the server's CA."""
     ca = Ca()
-    (directory / "ca.pem").write_text(ca.pem)
     keys = Keys(directory, "site", ca=ca)
 
     @asynccontextmanager
@@ -331,27 +341,30 @@ def serving(directory: Path, fetched: list[bytes]) -> Any:
         async with running(keys, answer) as here:
             yield f"https://{here.address}/{name}"
 
-    return serve
+    return FileServer(serve, (told or ca).pem)
 
 
 async def test_a_bmc_without_uploads_fetches_the_package_over_verified_https(
     tmp_path: Path, client: RedfishClient, no_upload: dict[str, Any]
 ) -> None:
     fetched: list[bytes] = []
-    await push(client, serve=serving(tmp_path, fetched))
+    server = serving(tmp_path, fetched)
+    assert await push(client, server=server) == FETCHED
     await power(client, "reset")
     assert await bios_version(client) == "2.0.0"
     assert fetched == [PACKAGE]
+    service = await client.get(updates.SERVICE)
+    assert service["VerifyRemoteServerCertificate"] is True
+    await push(client, server=server)  # it knows the CA already
+    assert [each["CertificateString"] for each in await client.members(updates.CERTIFICATES)] == [server.ca_pem]
 
 
 async def test_a_download_that_fails_is_an_error_in_the_bmc_s_words(
     tmp_path: Path, client: RedfishClient, hardware: Hardware, no_upload: dict[str, Any]
 ) -> None:
     fetched: list[bytes] = []
-    serve = serving(tmp_path, fetched)
-    (tmp_path / "ca.pem").write_text(Ca().pem)  # the BMC trusts another CA
     with pytest.raises(BmcError, match=r"(?i)certificate.verify.failed"):
-        await push(client, serve=serve)
+        await push(client, server=serving(tmp_path, fetched, told=Ca()))
     assert (fetched, hardware.installs) == ([], 0)
 
 
@@ -373,9 +386,18 @@ async def test_a_bmc_that_could_not_take_it_is_not_asked(
     assert not await update_running(client)
 
 
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ({"RemoteServerCertificates": None}, "it cannot be given a CA"),
+        ({"VerifyRemoteServerCertificate": False}, "VerifyRemoteServerCertificate stays off"),
+    ],
+)
 async def test_a_bmc_that_would_fetch_from_anybody_is_not_told_to(
-    tmp_path: Path, client: RedfishClient, no_upload: dict[str, Any]
+    tmp_path: Path, client: RedfishClient, no_upload: dict[str, Any], says: dict[str, Any], why: str
 ) -> None:
-    no_upload["VerifyRemoteServerCertificate"] = False
-    with pytest.raises(NotSupported, match="from anybody"):
-        await push(client, serve=serving(tmp_path, []))
+    no_upload |= says
+    fetched: list[bytes] = []
+    with pytest.raises(NotSupported, match="from anybody: " + why):
+        await push(client, server=serving(tmp_path, fetched))
+    assert not fetched

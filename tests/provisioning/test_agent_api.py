@@ -1,4 +1,4 @@
-"""Bad input, bad tokens and limits of the agent API; the good path is tests/agent/test_protocol.py."""
+"""Bad input, strangers and limits of the agent API; the good path is tests/agent/test_protocol.py."""
 
 import base64
 import gzip
@@ -8,15 +8,23 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from freehold.model.errors import FreeholdError
+from freehold.provisioning import agent_api
 from freehold.provisioning.agent_api import create_agent_app
-from freehold.provisioning.agent_messages import Challenge, UnknownOrderError, UnknownTokenError
+from freehold.provisioning.agent_messages import Admission, Challenge, UnknownCertificateError, UnknownOrderError
 
 HELLO = {
     "protocol": 1, "mode": "ramdisk", "boot_id": "b", "macs": ["52:54:00:00:00:10"], "ek_public": "ZWs=",
     "smbios": {"uuid": None, "serial": None, "vendor": None, "product": None},
     "ek_certificate": None, "ak_public": "YWs=",
 }  # fmt: skip
-EVIDENCE = {"session": "s", "secret": "cw==", "quote": "cQ==", "signature": "cw==", "event_log": ""}
+EVIDENCE = {
+    "session": "s",
+    "secret": "cw==",
+    "quote": "cQ==",
+    "signature": "cw==",
+    "event_log": "",
+    "public_key": "aw==",
+}
 
 
 class Backend:
@@ -33,22 +41,22 @@ class Backend:
 
     async def attest(self, evidence, digest, peer):
         self.seen.append(evidence)
-        return "good"
+        return Admission(certificate="PEM", valid_for=60.0)
 
-    async def authenticate(self, token):
-        if token != "good":
-            raise UnknownTokenError("unknown token", remedy="attest again")
+    async def authenticate(self, certificate):
+        if certificate != "good":
+            raise UnknownCertificateError("no live session", remedy="attest again")
 
-    async def next_order(self, token, wait):
+    async def next_order(self, certificate, wait):
         self.seen.append(wait)
 
-    async def progress(self, token, order_id, progress):
+    async def progress(self, certificate, order_id, progress):
         raise UnknownOrderError(f"no order {order_id}", remedy="none")
 
-    async def result(self, token, order_id, result):
+    async def result(self, certificate, order_id, result):
         self.seen.append((order_id, result))
 
-    async def ready(self, token, ready):
+    async def ready(self, certificate, ready):
         self.seen.append(ready)
 
 
@@ -58,12 +66,14 @@ def backend():
 
 
 @pytest.fixture
-async def client(backend):
+async def client(backend, monkeypatch):
+    """Without TLS: which certificate the peer has shown stands in a header. The real thing is in test_agent_door."""
+    monkeypatch.setattr(agent_api, "certificate_of", lambda request: request.headers.get("Shown"))
     async with TestClient(TestServer(create_agent_app(backend, bytes(32)))) as client:
         yield client
 
 
-GOOD = {"Authorization": "Bearer good"}
+GOOD = {"Shown": "good"}
 
 
 async def test_hello_becomes_bytes_and_the_challenge_base64(client, backend):
@@ -117,12 +127,12 @@ async def test_cve_2022_23951_a_body_that_inflates_is_cut_off_at_the_limit(clien
     assert backend.seen == []
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer bad"}, {"Authorization": "Basic good"}])
+@pytest.mark.parametrize("headers", [{}, {"Shown": "bad"}, {"Authorization": "Bearer good"}])
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", "orders"), ("POST", "orders/1/progress"), ("POST", "orders/1/result"), ("POST", "ready")],
 )
-async def test_without_a_good_token_nothing_is_heard(client, backend, method, path, headers):
+async def test_without_the_certificate_of_a_live_session_nothing_is_heard(client, backend, method, path, headers):
     response = await client.request(method, f"/agent/v1/{path}", headers=headers, data=b"{}")
     assert response.status == 401
     assert backend.seen == []
@@ -145,6 +155,12 @@ async def test_unknown_order_is_404(client):
     progress = {"done": 1, "total": 2, "unit": "bytes", "phase": "write"}
     response = await client.post("/agent/v1/orders/7/progress", json=progress, headers=GOOD)
     assert (response.status, (await response.json())["error"]["what"]) == (404, "no order 7")
+
+
+async def test_plain_http_shows_no_certificate(backend):
+    async with TestClient(TestServer(create_agent_app(backend, bytes(32)))) as client:
+        response = await client.get("/agent/v1/orders", headers=GOOD)
+        assert (response.status, (await response.json())["error"]["what"]) == (401, "the agent shows no certificate")
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("key=hunter2"), FreeholdError("vault at /secret is sealed")])

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from freehold.model.resources import User
 from freehold.provisioning.first_boot import nocloud
@@ -23,6 +25,7 @@ from freehold.provisioning.images import agent_ramdisk, disk
 from freehold.provisioning.images.artifacts import Cache, default_root
 from freehold.provisioning.images.build import BaseArtifacts, SiteArtifacts, SiteMaterial, assemble_site, build_base
 from freehold.provisioning.images.tools import words
+from freehold.root_of_trust.secure_boot_signing import Signer, sign_image
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 HOST = "10.0.2.2"  # the host, as QEMU's user network shows it
@@ -105,7 +108,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int
 def site(base: BaseArtifacts, server: tuple[Path, int], db: tuple[bytes, bytes]) -> SiteArtifacts:
     directory, port = server
     url = f"http://{HOST}:{port}"
-    return assemble_site(base, SiteMaterial("lab", "https://unused:1", url, b"CA", b"PUB", *db), directory)
+    key = serialization.load_pem_private_key(db[0], None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    signer = Signer(x509.load_pem_x509_certificate(db[1]), key)
+
+    def sign(image: bytes) -> bytes:
+        return sign_image(image, [signer])
+
+    return assemble_site(base, SiteMaterial("lab", "https://unused:1", url, b"CA", b"PUB", sign), directory)
 
 
 def console(command: list[str], until: str, log: Path, limit_s: float = 400) -> list[str]:

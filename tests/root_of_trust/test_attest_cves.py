@@ -65,7 +65,7 @@ def challenge() -> Challenge:
 
 
 def answered(given: Challenge, **changes: bytes) -> Response:
-    whole = {"secret": b"s" * 32, "quote": b"q", "signature": b"s", "event_log": log_bytes()}
+    whole = {"secret": b"s" * 32, "quote": b"q", "signature": b"s", "event_log": log_bytes(), "public_key": b"key"}
     return Response(**(whole | changes))
 
 
@@ -123,7 +123,7 @@ def test_infra_controller_a_constant_instead_of_a_nonce_is_refused() -> None:
     ak, selection = parse_public(ak_public()), {"sha256": [0]}
     attest, signature = signed(b"\xff" * 16, pcrs(0), bytes(32))
     check_quote(ak, attest, signature, qualifying_data=b"\xff" * 16, selection=selection)  # the quote itself is good
-    expected = session.qualifying_data(challenge().nonce, "session", TLS)
+    expected = session.qualifying_data(challenge().nonce, "session", TLS, b"key")
     with pytest.raises(QuoteError, match="not for this challenge"):
         check_quote(ak, attest, signature, qualifying_data=expected, selection=selection)
 

@@ -36,6 +36,7 @@ from swtpm_support import Vendor, powered
 
 pytestmark = pytest.mark.host
 TLS = b"the controller's certificate"
+KEY = b"the public key of the session"
 NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates of these tests are made after this line
 
 
@@ -54,9 +55,9 @@ class Server:
 
     def answer(self, challenge: Challenge, *, tls: bytes = TLS, selection: object = None) -> Response:
         secret = self.tpm.activate_credential(self.ak, self.ek, challenge.credential_blob, challenge.encrypted_secret)
-        data = session.qualifying_data(challenge.nonce, challenge.session, tls)
+        data = session.qualifying_data(challenge.nonce, challenge.session, tls, KEY)
         attest, signature = self.tpm.quote(self.ak, data, selection or challenge.selection)  # type: ignore[arg-type]
-        return Response(secret=secret, quote=attest, signature=signature, event_log=self.log)
+        return Response(secret=secret, quote=attest, signature=signature, event_log=self.log, public_key=KEY)
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +179,15 @@ def test_the_certificate_of_another_tpm_is_refused(server: Server, other: Server
         ek.verify_ek(other.certificate, parse_public(server.ek.public), roots, now=NOW)
 
 
+def test_a_quote_does_not_vouch_for_the_key_of_somebody_who_puts_it_beside_it(server: Server) -> None:
+    challenge = server.challenge()
+    with pytest.raises(QuoteError, match="not for this challenge"):
+        verify(challenge, replace(server.answer(challenge), public_key=b"the key of who stands in between"))
+
+
 def test_a_quote_by_another_ak_is_refused(server: Server, other: Server) -> None:
     challenge = server.challenge()
-    data = session.qualifying_data(challenge.nonce, challenge.session, TLS)
+    data = session.qualifying_data(challenge.nonce, challenge.session, TLS, KEY)
     attest, signature = other.tpm.quote(other.ak, data, challenge.selection)
     with pytest.raises(QuoteError, match="not by the server's attestation key"):
         verify(challenge, replace(server.answer(challenge), quote=attest, signature=signature))
@@ -192,7 +199,7 @@ def test_a_quote_by_another_ak_is_refused(server: Server, other: Server) -> None
 def test_cve_2022_0317_only_the_pcrs_that_were_asked_for_are_accepted(server: Server, selection: object) -> None:
     challenge = server.challenge()
     response = server.answer(challenge)
-    data = session.qualifying_data(challenge.nonce, challenge.session, TLS)
+    data = session.qualifying_data(challenge.nonce, challenge.session, TLS, KEY)
     attest, signature = server.tpm.quote(server.ak, data, selection)  # type: ignore[arg-type]
     with pytest.raises(QuoteError, match="covers other PCRs"):
         verify(challenge, replace(response, quote=attest, signature=signature))

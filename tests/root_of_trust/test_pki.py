@@ -9,13 +9,14 @@ import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pki_support import CA_KEY, KEY, NOW, OOB, ROOT_KEY, a_root, bmc_ca, forged, refused
 
 from freehold.root_of_trust import pki
 
+SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 rooted = pytest.mark.parametrize("rooted", [False, True], ids=["self-signed", "under a root"])
 
 
@@ -74,6 +75,42 @@ def test_a_certificate_never_outlives_its_ca() -> None:
     late = NOW + timedelta(days=3600)
     leaf = pki.bmc_certificate(KEY.public_key(), bmc_ca(), CA_KEY, "172.30.1.11", late)
     assert leaf.not_valid_after_utc == bmc_ca().not_valid_after_utc
+
+
+@rooted
+def test_an_agent_is_a_client_for_a_day_at_most_and_never_a_server(rooted: bool, tmp_path: Path) -> None:
+    ca = bmc_ca(rooted=rooted)  # of the agent CA nothing differs but the name
+    for asked, granted in ((timedelta(hours=1), timedelta(hours=1)), (timedelta(days=7), timedelta(hours=24))):
+        leaf = pki.agent_certificate(KEY.public_key(), ca, CA_KEY, "server-1", "5e55", NOW, asked)
+        assert (leaf.not_valid_before_utc, leaf.not_valid_after_utc) == (NOW, NOW + granted)
+    assert refused(ca, leaf, "172.30.1.11")
+    for name, certificate in (("ca", ca), ("leaf", leaf)):
+        (tmp_path / f"{name}.pem").write_bytes(pki.pem(certificate))
+
+    def openssl(purpose: str, at: timedelta = timedelta(0)) -> bool:
+        command = ["openssl", "verify", "-partial_chain", "-trusted", tmp_path / "ca.pem", "-purpose", purpose]
+        command += ["-attime", str(int((NOW + at).timestamp())), tmp_path / "leaf.pem"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    assert openssl("sslclient")
+    assert not openssl("sslserver")
+    assert not openssl("sslclient", timedelta(hours=25))
+
+
+@pytest.mark.parametrize(
+    "der",
+    [
+        b"",
+        b"no key",
+        ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(*SPKI),
+        ed25519.Ed25519PrivateKey.generate().public_key().public_bytes(*SPKI),
+    ],
+    ids=["nothing", "no key", "P-384", "Ed25519"],
+)
+def test_an_agent_s_key_is_of_p_256(der: bytes) -> None:
+    assert pki.agent_key(KEY.public_key().public_bytes(*SPKI)) == KEY.public_key()
+    with pytest.raises(pki.CertificateError, match="not one of P-256"):
+        pki.agent_key(der)
 
 
 def request(**changes: object) -> x509.CertificateSigningRequest:

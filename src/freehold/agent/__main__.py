@@ -13,6 +13,10 @@ import sys
 from freehold.agent.client import Agent, Controller, say
 from freehold.agent.errors import AgentError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+
 
 def configuration(directory: str) -> tuple[str, str]:
     """(controller's URL, path of the CA); AgentError names the file at fault."""
@@ -31,6 +35,15 @@ def configuration(directory: str) -> tuple[str, str]:
     return url, ca
 
 
+def trust(ca: str) -> "ssl.SSLContext":
+    """A context that verifies the controller: CERT_REQUIRED and checks of the host name (IP SAN) are its defaults."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=ca)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the CA is trusted itself, whoever certified it
+    return context
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 2: bad usage or configuration, which no retry mends."""
     mode = "ramdisk"
@@ -41,15 +54,12 @@ def main(arguments: list[str]) -> int:
         mode = arguments[1]
     try:
         url, ca = configuration("/etc/freehold")
-        import ssl
-
-        context = ssl.create_default_context(cafile=ca)  # CERT_REQUIRED and host name (IP SAN) checks are its defaults
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the CA is trusted itself, whoever certified it
+        controller = Controller(url, lambda: trust(ca))
     except (AgentError, OSError) as error:
         say(f"cannot start: {error}")
         return 2
     say(f"{mode} agent, controller {url}")
-    Agent(Controller(url, context), mode).run()
+    Agent(controller, mode).run()
     return 0
 
 

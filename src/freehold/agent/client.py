@@ -5,11 +5,13 @@ Every failure is one line on the console and a retry with back-off; nothing but 
 
 import base64
 import json
+import os
 import time
 
 from freehold.agent import identity
 from freehold.agent.errors import AgentError
 from freehold.agent.orders import Context, execute
+from freehold.agent.session_key import SessionKey
 from freehold.agent.tpm_codes import TpmError
 from freehold.agent.wire import Connection
 
@@ -23,6 +25,9 @@ PROTOCOL = 1
 WAIT_S = 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PROGRESS_EVERY_S = 1.0
+RENEW_AFTER = 0.9  # of a certificate's life
+# Failures in a row after which it may be our certificate that is not taken: with TLS 1.3 a server may just hang up.
+MAY_BE_US = 3
 AFTERWARDS = ("reboot", "poweroff")
 
 
@@ -35,7 +40,7 @@ class Refused(AgentError):
 
 
 class Unattested(Exception):
-    """The controller does not know our token (it restarted, or the session ended): attest again."""
+    """The controller does not know our certificate (it restarted, or the session ended), or it ends: attest again."""
 
 
 def say(line: str) -> None:
@@ -44,29 +49,59 @@ def say(line: str) -> None:
 
 
 class Controller:
-    """JSON calls over one verified TLS connection."""
+    """JSON calls over one verified TLS connection: as a stranger, until an attestation earned us a certificate.
+    `trust` makes a fresh context that verifies the controller."""
 
-    def __init__(self, url: str, context: "ssl.SSLContext") -> None:
-        self._connection = Connection(url, context)
-        self.token: str | None = None
+    def __init__(self, url: str, trust: "Callable[[], ssl.SSLContext]") -> None:
+        self._url, self._trust = url, trust
+        self._connection = Connection(url, trust())
+        self._renew_at = self._ends_at = 0.0
+        self._failures = 0
+
+    def as_stranger(self) -> None:
+        """Show no certificate from the next call on."""
+        self._connection.close()
+        self._connection = Connection(self._url, self._trust())
+        self._renew_at = self._ends_at = 0.0
+
+    def enter(self, certificate_pem: str, key: SessionKey, valid_for: float) -> None:
+        """Show this certificate, which is good for so many seconds, from the next call on."""
+        context = self._trust()
+        memory = os.memfd_create("session", os.MFD_CLOEXEC)  # load_cert_chain wants a file; a disk gets none
+        try:
+            os.write(memory, key.private_pem + certificate_pem.encode())
+            context.load_cert_chain(f"/proc/self/fd/{memory}")
+        finally:
+            os.close(memory)
+        self._connection.close()
+        self._connection = Connection(self._url, context)
+        now = time.monotonic()
+        self._renew_at, self._ends_at = now + RENEW_AFTER * valid_for, now + valid_for
+
+    def require_session(self) -> None:
+        """Unattested, if the certificate is so near its end that it is time for the next one, or there is none."""
+        if time.monotonic() >= self._renew_at:
+            raise Unattested
 
     def call(
         self, method: str, target: str, body: "dict[str, Any] | None" = None, timeout: float = 30.0
     ) -> "dict[str, Any]":
         """The answer's object, {} for 204. OSError: the network's failure; Refused, Unattested: the controller's."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
         data = json.dumps(body).encode() if body is not None else b""
-        response = self._connection.request(method, target, headers=headers, body=data, timeout=timeout)
         try:
+            response = self._connection.request(method, target, headers=headers, body=data, timeout=timeout)
             text = response.read()
-        except OSError:
+        except OSError as failure:
             self._connection.close()
+            self._failures += 1
+            if self._ends_at and (self._failures >= MAY_BE_US or time.monotonic() >= self._ends_at):
+                raise Unattested from failure
             raise
+        self._failures = 0
         if response.headers.get("connection", "").lower() == "close":
             self._connection.close()
-        if response.status == 401 and self.token:
+        if response.status == 401:
             raise Unattested
         try:
             answer = json.loads(text) if text else {}
@@ -103,23 +138,23 @@ class Agent:
         self.controller, self.mode, self.root = controller, mode, root
         self._leave, self._open_tpm, self._pause = leave, open_tpm, pause
         self._answers: dict[str, dict[str, Any]] = {}  # by order id: a repeated delivery gets the same answer
-        self._last_progress = 0.0
+        self._last_progress, self._last_renewal = 0.0, -LONGEST_PAUSE_S
 
     def run(self) -> None:
         """Until an order to leave was carried out."""
         while True:
-            self.persist("attestation", self.attest)
             try:
+                self.persist("attestation", self.attest)
                 if self.mode == "os":
                     self.persist("ready", self.ready)
                 while not self.serve_one():
                     pass
                 return
             except Unattested:
-                say("the controller asks for a new attestation")
+                say("it is time for a new attestation")
 
     def persist(self, what: str, action: "Callable[[], Any]") -> "Any":
-        """Repeat until it works, with back-off. Unattested goes through, unless we are not attested yet."""
+        """Repeat until it works, with back-off. Unattested goes through."""
         wait = FIRST_PAUSE_S
         while True:
             try:
@@ -133,11 +168,12 @@ class Agent:
             wait = min(wait * 2, LONGEST_PAUSE_S)
 
     def attest(self) -> None:
-        """Hello, activate the credential, quote, attest; keeps the token. Without a TPM the controller is told so."""
+        """Hello, activate the credential, quote, attest, with a fresh key; speaks under the certificate that this earns
+        from then on. Without a TPM the controller is told so."""
         from freehold.agent import inventory
         from freehold.agent.blockdev import read_text
 
-        self.controller.token = None
+        self.controller.as_stranger()
         hello: dict[str, Any] = {
             "protocol": PROTOCOL, "mode": self.mode,
             "boot_id": read_text(f"{self.root}/proc/sys/kernel/random/boot_id"),
@@ -158,14 +194,15 @@ class Agent:
             session, nonce = str(challenge["session"]), base64.b64decode(challenge["nonce"])
             blob, encrypted = (base64.b64decode(challenge[name]) for name in ("credential_blob", "encrypted_secret"))
             secret = tpm.activate_credential(ak, ek, blob, encrypted)
-            quote, signature = tpm.quote(ak, identity.qualifying_data(nonce, session, seen), challenge["pcrs"])
+            key = SessionKey()
+            bound = identity.qualifying_data(nonce, session, seen, key.public)
+            quote, signature = tpm.quote(ak, bound, challenge["pcrs"])
         if self.controller.certificate() != seen:
             raise AgentError("the controller's certificate has changed", remedy="check who has its address")
         evidence = {"session": session, "secret": _b64(secret), "quote": _b64(quote), "signature": _b64(signature)}
-        answer = self.controller.call(
-            "POST", "/agent/v1/attest", {**evidence, "event_log": _b64(identity.event_log(self.root))}, timeout=60
-        )
-        self.controller.token = str(answer["token"])
+        evidence |= {"event_log": _b64(identity.event_log(self.root)), "public_key": _b64(key.public)}
+        answer = self.controller.call("POST", "/agent/v1/attest", evidence, timeout=60)
+        self.controller.enter(str(answer["certificate"]), key, float(answer["valid_for"]))
         say("attested: the controller accepts this server")
 
     def ready(self) -> None:
@@ -177,6 +214,7 @@ class Agent:
 
     def serve_one(self) -> bool:
         """Wait for one order, carry it out, deliver the result. True after an order to leave."""
+        self.controller.require_session()
         answer = self.persist(
             "waiting for orders",
             lambda: self.controller.call("GET", f"/agent/v1/orders?wait={WAIT_S}", timeout=WAIT_S + 15),
@@ -211,16 +249,30 @@ class Agent:
             say(str(error))
 
     def _progress(self, number: str, done: int, total: int, phase: str) -> None:
-        """At most one report a second; a lost one does not matter, so it neither retries nor fails the order."""
+        """At most one report a second; a lost one does not matter, so it neither retries nor fails the order. An order
+        may outlast a certificate, and who is silent is taken for lost: so the next one is fetched here too."""
         now = time.monotonic()
         if now - self._last_progress < PROGRESS_EVERY_S and done < total:
             return
         self._last_progress = now
         body = {"done": done, "total": total, "unit": "bytes", "phase": phase}
         try:
+            self.controller.require_session()
             self.controller.call("POST", f"/agent/v1/orders/{number}/progress", body, timeout=5)
-        except (OSError, Refused, Unattested) as error:
-            say(f"progress of order {number} not reported: {error or 'no longer attested'}")
+        except (OSError, Refused) as error:
+            say(f"progress of order {number} not reported: {error}")
+        except Unattested:
+            self._renew(now)
+
+    def _renew(self, now: float) -> None:
+        """Attest in the middle of an order, if that was not tried just now."""
+        if now - self._last_renewal < LONGEST_PAUSE_S:
+            return
+        self._last_renewal = now
+        try:
+            self.attest()
+        except (AgentError, TpmError, OSError, KeyError, TypeError, ValueError, Unattested) as error:
+            say(f"attestation failed: {error!r}; the order goes on")
 
 
 def _b64(data: bytes) -> str:

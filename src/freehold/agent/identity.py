@@ -34,6 +34,8 @@ def event_log(root: str = "/") -> bytes:
         return b""
 
 
-def qualifying_data(nonce: bytes, session: str, tls_certificate: bytes) -> bytes:
-    """SHA-256(nonce || session || SHA-256(DER of the controller's certificate as seen here)): a relayed quote fails."""
-    return sha256(nonce + session.encode() + sha256(tls_certificate).digest()).digest()
+def qualifying_data(nonce: bytes, session: str, tls_certificate: bytes, public_key: bytes) -> bytes:
+    """SHA-256(nonce || session || SHA-256(DER of the controller's certificate as seen here) || SHA-256(the session's
+    SubjectPublicKeyInfo)): a relayed quote fails, and so does one that vouches for somebody else's key."""
+    bound = sha256(tls_certificate).digest() + sha256(public_key).digest()
+    return sha256(nonce + session.encode() + bound).digest()

@@ -41,6 +41,13 @@ class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
+class SentFirmware(msgspec.Struct, frozen=True, kw_only=True):
+    """BMC firmware that was sent, until the BMC tells of it. `at`: UNIX seconds."""
+
+    version: str
+    at: float
+
+
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
     """One storage medium on its way out. `verified` is None until it was read back, False if data was found."""
 
@@ -94,6 +101,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # securing
     bmc_key_seen: str | None = None  # what first contact found, until a person confirms it: SHA-256 of the SPKI, hex
     bmc_identity: str | None = None  # SHA-256 of the BMC certificate's SubjectPublicKeyInfo, hex
+    bmc_address: str | None = None  # where that key was pinned: its credential goes nowhere else
     bmc_credential_committed: bool = False
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
     bmc_certificate: BmcCertificate | None = None  # once it is there, only the site's BMC CA is accepted
@@ -110,6 +118,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
     agent_released: bool = False
     firmware: FirmwareFact | None = None
+    bmc_version: str | None = None  # of the BMC's own firmware, as it last told it
+    bmc_firmware_sent: SentFirmware | None = None
     learned_reference: dict[str, tuple[str, ...]] | None = None  # PCR ("0", "2") -> hex digests of its events, in order
     # preparing
     bios_applied: bool = False
@@ -131,6 +141,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     boot_entry_set: bool = False
     os_booted_at: float | None = None
     last_attestation: float | None = None
+    revocations_checked: int | None = None  # newest generation of the site's keys that its OS image was held against
     released_at: float | None = None  # when a person last let it out of quarantine: what was proved before is stale
     # drift
     baseline: dict[str, Any] | None = None  # `operations.drift.Observation`, as accepted when the server became active
@@ -212,6 +223,7 @@ class IntentKind(StrEnum):
     QUARANTINE = "quarantine"
     ROTATE = "rotate"
     CONFIRM = "confirm"
+    ATTEST = "attest"
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):

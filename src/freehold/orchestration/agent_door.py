@@ -9,26 +9,31 @@ vendor the site trusts); what anybody on the segment could send must not be able
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from freehold.evidence import artifacts
 from freehold.model.resources import ServerSpec, parse_duration
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
+from freehold.orchestration.admitted import Admitted, AdmittedAgents
 from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
 from freehold.orchestration.planner import restart_awaited
+from freehold.orchestration.revocations import with_revocation
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
 from freehold.orchestration.view import ServerView
 from freehold.provisioning.agent_messages import (
+    Admission,
     AgentRefusedError,
     Challenge,
     ConflictError,
@@ -38,9 +43,10 @@ from freehold.provisioning.agent_messages import (
     Progress,
     Ready,
     Result,
+    UnknownCertificateError,
     UnknownOrderError,
-    UnknownTokenError,
 )
+from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation import appraise, session
 from freehold.root_of_trust.attestation.ek import EkIdentity, ek_identity, verify_ek
 from freehold.root_of_trust.attestation.errors import AttestationError
@@ -68,17 +74,18 @@ class _Proof:
 
     evidence: appraise.Evidence
     qualifying_data: bytes
+    public_key: bytes
     raw: dict[str, bytes]
 
 
 class AgentDoor:
-    """`AgentBackend` of a site. Tokens and challenges live in memory: after a restart every agent attests again."""
+    """`AgentBackend` of a site. Sessions and challenges live in memory: after a restart every agent attests again."""
 
     def __init__(self, site: Site, store: Store, record: Record, certificate: bytes) -> None:
         self._site, self._store, self._record, self._certificate = site, store, record, certificate
         self._challenges = session.OpenChallenges()
         self._greeted: dict[str, _Greeted] = {}
-        self._tokens: dict[str, tuple[str, str, str]] = {}  # token -> (server, session, mode)
+        self._admitted = AdmittedAgents()
         self._bells: dict[str, asyncio.Event] = {}
         self.nudge: Callable[[], None] = lambda: None
         """The engine looks at what is due now: what an agent says has woken its server in the store."""
@@ -116,7 +123,7 @@ class AgentDoor:
             pcrs={bank: list(pcrs) for bank, pcrs in challenge.selection.items()},
         )
 
-    async def attest(self, evidence: Evidence, tls_certificate_sha256: bytes, peer: str) -> str:
+    async def attest(self, evidence: Evidence, tls_certificate_sha256: bytes, peer: str) -> Admission:
         greeted = self._greeted.pop(evidence.session, None)
         try:
             challenge = self._challenges.take(evidence.session)
@@ -129,26 +136,33 @@ class AgentDoor:
             what, then = "its Secure Boot keys are being changed", "nothing: it is started again when that is done"
             raise await self._refuse(view.name, what, then)
         response = session.Response(
-            secret=evidence.secret, quote=evidence.quote, signature=evidence.signature, event_log=evidence.event_log
+            secret=evidence.secret,
+            quote=evidence.quote,
+            signature=evidence.signature,
+            event_log=evidence.event_log,
+            public_key=evidence.public_key,
         )
         now = datetime.now(UTC)
         try:
+            key = pki.agent_key(evidence.public_key)
             proven = session.verify_response(challenge, response, tls_certificate=self._certificate, now=now)
             image, ek = self._expected_image(greeted.hello.mode, view.facts), greeted.ek.identity
             last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
             keys = await self._site.keys_of(view.facts)
             policy = policy_for(image, view.facts, keys, ek_identity=ek, last_seen=last_seen)
-        except AttestationError as error:
+        except (AttestationError, pki.CertificateError) as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
         proof = self._proof(greeted, challenge, evidence, proven)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
+        verdict = with_revocation(verdict, view.name, image, await self._site.newest_keys())
         # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
         await self._store.agents.saw_tpm(ek, proven.tpm)
         if view.facts.ek_sha256 not in (None, ek):  # bound to another since this one said hello
             raise await self._other_tpm(view.name, ek, peer)
         if verdict.trusted:
-            return await self._admit(greeted, proven, await self._claim(greeted, proof, verdict), verdict)
+            index = await self._claim(greeted, proof, verdict)
+            return await self._admit(greeted, proven, index, verdict, key)
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
@@ -160,16 +174,16 @@ class AgentDoor:
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
         raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
 
-    async def authenticate(self, token: str) -> None:
-        await self._session(token)
+    async def authenticate(self, certificate: str) -> None:
+        await self._session(certificate)
 
-    async def next_order(self, token: str, wait: float) -> Order | None:
-        server = await self._session(token)
-        bell = self._bells.setdefault(server, asyncio.Event())
+    async def next_order(self, certificate: str, wait: float) -> Order | None:
+        agent = await self._session(certificate)
+        bell = self._bells.setdefault(agent.server, asyncio.Event())
         deadline = time.monotonic() + wait
         while True:
             bell.clear()
-            order = await self._store.agents.next_order(server) if self._takes_orders(token) else None
+            order = await self._store.agents.next_order(agent.server) if _takes_orders(agent) else None
             if order is not None:
                 return Order(id=order.id, kind=order.kind, args=order.args)
             left = deadline - time.monotonic()
@@ -179,39 +193,32 @@ class AgentDoor:
                 await asyncio.wait_for(bell.wait(), left)
             except TimeoutError:
                 return None
-            await self._session(token)  # the bell also rings when the session was ended
+            await self._session(certificate)  # the bell also rings when the session was ended
 
-    async def progress(self, token: str, order_id: str, progress: Progress) -> None:
-        server = await self._session(token)
-        self._require_orders(token, order_id)
+    async def progress(self, certificate: str, order_id: str, progress: Progress) -> None:
+        agent = await self._session(certificate)
+        _require_orders(agent, order_id)
         shown = {"done": progress.done, "total": progress.total, "phase": progress.phase}
-        if not await self._store.agents.progress(server, order_id, shown):
+        if not await self._store.agents.progress(agent.server, order_id, shown):
             raise UnknownOrderError(f"order {order_id} is not {LOST_ORDER}")
 
-    async def result(self, token: str, order_id: str, result: Result) -> None:
-        server = await self._session(token)
-        self._require_orders(token, order_id)
+    async def result(self, certificate: str, order_id: str, result: Result) -> None:
+        agent = await self._session(certificate)
+        _require_orders(agent, order_id)
         error = {"what": result.error.what, "remedy": result.error.remedy} if result.error else None
-        if not await self._store.agents.finish(server, order_id, ok=result.ok, result=result.result, error=error):
+        if not await self._store.agents.finish(agent.server, order_id, ok=result.ok, result=result.result, error=error):
             raise ConflictError(f"order {order_id} is over already, or not {LOST_ORDER}")
         self.nudge()
 
-    async def ready(self, token: str, ready: Ready) -> None:
-        server = await self._session(token)
-        details = {"hostname": ready.hostname, "ssh_active": ready.ssh_active, "addresses": list(ready.addresses)}
+    async def ready(self, certificate: str, ready: Ready) -> None:
+        agent = await self._session(certificate)
+        said = {"hostname": ready.hostname, "ssh_active": ready.ssh_active, "addresses": list(ready.addresses)}
         if not ready.ssh_active:
             raise ConflictError("the OS is up but ssh is not", remedy="look at the server's console")
-        await self._store.agents.change_session(server, self._tokens[token][1], ready_at=time.time(), details=details)
+        session = await self._store.agents.session(agent.server)
+        details = (session.details if session is not None else {}) | said  # beside what it proved
+        await self._store.agents.change_session(agent.server, agent.session, ready_at=time.time(), details=details)
         self.nudge()
-
-    def _takes_orders(self, token: str) -> bool:
-        """Only our own ramdisk does what changes or certifies a server. In the installed OS the tenant is root: what it
-        says about an erase is worth nothing."""
-        return self._tokens[token][2] == "ramdisk"
-
-    def _require_orders(self, token: str, order_id: str) -> None:
-        if not self._takes_orders(token):
-            raise UnknownOrderError(f"order {order_id} is not for an installed OS")
 
     async def end_session(self, server: str) -> None:
         """The agent has to attest again."""
@@ -285,8 +292,19 @@ class AgentDoor:
 
     # ---- what follows
 
-    async def _admit(self, greeted: _Greeted, proven: appraise.Evidence, index: int, verdict: appraise.Verdict) -> str:
-        token, number = secrets.token_urlsafe(32), secrets.token_hex(8)
+    async def _admit(
+        self,
+        greeted: _Greeted,
+        proven: appraise.Evidence,
+        index: int,
+        verdict: appraise.Verdict,
+        key: ec.EllipticCurvePublicKey,
+    ) -> Admission:
+        """A session, and the certificate that speaks for it: in the log before anybody has it."""
+        number, policy = secrets.token_hex(8), (await self._view(greeted.server)).policy
+        lifetime = timedelta(seconds=parse_duration(policy.attestation_interval))
+        issued = self._site.issue_agent_certificate(key, greeted.server, number, datetime.now(UTC), lifetime)
+        await self._record("certificate", greeted.server, pki.claim(issued, "agent", session=number))
         await self._store.agents.put_session(
             greeted.server,
             AgentSession(
@@ -305,10 +323,8 @@ class AgentDoor:
                 },
             ),
         )
-        self._tokens = {key: kept for key, kept in self._tokens.items() if kept[0] != greeted.server}
-        self._tokens[token] = (greeted.server, number, greeted.hello.mode)
         self.nudge()
-        return token
+        return self._admitted.add(issued, greeted.server, number, greeted.hello.mode)
 
     async def _unless_revoked(self, verdict: appraise.Verdict, reference: str | None) -> appraise.Verdict:
         """What two people took back vouches for nobody, whatever was measured."""
@@ -324,7 +340,10 @@ class AgentDoor:
         raw |= {"quote": given.quote, "signature": given.signature, "event_log": given.event_log}
         return _Proof(
             evidence=proven,
-            qualifying_data=session.qualifying_data(challenge.nonce, challenge.session, self._certificate),
+            qualifying_data=session.qualifying_data(
+                challenge.nonce, challenge.session, self._certificate, given.public_key
+            ),
+            public_key=given.public_key,
             raw={name: data for name, data in raw.items() if data is not None},
         )
 
@@ -342,6 +361,7 @@ class AgentDoor:
             "reference_id": view.facts.reference_id,
             "firmware": firmware_id(learned_reference(proof.evidence)),
             "qualifying_data": proof.qualifying_data.hex(),
+            "agent_spki_sha256": hashlib.sha256(proof.public_key).hexdigest(),
             artifacts.FIELD: kept,
         }
         return await self._record("attestation", greeted.server, predicate)
@@ -352,13 +372,24 @@ class AgentDoor:
         await self._store.add_event(server, "agent-refused", f"{what}; {remedy}" if remedy else what)
         return error
 
-    async def _session(self, token: str) -> str:
-        """The server that the token speaks for; its agent was heard of now."""
-        known = self._tokens.get(token)
-        if known is None or not await self._store.agents.change_session(known[0], known[1], last_seen=time.time()):
-            self._tokens.pop(token, None)
-            raise UnknownTokenError("this token is not known here", remedy="attest again")
-        return known[0]
+    async def _session(self, certificate: str) -> Admitted:
+        """Whom the holder of this certificate speaks for; the server's agent was heard of now."""
+        agent, now = self._admitted.find(certificate), time.time()
+        if agent is None or not await self._store.agents.change_session(agent.server, agent.session, last_seen=now):
+            self._admitted.drop(certificate)
+            raise UnknownCertificateError("no live session has this certificate", remedy="attest again")
+        return agent
+
+
+def _takes_orders(agent: Admitted) -> bool:
+    """Only our own ramdisk does what changes or certifies a server. In the installed OS the tenant is root: what it
+    says about an erase is worth nothing."""
+    return agent.mode == "ramdisk"
+
+
+def _require_orders(agent: Admitted, order_id: str) -> None:
+    if not _takes_orders(agent):
+        raise UnknownOrderError(f"order {order_id} is not for an installed OS")
 
 
 def _reference_kind(facts: Facts) -> str:

@@ -63,7 +63,7 @@ class AgentLedger:
             return _session.decode(text) if text else None
 
     async def end_session(self, server: str) -> None:
-        """Forget the session: its token is worth nothing from now on, and the agent must say hello anew."""
+        """Forget the session: its certificate is worth nothing from now on, and the agent must say hello anew."""
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(delete(agent_sessions).where(agent_sessions.c.server == server))

@@ -2,6 +2,7 @@
 decided by `root_of_trust.operators`, each time anew from the signatures."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     THRESHOLD,
     Act,
+    Asked,
     NotApproved,
     Operators,
     OperatorsRefused,
@@ -30,14 +32,6 @@ from freehold.root_of_trust.operators import (
 
 class UnknownRequest(FreeholdError):
     """Nobody has asked for an approval of that id."""
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request, who of today's operators has signed it, and when it was spent (UNIX seconds; None: still open)."""
-
-    request: Request
-    approved_by: tuple[str, ...]
-    spent: float | None
 
 
 class Approved(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +184,15 @@ async def signed_waivers(
         waiver = signed(name, spec, await _envelopes(connection, request_of(name, spec).id), people)
         if waiver is not None:
             found.setdefault(spec.server, []).append(waiver)
+    return found
+
+
+async def asked_among(connection: AsyncConnection, request_ids: Iterable[str]) -> dict[str, Asked]:
+    """Those of the requests that there are, by id."""
+    found = {}
+    for each in request_ids:
+        with suppress(UnknownRequest):
+            found[each] = await _asked(connection, each)
     return found
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
-from freehold.model.status import Facts, IntentKind, Medium, ServerState
+from freehold.model.status import Facts, IntentKind, Medium, OrderState, ServerState
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -15,6 +15,8 @@ AGENT_LOST = 120.0
 
 SLOW_BOOT = 240.0
 """Seconds from power-on after which people are told where to look; big servers take minutes to test their memory."""
+
+OS_RUNS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
 
 BOOT_PATIENCE = 900.0
 """Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
@@ -39,11 +41,17 @@ def agent_alive(server: ServerView, now: float) -> bool:
 
 
 def silent_for(server: ServerView, now: float) -> float:
-    """Seconds since the machine was started into our agent, if it has not said hello since then; else 0."""
+    """Seconds since the machine was started into our agent, or its agent was asked to attest, if it has not said hello
+    since then; else 0."""
     booted = server.facts.agent_booted_at
     if booted is None or (server.agent is not None and server.agent.started >= booted):
         return 0.0
-    return now - booted
+    return now - _called(server, booted)
+
+
+def _called(server: ServerView, booted: float) -> float:
+    """When the agent was last given a reason to say hello."""
+    return max(booted, attestation_asked(server) or 0.0)
 
 
 def agent_attested(server: ServerView, now: float) -> bool:
@@ -56,7 +64,7 @@ def agent_expected(server: ServerView, now: float) -> bool:
     if booted is None or agent_alive(server, now):
         return booted is not None
     spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
-    return not spoke and now - booted < BOOT_PATIENCE
+    return not spoke and now - _called(server, booted) < BOOT_PATIENCE
 
 
 def given_up(server: ServerView, now: float) -> str | None:
@@ -87,11 +95,24 @@ def os_ready(server: ServerView, now: float) -> bool:
 
 def firmware_wanted(server: ServerView) -> str | None:
     """The BIOS version that is declared for this server, or for its board; None: any will do."""
+    return server.spec.firmware.bios or _of_its_board(server, "bios")
+
+
+def bmc_firmware_wanted(server: ServerView) -> str | None:
+    """The version of the BMC's firmware that is declared for this server, or for its board; None: any will do."""
+    return server.spec.firmware.bmc or _of_its_board(server, "bmc")
+
+
+def _of_its_board(server: ServerView, component: str) -> str | None:
     found = server.facts.firmware
-    if server.spec.firmware.bios is not None or found is None:
-        return server.spec.firmware.bios
+    if found is None:
+        return None
     mine = [each for each in server.baselines if (each.vendor, each.model) == (found.vendor, found.model)]
-    return next((each.version for each in mine if each.component.lower() == "bios"), None)
+    return next((each.version for each in mine if each.component.lower() == component), None)
+
+
+def bmc_firmware_current(server: ServerView, _now: float) -> bool:
+    return bmc_firmware_wanted(server) in (None, server.facts.bmc_version)
 
 
 def firmware_current(server: ServerView, _now: float) -> bool:
@@ -163,6 +184,11 @@ def keys_current(server: ServerView, now: float) -> bool:
     return keys_settled(server, now) and (server.facts.secure_boot_generation or 1) >= server.secure_boot_generation
 
 
+def revocations_checked(server: ServerView, _now: float) -> bool:
+    """Nothing was revoked since its OS image was last looked at; the first generation revokes nothing."""
+    return (server.facts.revocations_checked or 1) >= server.secure_boot_generation
+
+
 def attested_last(server: ServerView) -> float:
     """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
     agent = server.agent
@@ -171,8 +197,26 @@ def attested_last(server: ServerView) -> float:
     return last if last > (server.facts.released_at or 0.0) else 0.0
 
 
+def attestation_asked(server: ServerView) -> float | None:
+    """When a person last asked for an attestation that has not come yet. Its hello counts, not its end: only then was
+    the nonce made after the demand. A server that has a tenant answers by its OS."""
+    agent = server.agent
+    speaks = agent is not None and (agent.mode == "os" or server.status.state not in OS_RUNS)
+    proved = agent.started if agent is not None and speaks and agent.attested_at else 0.0
+    asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ATTEST and intent.at > proved]
+    return max(asked, default=None)
+
+
+def attested_as_asked(server: ServerView, _now: float) -> bool:
+    """An agent that is carrying out an order is not disturbed: it is asked when that is done."""
+    busy = any(order.state is OrderState.PENDING for order in server.orders.values())
+    return busy or attestation_asked(server) is None
+
+
 def attestation_fresh(server: ServerView, now: float) -> bool:
-    return now - attested_last(server) < parse_duration(server.policy.attestation_interval)
+    return attestation_asked(server) is None and now - attested_last(server) < parse_duration(
+        server.policy.attestation_interval
+    )
 
 
 def fresh_or_drifted(server: ServerView, now: float) -> bool:

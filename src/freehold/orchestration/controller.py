@@ -1,13 +1,16 @@
 """The controller of a site: engine, agent API, boot server and DHCP in one process, from one state directory."""
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import logging
 import os
 import shutil
 import ssl
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from freehold.orchestration.issuance import record_certificates, watch_certifica
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
 from freehold.orchestration.passwords import PasswordIndex
-from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, Site
+from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, FIRMWARE_PORT, Site
 from freehold.orchestration.step import Record
 from freehold.orchestration.steps.booting import answered
 from freehold.orchestration.steps.table import steps_of
@@ -37,12 +40,16 @@ from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
+from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.depot import Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 logger = logging.getLogger(__name__)
+
+CERTIFICATE_INTERVAL, DAY = 3600.0, 86400.0
+"""Seconds between two looks at the controller's certificate."""
 
 ROGUE_INTERVAL = 30.0
 """Seconds between two probes for foreign DHCP servers."""
@@ -99,6 +106,45 @@ def recorder(log: EvidenceLog) -> Record:
 
 
 async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
+    """Run until cancelled. With each new certificate of the controller everything starts anew, in a moment: whoever
+    speaks to us attests again, as after any restart, and binds the certificate that is shown now."""
+    while True:
+        running = asyncio.create_task(_serve(site, store, log))
+        renewed = asyncio.create_task(renewed_keys(site, store))
+        try:
+            await asyncio.wait({running, renewed}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return await running
+        finally:
+            for task in (renewed, running):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        site.keys = renewed.result()
+        logger.info("the controller has a new certificate: starting anew with it")
+
+
+async def renewed_keys(
+    site: Site, store: Store, now: Callable[[], datetime] = pki.utc_now, interval: float = CERTIFICATE_INTERVAL
+) -> SiteKeys:
+    """The site's keys with the next certificate of the controller, once that is due: a third of its life is left. What
+    keeps it from being renewed is told every day, while the old one still serves."""
+    told = float("-inf")
+    while True:
+        if pki.needs_renewal(site.keys.controller_tls.certificate, now()):
+            try:
+                return await asyncio.to_thread(SiteKeys.load, site.directory, site.vault, now)
+            except (FreeholdError, OSError) as error:
+                logger.error("the controller's certificate cannot be renewed: %s", error)
+                if now().timestamp() - told > DAY:
+                    told = now().timestamp()
+                    until = site.keys.controller_tls.certificate.not_valid_after_utc
+                    why = f"the controller's certificate ends on {until:%Y-%m-%d} and cannot be renewed: {error}"
+                    await store.add_event(None, "certificate", f"{why}; after that no agent attests any more")
+        await asyncio.sleep(interval)
+
+
+async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled; then stop every service in good order."""
     record = recorder(log)
     door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
@@ -109,8 +155,16 @@ async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
         for address in dict.fromkeys((addresses.provisioning, addresses.oob)):
             await _listen(stack, boot_app, address, BOOT_PORT, None)
             boot_app = create_boot_app(site.files)
+        chain = site.keys.agent_ca.certificate_pem
+        await _listen(
+            stack,
+            site.shelf.create_app(),
+            addresses.oob,
+            FIRMWARE_PORT,
+            tls_context(site.keys.controller_tls, chain=chain),
+        )
         digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
-        tls = tls_context(site.keys.controller_tls)
+        tls = tls_context(site.keys.controller_tls, clients=site.keys.agent_ca.certificate_pem)
         await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
         interface = await interface_of(addresses.provisioning)
         site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
@@ -213,13 +267,22 @@ async def interface_of(address: str) -> str:
     )
 
 
-def tls_context(key: CertifiedKey) -> ssl.SSLContext:
-    """Server side, TLS 1.2 or later. OpenSSL wants files, so the private key is lent to it in memory only."""
+def tls_context(key: CertifiedKey, *, chain: bytes = b"", clients: bytes | None = None) -> ssl.SSLContext:
+    """Server side, TLS 1.2 or later; `chain` (PEM) is shown with the certificate. With `clients`, their CA (PEM), one
+    that shows a certificate must show one of it, or the handshake fails. Whoever has not attested has none yet, so it
+    is optional here: `agent_api` asks for it.
+
+    OpenSSL wants files, so the private key is lent to it in memory only.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if clients is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the CA is trusted itself, whoever certified it
+        context.load_verify_locations(cadata=clients.decode())
     memory = os.memfd_create("controller-tls", os.MFD_CLOEXEC)
     try:
-        os.write(memory, key.private_pem + key.certificate_pem)
+        os.write(memory, key.private_pem + key.certificate_pem + chain)
         context.load_cert_chain(f"/proc/self/fd/{memory}")
     finally:
         os.close(memory)

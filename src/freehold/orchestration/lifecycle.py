@@ -47,7 +47,7 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
         "last_attestation", "certificate_index",
     ),
-    S.ACTIVE: ("last_drift_check",),
+    S.ACTIVE: ("last_drift_check", "revocations_checked"),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
@@ -62,6 +62,10 @@ UNMEASURED: dict[str, object] = {
     "agent_released": False,
 }  # fmt: skip
 """What no longer holds once the firmware is another: it has to be booted, measured and approved."""
+
+
+UNCLOSED: dict[str, object] = {"ipmi_off": False, "services_closed": False, "posture_recorded": False}
+"""What no longer holds once the BMC's firmware is another: an update may open what was closed."""
 
 
 class IllegalTransitionError(FreeholdError):
@@ -116,8 +120,17 @@ def check_intent(state: ServerState, kind: IntentKind) -> None:
     if kind is IntentKind.CONFIRM and state not in (S.ENROLLED, S.SECURING):
         remedy = "See `freehold release --accept-bmc-key`." if state is S.QUARANTINED else None
         raise IntentRefusedError(f"first contact with the BMC of a server that is {state} is over", remedy=remedy)
+    if kind is IntentKind.ATTEST and state in (S.ENROLLED, S.SECURING, S.AVAILABLE, S.QUARANTINED, S.RETIRED):
+        raise nothing_attests(state)
     if kind is IntentKind.QUARANTINE and state in (S.QUARANTINED, S.RETIRED):
         raise IntentRefusedError(f"the server is {state} already")
+
+
+def nothing_attests(state: ServerState) -> IntentRefusedError:
+    remedy = "whatever is started on it attests before it gets anything"
+    if state is S.QUARANTINED:
+        remedy = "`freehold release` it: it goes on only after a new attestation"
+    return IntentRefusedError(f"nothing that could attest runs on a server that is {state} now", remedy=remedy)
 
 
 def forget(facts: Facts, entering: ServerState, *, released: bool = False) -> Facts:

@@ -1,6 +1,7 @@
 """The BMC passwords of a site: two slots a server in the vault, and an index of digests that shows which are the same.
 
     bmc/<server>/current, .../pending   the credentials: the only truth about who has which password
+    former/bmc/<server>/<UNIX time>/…   those of servers that are no longer declared
     site/audit-key                      the key of the digests
     site/passwords/<two hex digits>     {digest: servers}, for the digests that begin with them
     site/passwords/complete             is there once every credential of before has been entered
@@ -20,6 +21,8 @@ from contextlib import suppress
 
 import msgspec
 
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
@@ -120,6 +123,35 @@ def _decoded(stored: bytes | None) -> _Bucket:
     return msgspec.json.decode(stored, type=_Bucket) if stored is not None else {}
 
 
+def set_aside(vault: Vault, server: str, now: float) -> None:
+    """The server is no longer declared: its BMC's passwords are kept, but not under a name that another may get."""
+    index = PasswordIndex(vault)
+    before = index.passwords_of(server)
+    for slot in ("current", "pending"):
+        if (stored := vault.get(f"bmc/{server}/{slot}")) is not None:
+            vault.put(f"{former(server)}/{now:.0f}/{slot}", stored)
+    vault.destroy(f"bmc/{server}")
+    for password in before:
+        index.remove(server, password)
+
+
+def former(server: str) -> str:
+    """Where the vault keeps the passwords of BMCs whose servers had this name."""
+    return f"former/bmc/{server}"
+
+
+def factory_ref(ref: str, server: str) -> str:
+    """`ref`, if a document may name it. Checked again at use: the store may be older than the rule."""
+    if not is_factory_ref(ref):
+        raise FreeholdError(
+            f"its document names {ref} of the vault as the credential of its BMC; nothing was sent to it",
+            server=server,
+            expected=f"a vaultRef below {FACTORY}/",
+            remedy=f"`freehold credential set --ref {FACTORY}/NAME`, and declare that",
+        )
+    return ref
+
+
 class VaultSlots:
     """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
     crash point the working password is in one of the two; the index follows."""
@@ -135,7 +167,7 @@ class VaultSlots:
             return msgspec.json.decode(stored, type=Credential)
         declared = self._view.spec.bmc.credential
         if declared.vault_ref is not None:
-            kept = await asyncio.to_thread(self._vault.get, declared.vault_ref)
+            kept = await asyncio.to_thread(self._vault.get, factory_ref(declared.vault_ref, self._view.name))
             return msgspec.json.decode(kept, type=Credential) if kept is not None else None
         if declared.username is None or declared.password is None:
             return None

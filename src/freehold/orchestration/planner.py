@@ -8,15 +8,23 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.conditions import (
+    OS_RUNS,
     SLOW_BOOT,
     Condition,
     agent_attested,
     agent_expected,
+    attestation_asked,
+    attested_as_asked,
     attested_last,
     blocking,
+    bmc_firmware_current,
+    bmc_firmware_wanted,
     certificate_due,
     certificate_fresh,
     credential_fresh,
@@ -34,6 +42,7 @@ from freehold.orchestration.conditions import (
     os_attested,
     os_ready,
     rechecked,
+    revocations_checked,
     rotation_asked,
     rotation_due,
     secure_boot_waiver_ends,
@@ -43,7 +52,13 @@ from freehold.orchestration.conditions import (
     until,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import UNMEASURED, IntentRefusedError, check_intent, released_to
+from freehold.orchestration.lifecycle import (
+    UNMEASURED,
+    IntentRefusedError,
+    check_intent,
+    nothing_attests,
+    released_to,
+)
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -80,6 +95,7 @@ def agent_until(done: str) -> tuple[Goal, ...]:
             if_silent="its firmware may have refused the image (Secure Boot), or has no link to the boot server: "
             "look at its console",
         ),
+        Goal("attested as asked", until(done, attested_as_asked), "renew_attestation"),
     )
 
 
@@ -119,6 +135,11 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
+        # The BMC first: what follows is done by its new firmware, which is closed again if the update opened it.
+        Goal("BMC firmware at its baseline", bmc_firmware_current, "apply_bmc_firmware"),
+        established("disable_ipmi", "ipmi_off"),
+        established("close_services", "services_closed"),
+        established("record_posture", "posture_recorded"),
         # After new firmware these do not hold, and the row begins anew: boot, measure, approve.
         *agent_until("learned_reference"),
         established("learn_reference", "learned_reference"),
@@ -145,7 +166,9 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
     ),
     S.ACTIVE: (
-        # Drift first: it needs only the BMC, so an OS that does not attest cannot keep us from looking.
+        # What needs least comes first: this needs nothing of the server, drift only its BMC, so neither a BMC that is
+        # away nor an OS that does not attest can keep us from looking.
+        Goal("image held against revocations", revocations_checked, "check_revocations"),
         Goal("drift checked", drift_checked, "check_drift"),
         Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
@@ -202,6 +225,18 @@ def restart_awaited(server: ServerView, since: float) -> bool:
     return begins_with_it and (booted is None or since < booted)
 
 
+def check_attestable(server: ServerView) -> None:
+    """Raise `IntentRefusedError` unless something that can attest runs on the server, or is about to: the OS, or an
+    agent that the state still needs."""
+    facts = msgspec.structs.replace(server.facts, agent_booted_at=None)
+    empty = msgspec.structs.replace(server, agent=None, status=msgspec.structs.replace(server.status, facts=facts))
+    needs_agent = any(
+        goal.step == "boot_agent" and not goal.satisfied(empty, 0.0) for goal in GOALS[server.status.state]
+    )
+    if not needs_agent and server.status.state not in (S.PROVISIONING, *OS_RUNS):
+        raise nothing_attests(server.status.state)
+
+
 def overdue(server: ServerView, now: float) -> bool:
     """The state's deadline has passed: the server is stuck, and somebody must be told."""
     deadline = server.status.deadline
@@ -234,6 +269,8 @@ def _onward(server: ServerView) -> Decision:
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
+            if not bmc_firmware_current(server, 0.0):
+                return Move(S.PREPARING, f"its BMC's firmware is to be {bmc_firmware_wanted(server)}")
             if not firmware_current(server, 0.0):
                 return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
@@ -285,6 +322,8 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
     status = server.status
     try:
         check_intent(status.state, intent.kind)
+        if intent.kind is IntentKind.ATTEST and attestation_asked(server) is not None:
+            check_attestable(server)
     except IntentRefusedError as refusal:
         return Refuse(intent.id, refusal.what)
     why = f"{intent.kind} by {intent.by}" + (f": {intent.reason}" if intent.reason else "")
@@ -301,6 +340,8 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
         case IntentKind.CONFIRM:
             # `pin_identity` looks for it; what it confirms is compared with what the BMC shows then.
             return Settle(intent.id, "the BMC's key is pinned") if server.facts.bmc_identity else None
+        case IntentKind.ATTEST:
+            return Settle(intent.id, "attested") if attestation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
 
@@ -322,19 +363,30 @@ def _release(server: ServerView, intent: Intent, why: str) -> Decision:
 
 
 def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
-    """A release by somebody who vouches for the key that the BMC has now: that key is pinned, and nothing else counts,
+    """A release by people who vouch for the key that the BMC has now: that key is pinned, and nothing else counts,
     until a new certificate is installed."""
     if not re.fullmatch("[0-9a-f]{64}", key):
         return Refuse(intent.id, f"{key!r} is not the SHA-256 of a key: 64 hexadecimal digits")
     declared = server.spec.bmc.expected_fingerprint
     if declared is not None and declared.lower() != key:
         return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
-    facts = {**move.facts, "bmc_identity": key, "bmc_certificate": None, "bmc_certificate_pending": None}
+    asked = server.asked.get(str(intent.args.get("approval")))
+    if (lacking := bmc_keys.unapproved(server, key, asked, intent.at)) is not None:
+        return Refuse(intent.id, lacking)
+    address = server.spec.bmc.address
+    facts = {"bmc_identity": key, "bmc_address": address, "bmc_certificate": None, "bmc_certificate_pending": None}
+    people = ", ".join(asked.approved_by) if asked is not None else intent.by
     claim: dict[str, object] = {
-        "address": server.spec.bmc.address,
+        "address": address,
         "spki_sha256": key,
-        "method": f"accepted by {intent.by}",
+        "method": f"accepted by {people}",
         "reason": intent.reason,
+        "approval": asked.request.id if asked is not None else None,
     }
-    reason = f"{move.reason} (accepts BMC key {key})"
-    return replace(move, reason=reason, facts=facts, statements=(("bmc-identity", claim),))
+    return replace(
+        move,
+        reason=f"{move.reason} (accepts BMC key {key})",
+        facts={**move.facts, **facts},
+        statements=(("bmc-identity", claim),),
+        approval=asked.request.id if asked is not None else None,
+    )

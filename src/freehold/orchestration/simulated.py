@@ -14,8 +14,8 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind
 from freehold.model.status import AgentSession, BmcCertificate, Drift, FirmwareFact, ImageFact, Medium
-from freehold.orchestration.conditions import firmware_wanted
-from freehold.orchestration.lifecycle import UNMEASURED
+from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted
+from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
 from freehold.orchestration.planner import STEPS
 from freehold.orchestration.step import StepContext, StepFn, StepResult
 
@@ -41,6 +41,7 @@ class SimulatedServer:
     tpm_owner: str = ""
     keys: bool = False
     firmware: str = "1.0"
+    bmc_version: str = "4.0"
     highest_fence: int = 0
     agent_silent: bool = False
     skips_erase: bool = False
@@ -125,7 +126,8 @@ class World:
 
     async def _read_oob_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
         inventory = {"drives": sorted(server.media)}
-        return StepResult(facts={"oob_inventory": inventory, "firmware": server.bios_fact()})
+        facts = {"oob_inventory": inventory, "firmware": server.bios_fact(), "bmc_version": server.bmc_version}
+        return StepResult(facts=facts)
 
     async def _boot_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._boot(context, server, "ramdisk")
@@ -168,6 +170,10 @@ class World:
     async def _learn_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return StepResult(facts={"learned_reference": server.measures()})
 
+    async def _apply_bmc_firmware(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.bmc_version, server.ipmi = bmc_firmware_wanted(context.server) or server.bmc_version, True
+        return _proved("firmware", bmc_version=server.bmc_version, **UNCLOSED)
+
     async def _apply_firmware(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.firmware = firmware_wanted(context.server) or server.firmware
         return _proved("firmware", firmware=server.bios_fact(), **UNMEASURED)
@@ -206,7 +212,10 @@ class World:
 
     async def _renew_attestation(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._hello(context, server)
-        return _proved("attestation", last_attestation=context.now)
+        return StepResult(done=False, facts={"last_attestation": context.now}, retry_after=0.1)
+
+    async def _check_revocations(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"revocations_checked": context.server.secure_boot_generation})
 
     async def _check_drift(self, context: StepContext, server: SimulatedServer) -> StepResult:
         found = []

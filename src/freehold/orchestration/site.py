@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from freehold.evidence import Artifacts
 from freehold.model.errors import FreeholdError
@@ -22,12 +24,15 @@ from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
+from freehold.out_of_band.errors import BmcIdentityChanged
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT
+from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
+from freehold.provisioning.firmware_shelf import FirmwareShelf
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.depot import Depot, Seen
@@ -35,7 +40,7 @@ from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
 
-BOOT_PORT, AGENT_PORT = 8080, 8443
+BOOT_PORT, AGENT_PORT, FIRMWARE_PORT = 8080, 8443, 8444
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
@@ -96,6 +101,11 @@ class Site:
     @property
     def depot(self) -> Depot:
         return Depot(self.directory / "depot")
+
+    @cached_property
+    def shelf(self) -> FirmwareShelf:
+        """Where BMCs fetch firmware, if they take no uploads."""
+        return FirmwareShelf(f"https://{self.spec.controller.oob}:{FIRMWARE_PORT}")
 
     @property
     def boot_url(self) -> str:
@@ -167,11 +177,26 @@ class Site:
     def slots(self, view: ServerView) -> VaultSlots:
         return VaultSlots(self.vault, view)
 
-    def bmc(self, view: ServerView) -> AbstractAsyncContextManager[RedfishClient]:
-        return open_bmc(self.vault, view)
+    @asynccontextmanager
+    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+        """A logged-in client, for whoever works on the server: only then is nobody else changing its password. What an
+        interrupted change left open is settled first: log-ins with the wrong one of two would count for a lockout."""
+        slots = self.slots(view)
+        if await slots.pending() is not None:
+            door = RedfishDoor(await self.connector(view))
+            await take_over(door, slots, server=view.name, settle=True)
+        async with open_bmc(self.vault, view) as client:
+            yield client
 
     async def connector(self, view: ServerView) -> Connector:
         return await connector(self.vault, view)
+
+    def issue_agent_certificate(
+        self, key: ec.EllipticCurvePublicKey, server: str, session: str, now: datetime, lifetime: timedelta
+    ) -> x509.Certificate:
+        """For the agent of `server` in this session: only after it was attested."""
+        ca = self.keys.agent_ca
+        return pki.agent_certificate(key, ca.certificate, ca.private_key, server, session, now, lifetime)
 
     async def issue_bmc_certificate(self, key: pki.PublicKey, address: str, now: datetime) -> x509.Certificate:
         """For the BMC at `address`. Raises `CertificateError` for an address outside the CA's zone."""
@@ -180,8 +205,16 @@ class Site:
 
 @asynccontextmanager
 async def open_bmc(vault: Vault, view: ServerView) -> AsyncIterator[RedfishClient]:
-    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised."""
-    credential = await VaultSlots(vault, view).current()
+    """A logged-in client with the credential in the vault. Nothing is sent to a BMC that is not recognised, nor to one
+    whose password is being changed."""
+    slots = VaultSlots(vault, view)
+    if await slots.pending() is not None:
+        raise FreeholdError(
+            "the BMC's password is being changed",
+            server=view.name,
+            remedy="try again in a minute, while `freehold serve` runs: it ends what was interrupted",
+        )
+    credential = await slots.current()
     if credential is None:
         raise FreeholdError(
             "the vault holds no credential for the BMC",
@@ -200,12 +233,29 @@ async def connector(vault: Vault, view: ServerView) -> Connector:
 
 
 def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
-    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
+    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say, `BmcIdentityChanged` if a document
+    wants it to be another than the one that was pinned: what is in the vault is for that one."""
+    declared, pinned = view.spec.bmc, view.facts.bmc_identity
+    if view.facts.bmc_address not in (None, declared.address):
+        raise BmcIdentityChanged(
+            f"its BMC was pinned at {view.facts.bmc_address}, and its document now says {declared.address}; nothing was"
+            " sent there",
+            server=view.name,
+            remedy=f"correct the address; if the BMC has moved: `freehold release {view.name} --accept-bmc-key KEY`",
+        )
     ca_pem = crl_pem = None
     if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
         ca_pem = authorities.bmc_ca(vault).certificate_pem.decode()
         crl_pem = authorities.bmc_revocation_list(vault, pki.utc_now()).decode()
     identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
+    if identity is None and pinned is not None:
+        raise BmcIdentityChanged(
+            f"the pinned key of its BMC is {pinned}, and its document now says {declared.expected_fingerprint}; nothing"
+            " was sent to it",
+            server=view.name,
+            remedy="correct expectedFingerprint, or leave it out; a new key is accepted by"
+            f" `freehold release {view.name} --accept-bmc-key KEY`",
+        )
     if identity is None:
         raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
     return identity

@@ -260,27 +260,36 @@ class Store:
 
     async def record_intent(
         self, server: str, kind: IntentKind, *, by: str, reason: str = "", args: dict[str, Any] | None = None
-    ) -> None:
-        """Ask the engine for something. Raises `NotFoundError`, and `IntentRefusedError` if it makes no sense now."""
+    ) -> int | None:
+        """Ask the engine for something. Returns the intent's number; None for a pause and its end, which hold at once.
+        Raises `NotFoundError`, and `IntentRefusedError` if it makes no sense now."""
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: AsyncConnection) -> int | None:
             state = await connection.scalar(select(servers.c.state).where(servers.c.name == server))
             if state is None:
                 raise NotFoundError(f"there is no Server named {server!r}")
             check_intent(ServerState(state), kind)
-            now = self._clock()
+            now, number = self._clock(), None
             if kind in (IntentKind.PAUSE, IntentKind.RESUME):
                 paused = kind is IntentKind.PAUSE
                 await connection.execute(update(servers).where(servers.c.name == server).values(paused=paused))
             else:
                 text = msgspec.json.encode(args or {}).decode()
-                await connection.execute(
+                row = await connection.execute(
                     insert(intents).values(server=server, kind=kind.value, reason=reason, by=by, args=text, at=now)
                 )
+                assert row.inserted_primary_key is not None
+                number = int(row.inserted_primary_key[0])
             await _note(connection, now, server, "intent", f"{kind} by {by}" + (f": {reason}" if reason else ""))
             await wake(connection, server)
+            return number
 
-        await self._database.write(work)
+        return await self._database.write(work)
+
+    async def outcome(self, intent: int) -> str | None:
+        """What the engine answered to an intent; None: nothing yet."""
+        async with self._database.read() as connection:
+            return await connection.scalar(select(intents.c.outcome).where(intents.c.id == intent))
 
     # events
 

@@ -36,6 +36,10 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         """Nothing worse than a remark."""
         return all(finding.severity is Severity.INFO for finding in self.findings)
 
+    def and_also(self, more: Sequence[Finding]) -> "Audit":
+        """With what others know of the server."""
+        return Audit(server=self.server, findings=tuple(worst_first([*self.findings, *more])))
+
 
 def audit(server: str, observed: Observed, *, own_account: str, password_shared_with: Sequence[str] = ()) -> Audit:
     """The verdict on what was observed. `password_shared_with`: servers whose BMC has the same password. Pure."""

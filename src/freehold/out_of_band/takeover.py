@@ -105,16 +105,19 @@ class StepKind(StrEnum):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """`target` is a user name (STAGE), an account's URI (APPLY, RETIRE) or the reason (STOP)."""
+    """`target` is a user name (STAGE), an account's URI (APPLY, RETIRE) or the reason (STOP). `wait`: seconds after
+    which what stopped it is over by itself."""
 
     kind: StepKind
     target: str = ""
     remedy: str = ""
+    wait: float | None = None
 
 
 class TakeoverState(msgspec.Struct, frozen=True, kw_only=True):
     """What one resume knows. `applied`: this resume put pending on the BMC. `staged_here`: this resume staged it.
-    `rotate`: also replace a password of our own, once; `committed`: this resume made a new password current."""
+    `rotate`: also replace a password of our own, once; `committed`: this resume made a new password current. `settle`:
+    only find out which of the two recorded credentials the BMC has."""
 
     now: float
     current: Credential | None
@@ -133,6 +136,7 @@ class TakeoverState(msgspec.Struct, frozen=True, kw_only=True):
     unretirable: frozenset[str] = frozenset()
     rotate: bool = False
     committed: bool = False
+    settle: bool = False
 
 
 class TakeoverResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +153,8 @@ def next_takeover_step(state: TakeoverState) -> Step:
         return _with_pending(state, state.pending)
     if state.current is None:
         return Step(StepKind.STOP, "the vault holds no credential for this BMC", "add the factory credential")
+    if state.settle:
+        return Step(StepKind.DONE)
     if state.current_login is Login.UNTRIED:
         return Step(StepKind.LOGIN_CURRENT)
     if state.current_login is Login.REFUSED:
@@ -215,6 +221,7 @@ def _with_pending(state: TakeoverState, pending: StagedCredential) -> Step:
         StepKind.STOP,
         f"{pending.tries} interrupted log-ins: one more could lock the account",
         f"resume in {pending.wait(state.now):.0f} s, when the BMC has forgotten them",
+        pending.wait(state.now),
     )
 
 
@@ -273,16 +280,18 @@ async def take_over(
     server: str | None = None,
     keep: frozenset[str] = frozenset(),
     rotate: bool = False,
+    settle: bool = False,
     now: Callable[[], float] = time.time,
 ) -> TakeoverResult:
     """Start or resume the take-over of one BMC, until it is done. `keep` are declared accounts that stay. `rotate` puts
-    a new password in place of our own; one that an interrupted rotation left pending counts as the new one.
+    a new password in place of our own; one that an interrupted rotation left pending counts as the new one. `settle`
+    only ends what was interrupted: it finds out which of the two recorded credentials the BMC has, and keeps that.
 
     Safe to call again at any time; done means nothing to do. Raises `TakeoverStopped` when going on would risk a
     lockout, and whatever the BMC raised in a step; the state is then in the vault and the next call resumes.
     """
     current, pending = await slots.current(), await slots.pending()
-    state = TakeoverState(now=now(), current=current, pending=pending, keep=keep, rotate=rotate)
+    state = TakeoverState(now=now(), current=current, pending=pending, keep=keep, rotate=rotate, settle=settle)
     done: list[str] = []
     try:
         for _ in range(_MAX_STEPS):
@@ -295,7 +304,7 @@ async def take_over(
                     remaining=tuple(account.username for account in remaining),
                 )
             if step.kind is StepKind.STOP:
-                raise TakeoverStopped(step.target, server=server, remedy=step.remedy)
+                raise TakeoverStopped(step.target, server=server, remedy=step.remedy, wait=step.wait)
             state = await _do(step, state, door, slots)
             done.append(f"{step.kind.value}{f': {step.target}' if step.target else ''}")
     finally:

@@ -10,9 +10,11 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 
 import msgspec
 
+from freehold.out_of_band.download_trust import trust_server
 from freehold.out_of_band.errors import BmcError, BmcUnreachable, NotSupported, UpdateUnderWay
 from freehold.out_of_band.firmware_names import Component, FirmwareItem, firmware_of
 from freehold.out_of_band.inventory import first_member
@@ -24,8 +26,23 @@ SIMPLE_UPDATE = "UpdateService.SimpleUpdate"
 _STARTING = frozenset({502, 503, 504})  # what a BMC answers, or the web server before it, while it is not there yet
 _POLL_SECONDS = 2.0
 
-Serve = Callable[[bytes, str], AbstractAsyncContextManager[str]]
-"""Serves these bytes under this file name to the BMC while the context is entered, and yields their `https` URL."""
+SLOWEST = 128 << 10
+"""Bytes a second: what a management network carries at its worst, so how long an upload may take."""
+
+PUSHED, FETCHED = "multipart HTTP push", "SimpleUpdate, by HTTPS from the controller"
+
+
+class FileServer(NamedTuple):
+    """Where a BMC may fetch what it takes no upload of. `serve(content, name)` yields the `https` URL while its context
+    is entered; `ca_pem` is whom the BMC has to trust for it."""
+
+    serve: Callable[[bytes, str], AbstractAsyncContextManager[str]]
+    ca_pem: str
+
+
+def send_seconds(size: int) -> float:
+    """How long an upload of so many bytes may take."""
+    return 20.0 + size / SLOWEST
 
 
 async def find_firmware(client: RedfishClient, component: Component) -> FirmwareItem:
@@ -82,19 +99,22 @@ async def push_firmware(
     target: str,
     *,
     name: str,
-    send_timeout: float,
     timeout: float = 1800.0,
-    serve: Serve | None = None,
-) -> None:
-    """Send `package` for the firmware at `target` and follow the task to its end. `send_timeout` (seconds) bounds the
-    upload, or the request to fetch it. It is in force from the next start of the server (BMC: of the BMC) on.
+    server: FileServer | None = None,
+    restarts: bool = False,
+) -> str:
+    """Send `package` for the firmware at `target` and follow the task to its end; `PUSHED` or `FETCHED`. It is in force
+    from the next start of the server (BMC: of the BMC) on.
 
-    A BMC that takes no uploads is told to fetch the package from where `serve` serves it (SimpleUpdate).
+    `restarts`: it is the BMC's own firmware. That it starts anew and forgets the task is then an end like any other:
+    what came of it, its version tells. A BMC that takes no uploads is told to fetch the package from `server`
+    (SimpleUpdate), which it then verifies.
+
     Raises `NotSupported` if the BMC takes updates by neither way or not of this size, `UpdateUnderWay` if it is busy,
     `BmcError` if it refused or the task failed, and `BmcUnreachable` if the outcome is unknown.
     """
     service = await _service(client)
-    push_uri = _accepting(client, service, package, serve)
+    push_uri = _accepting(client, service, package, server)
     if await update_running(client):
         raise UpdateUnderWay(
             "a task of the BMC is still running, so no firmware is sent",
@@ -103,15 +123,18 @@ async def push_firmware(
         )
     if push_uri is not None:
         content, content_type = multipart({"Targets": [target]}, package, name)
-        await _follow(client, await client.upload(push_uri, content, content_type, timeout=send_timeout), timeout)
-        return
-    assert serve is not None
-    async with serve(package, name) as image_uri:
+        sent = await client.upload(push_uri, content, content_type, timeout=send_seconds(len(content)))
+        await _follow(client, sent, timeout, restarts)
+        return PUSHED
+    assert server is not None
+    await trust_server(client, service, server.ca_pem)
+    async with server.serve(package, name) as image_uri:
         order = {"ImageURI": image_uri, "TransferProtocol": "HTTPS", "Targets": [target]}
-        await _follow(client, await client.action(service, SIMPLE_UPDATE, order, timeout=send_timeout), timeout)
+        await _follow(client, await client.action(service, SIMPLE_UPDATE, order), timeout, restarts)
+    return FETCHED
 
 
-def _accepting(client: RedfishClient, service: Json, package: bytes, serve: Serve | None) -> str | None:
+def _accepting(client: RedfishClient, service: Json, package: bytes, server: FileServer | None) -> str | None:
     """Where to push to; None: it is to be fetched. Raises `NotSupported` before a byte is sent."""
     largest, push_uri = service.get("MaxImageSizeBytes"), service.get("MultipartHttpPushUri")
     why = remedy = None
@@ -125,18 +148,15 @@ def _accepting(client: RedfishClient, service: Json, package: bytes, serve: Serv
     elif f"#{SIMPLE_UPDATE}" not in (service.get("Actions") or {}):
         why = "it takes firmware neither by upload (MultipartHttpPushUri) nor by download (SimpleUpdate)"
         remedy = "update the BMC's firmware by the vendor's own way first"
-    elif serve is None:
+    elif server is None:
         why = "it takes no firmware by upload (no MultipartHttpPushUri)"
         remedy = "serve the package where the BMC can fetch it (SimpleUpdate)"
-    elif service.get("VerifyRemoteServerCertificate") is False:
-        why = "it would fetch firmware from anybody (VerifyRemoteServerCertificate is off)"
-        remedy = "give it the site's CA (UpdateService.RemoteServerCertificates) and turn the verification on"
     else:
         return None
     raise NotSupported(f"the BMC cannot be sent this firmware: {why}", server=client.server, remedy=remedy)
 
 
-async def _follow(client: RedfishClient, answer: Answer, timeout: float) -> None:
+async def _follow(client: RedfishClient, answer: Answer, timeout: float, restarts: bool) -> None:
     """To the end of what `answer` began. A BMC may fall silent while it writes its own flash, or start anew at the end;
     reading is safe to repeat, so that is waited out."""
     clock = asyncio.get_running_loop().time
@@ -145,6 +165,8 @@ async def _follow(client: RedfishClient, answer: Answer, timeout: float) -> None
         try:
             await client.wait_task(answer, timeout=max(end - clock(), 0.0))
         except NotSupported as error:
+            if restarts:
+                return
             raise BmcUnreachable(
                 "the BMC has started anew and forgotten the task of the update; how it ended is unknown",
                 server=client.server,

@@ -5,6 +5,7 @@ the reasons of unexpected failures in the log instead of the answer.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -15,6 +16,7 @@ from aiohttp import web
 from freehold.model.errors import FreeholdError
 from freehold.provisioning.agent_messages import (
     MAX_EVENT_LOG_BYTES,
+    Admission,
     AgentRefusedError,
     Challenge,
     ConflictError,
@@ -24,8 +26,8 @@ from freehold.provisioning.agent_messages import (
     Progress,
     Ready,
     Result,
+    UnknownCertificateError,
     UnknownOrderError,
-    UnknownTokenError,
 )
 
 log = logging.getLogger(__name__)
@@ -41,28 +43,30 @@ LONGEST_WAIT_S = 60.0
 class AgentBackend(Protocol):
     """What the controller does with the agent's words. Errors: the classes of `agent_messages`; others become a 500.
 
-    `peer` is the agent's IP address. Methods that take a token raise UnknownTokenError for one that they do not know.
+    `peer` is the agent's IP address; `certificate` the SHA-256 (hex) of the certificate whose key it has shown to hold.
+    Methods that take one raise UnknownCertificateError unless it is that of a live session.
     """
 
     async def hello(self, hello: Hello, peer: str) -> Challenge: ...
 
-    async def attest(self, evidence: Evidence, tls_certificate_sha256: bytes, peer: str) -> str:
-        """The token. Burns the session whatever the verdict; AgentRefusedError names the failing event."""
+    async def attest(self, evidence: Evidence, tls_certificate_sha256: bytes, peer: str) -> Admission:
+        """The session's certificate. Burns the challenge whatever the verdict; AgentRefusedError names the failing
+        event."""
         ...
 
-    async def authenticate(self, token: str) -> None:
-        """UnknownTokenError unless the token is good: asked before a body is read."""
+    async def authenticate(self, certificate: str) -> None:
+        """Asked before a body is read."""
         ...
 
-    async def next_order(self, token: str, wait: float) -> Order | None: ...
+    async def next_order(self, certificate: str, wait: float) -> Order | None: ...
 
-    async def progress(self, token: str, order_id: str, progress: Progress) -> None: ...
+    async def progress(self, certificate: str, order_id: str, progress: Progress) -> None: ...
 
-    async def result(self, token: str, order_id: str, result: Result) -> None:
+    async def result(self, certificate: str, order_id: str, result: Result) -> None:
         """Idempotent: the same result for the same order again is fine."""
         ...
 
-    async def ready(self, token: str, ready: Ready) -> None: ...
+    async def ready(self, certificate: str, ready: Ready) -> None: ...
 
 
 def create_agent_app(backend: AgentBackend, tls_certificate_sha256: bytes) -> web.Application:
@@ -75,34 +79,34 @@ def create_agent_app(backend: AgentBackend, tls_certificate_sha256: bytes) -> we
 
     async def attest(request: web.Request) -> web.Response:
         evidence = await body_of(request, Evidence)
-        return answer({"token": await backend.attest(evidence, tls_certificate_sha256, peer_of(request))})
+        return answer(await backend.attest(evidence, tls_certificate_sha256, peer_of(request)))
 
     async def orders(request: web.Request) -> web.Response:
-        token, wait = await token_of(request), wait_of(request)
-        order = await backend.next_order(token, wait)
+        certificate, wait = await session_of(request), wait_of(request)
+        order = await backend.next_order(certificate, wait)
         return web.Response(status=204) if order is None else answer({"order": order})
 
     async def progress(request: web.Request) -> web.Response:
-        token = await token_of(request)
-        await backend.progress(token, request.match_info["id"], await body_of(request, Progress))
+        certificate = await session_of(request)
+        await backend.progress(certificate, request.match_info["id"], await body_of(request, Progress))
         return web.Response(status=204)
 
     async def result(request: web.Request) -> web.Response:
-        token = await token_of(request)
-        await backend.result(token, request.match_info["id"], await body_of(request, Result))
+        certificate = await session_of(request)
+        await backend.result(certificate, request.match_info["id"], await body_of(request, Result))
         return web.Response(status=204)
 
     async def ready(request: web.Request) -> web.Response:
-        token = await token_of(request)
-        await backend.ready(token, await body_of(request, Ready))
+        certificate = await session_of(request)
+        await backend.ready(certificate, await body_of(request, Ready))
         return web.Response(status=204)
 
-    async def token_of(request: web.Request) -> str:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme != "Bearer" or not token:
-            raise UnknownTokenError("the request carries no bearer token", remedy="attest first")
-        await backend.authenticate(token)
-        return token
+    async def session_of(request: web.Request) -> str:
+        certificate = certificate_of(request)
+        if certificate is None:
+            raise UnknownCertificateError("the agent shows no certificate", remedy="attest first")
+        await backend.authenticate(certificate)
+        return certificate
 
     app = web.Application(middlewares=[errors_as_json], client_max_size=max(LIMITS.values()))
     app.router.add_post("/agent/v1/hello", hello)
@@ -141,6 +145,14 @@ def peer_of(request: web.Request) -> str:
     return request.remote or "unknown"
 
 
+def certificate_of(request: web.Request) -> str | None:
+    """The SHA-256 (hex) of the certificate that the peer of this connection showed and TLS verified; None: it showed
+    none."""
+    tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    der = tls.getpeercert(binary_form=True) if tls is not None else None
+    return hashlib.sha256(der).hexdigest() if der else None
+
+
 def answer(message: object, status: int = 200) -> web.Response:
     """A message as JSON; bytes become base64."""
     return web.Response(status=status, body=msgspec.json.encode(message), content_type="application/json")
@@ -156,7 +168,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     """Every failure in the protocol's shape. What nobody expected is logged here and not told to the peer."""
     try:
         return await handler(request)
-    except (AgentRefusedError, UnknownTokenError, UnknownOrderError, ConflictError) as error:
+    except (AgentRefusedError, UnknownCertificateError, UnknownOrderError, ConflictError) as error:
         return refusal(error.status, error.what, error.remedy or "see the controller's log")
     except web.HTTPException as error:
         return refusal(error.status, error.text or error.reason, "use an agent of the same release as the controller")

@@ -54,13 +54,22 @@ class Challenge(Strict, frozen=True):
 
 
 class Evidence(Strict, frozen=True):
-    """The answer to a challenge: activated secret, TPMS_ATTEST, TPMT_SIGNATURE, TCG event log."""
+    """The answer to a challenge: activated secret, TPMS_ATTEST, TPMT_SIGNATURE, TCG event log, and the public key of
+    the session (SubjectPublicKeyInfo, DER)."""
 
     session: Name
     secret: Secret
     quote: Blob
     signature: Blob
     event_log: Annotated[bytes, msgspec.Meta(max_length=MAX_EVENT_LOG_BYTES)]
+    public_key: Annotated[bytes, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class Admission(Strict, frozen=True):
+    """A client certificate (PEM) for the key of the session, and for how many seconds it is good."""
+
+    certificate: str
+    valid_for: float
 
 
 class Order(Strict, frozen=True):
@@ -110,8 +119,8 @@ class AgentRefusedError(FreeholdError):
     status = 403
 
 
-class UnknownTokenError(FreeholdError):
-    """401: no such token; the agent attests again."""
+class UnknownCertificateError(FreeholdError):
+    """401: no live session has this certificate; the agent attests again."""
 
     status = 401
 

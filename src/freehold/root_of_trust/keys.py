@@ -147,6 +147,13 @@ class SiteKeys:
         _publish(state_dir / "keys", keys.public_files())
         return keys
 
+    @property
+    def tls_anchor(self) -> bytes:
+        """The certificate (PEM) to trust for the controller's: self-signed, as not every TLS stack takes another."""
+        authority = self.agent_ca.certificate
+        certified_by_root = self.root is not None and authority.issuer != authority.subject
+        return self.root if self.root is not None and certified_by_root else self.agent_ca.certificate_pem
+
     def public_files(self) -> dict[str, bytes]:
         """The content of `keys/`, by file name."""
         return {

@@ -61,6 +61,23 @@ class Bmc:
         data.host_name = data.host_name or f"hmc-{hardware.info.serial.lower()}"
         self.store.save()
 
+    @property
+    def version(self) -> str:
+        """Of the BMC's own firmware."""
+        return self.store.data.bmc_version or self.config.bmc_firmware_version
+
+    def restart_soon(self) -> bool:
+        """Start anew, a moment after the answer is out. False: this BMC cannot."""
+        if (restart := self.restart) is None:
+            return False
+
+        async def soon() -> None:
+            await asyncio.sleep(0.2)
+            await restart()
+
+        self.background(soon())
+        return True
+
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` beside the requests; it logs its own failures."""
         task = asyncio.create_task(work)

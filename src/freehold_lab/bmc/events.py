@@ -73,9 +73,12 @@ class EventHub:
         await asyncio.gather(*self._deliveries, return_exceptions=True)
 
 
-def trust(trusted_ca: Path | None) -> ssl.SSLContext:
-    """Verifies servers against `trusted_ca`, or the host's CAs."""
-    return ssl.create_default_context(cafile=trusted_ca)
+def trust(trusted_ca: Path | None, *more: str) -> ssl.SSLContext:
+    """Verifies servers against `trusted_ca`, or the host's CAs, and the certificates (PEM) that were given besides."""
+    context = ssl.create_default_context(cafile=trusted_ca)
+    for pem in more:
+        context.load_verify_locations(cadata=pem)
+    return context
 
 
 def _wants(subscription: Subscription, entry: LogRecord) -> bool:

@@ -1,7 +1,6 @@
 """Managers/1: the BMC itself, its network protocols and its interface."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 from freehold_lab.bmc.certificates import HTTPS_CERTIFICATES
 from freehold_lab.bmc.core import OK, ROOT, Action, Call, JsonObject, Resource, collection, link
@@ -24,7 +23,7 @@ async def _manager(call: Call) -> JsonObject:
         "ManagerType": "BMC",
         "Manufacturer": config.manufacturer,
         "Model": config.model,
-        "FirmwareVersion": config.bmc_firmware_version,
+        "FirmwareVersion": call.bmc.version,
         "UUID": call.bmc.store.data.service_uuid,
         "ServiceEntryPointUUID": call.bmc.store.data.service_uuid,
         "DateTime": call.bmc.now(),
@@ -46,9 +45,8 @@ async def _manager(call: Call) -> JsonObject:
 async def _reset(call: Call) -> None:
     bmc = call.bmc
     bmc.record("ManagerReset", call.body["ResetType"], call.user, origin=MANAGER)
-    if bmc.restart is None:
+    if not bmc.restart_soon():
         raise RedfishError("ActionNotSupported", "Manager.Reset")
-    bmc.background(_restart_soon(bmc.restart))
 
 
 async def _protocols(call: Call) -> JsonObject:
@@ -137,11 +135,6 @@ async def _patch_host_interface(call: Call) -> None:
     data.bootstrapping = wanted.get("Enabled", data.bootstrapping)
     data.after_reset = wanted.get("EnableAfterReset", data.after_reset)
     call.bmc.record("NetworkProtocolChanged", "HostInterface", origin=call.uri)
-
-
-async def _restart_soon(restart: Callable[[], Awaitable[None]]) -> None:
-    await asyncio.sleep(0.2)  # lets the answer out
-    await restart()
 
 
 _SWITCH = {"ProtocolEnabled": bool, "Port": Range(1, 65535)}

@@ -1,8 +1,9 @@
 """Virtual media: one virtual CD, shown under the system and (for older clients) under the manager."""
 
+import ssl
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 
 
-async def download(uri: str, target: Path, trusted_ca: Path | None) -> None:
-    """Fetch `uri` (http or https, the server verified) to `target`, which appears only when complete."""
+async def download(uri: str, target: Path, verified: ssl.SSLContext | Literal[False]) -> None:
+    """Fetch `uri` (http, or https with the server `verified`) to `target`, which appears only when complete."""
     partial = target.with_suffix(".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            async with session.get(uri, ssl=trust(trusted_ca)) as answer:
+            async with session.get(uri, ssl=verified) as answer:
                 answer.raise_for_status()
                 with partial.open("wb") as file:
                     async for chunk in answer.content.iter_chunked(CHUNK):
@@ -81,7 +82,7 @@ async def _insert(call: Call) -> None:
         raise RedfishError("ActionParameterValueError", "Image", "VirtualMedia.InsertMedia")
     bmc.store.data.media_uri = uri  # already now: a second request during the download is refused
     try:
-        await download(uri, _image(bmc), bmc.config.trusted_ca)
+        await download(uri, _image(bmc), trust(bmc.config.trusted_ca))
         await bmc.hardware.insert_media(_image(bmc))
     except BaseException:
         bmc.store.data.media_uri = ""

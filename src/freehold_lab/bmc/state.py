@@ -103,7 +103,9 @@ class Remembered(msgspec.Struct):
     indicator: bool = False
     ntp_servers: list[str] = []
     media_uri: str = ""
-    media_certificates: dict[str, str] = {}
+    bmc_version: str = ""  # what was installed; "": as shipped
+    update_certificates: dict[str, str] = {}  # id -> PEM: whom it believes when it fetches firmware
+    verify_update_server: bool = False
 
 
 class Store:

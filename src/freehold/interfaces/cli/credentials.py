@@ -10,10 +10,13 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, site_store, state_option
 from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.opening import open_vault
-from freehold.orchestration.passwords import VaultSlots
+from freehold.orchestration.passwords import VaultSlots, former
 from freehold.out_of_band.redfish import Credential
+from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.operators import Act, Request
+from freehold.root_of_trust.vault import Vault
 
 DAY = 86400.0
 
@@ -31,16 +34,18 @@ def credential() -> None:
 
 @credential.command("set")
 @click.argument("server", required=False)
-@click.option("--ref", help="Put it at this path of the vault, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--ref", help="Put it at this path below factory/, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--replace", is_flag=True, help="With --ref: in place of the credential that is there.")
 @click.option("--username", required=True, help="The account on the BMC.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking for it.")
 @state_option
 @output_option()
 def set_credential(
-    server: str | None, ref: str | None, username: str, password_stdin: bool, state: Path, output: str
+    server: str | None, ref: str | None, replace: bool, username: str, password_stdin: bool, state: Path, output: str
 ) -> None:
     """Tell the vault which credential a BMC has: before the take-over by --ref, or for SERVER when somebody changed it
-    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it.
+    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it. What is below factory/ is
+    sent to every BMC whose Server document names it.
 
     \b
     Example:
@@ -49,6 +54,10 @@ def set_credential(
     """
     if (server is None) == (ref is None):
         raise click.UsageError("give either a server or --ref PATH")
+    if ref is not None and not is_factory_ref(ref):
+        raise click.UsageError(f"--ref {ref} is not a path below {FACTORY}/, such as {FACTORY}/rack-7")
+    if replace and ref is None:
+        raise click.UsageError("--replace goes with --ref; the credential of a server is replaced always")
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
     else:
@@ -66,7 +75,8 @@ def set_credential(
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
                 await VaultSlots(open_vault(state), view).replace(given)
             elif ref is not None:
-                open_vault(state).put(ref, msgspec.json.encode(given))
+                secret = msgspec.json.encode(given)
+                open_vault(state).update(ref, lambda there: _unless_there(ref, there, secret, replace=replace))
             where = ref or f"server {server}"
             await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
 
@@ -77,6 +87,16 @@ def set_credential(
     else:
         then = f"; next: `freehold rotate {server}`, so that nobody knows it" if server else ""
         click.echo(f"{where}: account {username}{then}")
+
+
+def _unless_there(ref: str, there: bytes | None, secret: bytes, *, replace: bool) -> bytes:
+    if there is not None and there != secret and not replace:
+        raise FreeholdError(
+            f"the vault holds another credential at {ref}",
+            expected="a path that is free",
+            remedy="choose another one; or --replace it, if no BMC that is still to be taken over has the old one",
+        )
+    return secret
 
 
 @credential.command("break-glass")
@@ -108,7 +128,8 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
             expires=now + DAY,
         )
         async with site_store(state) as store:
-            await store.get("Server", server)
+            if not open_vault(state).paths(former(server)):
+                await store.get("Server", server)
             await store.add_event(server, "break-glass", f"{login_name()} asks for the BMC's password: {reason}")
             return await store.approvals.ask(request)
 
@@ -120,20 +141,38 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
             click.echo(f"{request_id}: two operators sign it: freehold approval sign {request_id} --key FILE")
         return
 
-    async def show(request_id: str) -> tuple[Credential, tuple[str, ...]]:
+    async def show(request_id: str) -> tuple[list[Credential], tuple[str, ...]]:
         async with site_store(state) as store:
-            stored = open_vault(state).get(f"bmc/{server}/current")
-            if stored is None:
-                raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
+            found = recorded(open_vault(state), server)
             # Told first, shown then: what was shown without a trace would be the worse of the two.
             names = await store.approvals.show_credential(request_id, server, login_name(), time.time())
             told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
             await store.add_event(server, "break-glass", told)
-            return msgspec.json.decode(stored, type=Credential), names
+            return found, names
 
-    found, names = run(show(approved))
+    (found, *others), names = run(show(approved))
     if output == "json":
-        show_json({"server": server, "username": found.username, "password": found.password, "approved_by": names})
+        also = [{"username": each.username, "password": each.password} for each in others]
+        shown = {"server": server, "username": found.username, "password": found.password, "approved_by": names}
+        show_json(shown | ({"or": also} if also else {}))
     else:
-        click.echo(f"account {found.username}\npassword {found.password}")
+        for each in (found, *others):
+            click.echo(f"account {each.username}\npassword {each.password}")
+        if others:
+            click.echo("a change was interrupted, or servers of this name came and went: one of these works", err=True)
         click.echo(f"rotate it when you are done: freehold rotate {server}", err=True)
+
+
+def recorded(vault: Vault, server: str) -> list[Credential]:
+    """What may open the BMC, the likeliest first: the current password, one whose change was interrupted, and if the
+    server is no longer declared, those that it and others of its name had. Raises `FreeholdError` if there is none."""
+    paths = [f"bmc/{server}/current", f"bmc/{server}/pending", *reversed(vault.paths(former(server)))]
+    found = [(path, stored) for path in paths if (stored := vault.get(path)) is not None]
+    if not found:
+        raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
+    return [
+        msgspec.json.decode(stored, type=StagedCredential).credential
+        if path.endswith("/pending")
+        else msgspec.json.decode(stored, type=Credential)
+        for path, stored in found
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from freehold.interfaces.cli.resources import Kind
 from freehold.model.documents import DocumentError, load_documents, validate_set
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Resource, ServerSpec
+from freehold.orchestration.opening import open_vault
+from freehold.orchestration.passwords import set_aside
 from freehold.orchestration.store import Change, FieldChange, Store
+from freehold.root_of_trust import site_vault
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MASK = "********"
@@ -88,7 +92,8 @@ def diff(files: tuple[str, ...], state: Path, output: str) -> None:
 @output_option()
 def delete(kind: str, name: str, state: Path, output: str) -> None:
     """Take a resource out that nothing needs any more. A server goes only with a destruction certificate or under a
-    signed waiver, an Assignment only when nobody runs under it.
+    signed waiver, an Assignment only when nobody runs under it. Its BMC's password is kept apart in the vault:
+    `freehold credential break-glass` still shows it, and no server of the same name gets it.
 
     
     Example:
@@ -98,7 +103,10 @@ def delete(kind: str, name: str, state: Path, output: str) -> None:
 
     async def work() -> None:
         async with site_store(state) as store:
+            vault = open_vault(state) if kind == "Server" and site_vault.exists(state) else None
             await store.delete(kind, name)
+            if vault is not None:
+                set_aside(vault, name, time.time())
 
     run(work())
     if output == "json":

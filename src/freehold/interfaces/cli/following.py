@@ -38,9 +38,11 @@ async def follow(
     timeout: float | None = None,
     output: str = "table",
     hopeless: Reached = lambda _: False,
+    intent: int | None = None,
     err: bool = False,
 ) -> None:
-    """Print where the servers are (all of them, if `names` is empty), then each event, until every one has `reached`.
+    """Print where the servers are (all of them, if `names` is empty), then each event, until every one has `reached`,
+    and the engine has answered `intent`, if one is given.
 
     Raises `NotReachedError` when `timeout` seconds are over, or a server is `hopeless`; it says where each one hangs.
     """
@@ -56,12 +58,13 @@ async def follow(
         if len(news) == PAGE:
             continue
         servers = await _servers(store, names)
-        if servers and all(map(reached, servers)):
+        answered = intent is None or await store.outcome(intent) is not None
+        late = [server for server in servers if not (answered and reached(server))]
+        if servers and not late:
             return
-        if lost := [server for server in servers if not reached(server) and hopeless(server)]:
+        if lost := [server for server in late if hopeless(server)]:
             raise _not_reached("cannot come to", wanted, lost)
         if end is not None and time.monotonic() >= end:
-            late = [server for server in servers if not reached(server)]
             raise _not_reached(f"after {timeout:g} s not yet", wanted, late)
         await asyncio.sleep(INTERVAL if end is None else max(0.0, min(INTERVAL, end - time.monotonic())))
 

@@ -9,17 +9,18 @@ import click
 EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  failed; the message says what is wrong and what to do
+  1  failed; the message says what is wrong and what to do; `audit`: not every server could be audited
   2  wrong usage, or a document that is not valid
   3  the answer is no: `diff` or `baseline diff` found differences, `verify` refused, `audit` has findings,
-     `prove`: something left, `lab status` found something broken, `vault status`: it does not open,
-     `vault audit` has findings
+     `attest`: in quarantine, `prove`: something left, `lab status` found something broken,
+     `vault status`: it does not open, `vault audit` has findings
   130  interrupted"""
 
 # command -> (module, attribute, one line of help). The line stands here so that `--help` imports nothing else.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "approval": ("operators", "approval", "What two people are asked to approve, and their signatures."),
     "apply": ("documents", "apply", "Declare what is in YAML documents."),
+    "attest": ("attestation", "attest", "Make a server prove now what it booted."),
     "audit": ("audit", "audit", "How open the BMCs stand, and what their ports really answer."),
     "baseline": ("baseline", "baseline", "Firmware reference values, and who approved them."),
     "completion": ("shell", "completion", "Print the shell completion script."),

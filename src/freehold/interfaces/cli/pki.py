@@ -107,14 +107,16 @@ def install(role: str, certificate: Path, root: Path, state: Path, output: str) 
 @state_option
 @output_option()
 def list_certificates(state: Path, output: str) -> None:
-    """Every certificate that the site's CAs issued, as the evidence log has it, and whether it still counts.
+    """Every certificate that the site's CAs issued, as the evidence log has it, and whether it still counts. Those of
+    agents live a day at most; what has ended is left to `freehold evidence log`.
 
     \b
     Example:
       freehold pki list
     """
     gone, now = authorities.revoked(existing_vault(state)), datetime.now(UTC)
-    rows = [claim | {"state": _state(claim, gone, now)} for claim in _issued(state)]
+    every = [claim | {"state": _state(claim, gone, now)} for claim in _issued(state)]
+    rows = [row for row in every if row["purpose"] != "agent" or row["state"] == "valid"]
     if output != "json":
         cells = [(c["serial"], c["purpose"], c.get("server") or c["subject"], c["not_after"], c["state"]) for c in rows]
         show_table(("SERIAL", "PURPOSE", "FOR", "NOT AFTER", "STATE"), cells)

@@ -70,30 +70,31 @@ def list_generations(state: Path, output: str) -> None:
 
 @secureboot.command()
 @click.argument("image", metavar="IMAGE.efi|SHA256")
+@click.option("--although-in-use", is_flag=True, help="Even if the site boots it now: its servers wait for an update.")
 @reason_option
 @state_option
 @output_option()
-def revoke(image: str, reason: str, state: Path, output: str) -> None:
+def revoke(image: str, although_in_use: bool, reason: str, state: Path, output: str) -> None:
     """Put an image into dbx, by file or by its Authenticode digest: no server that has the new generation starts it.
 
-    What the site boots now must not be what is revoked, so update Freehold first if it is; servers are not given keys
-    that would keep them from starting.
+    What the site boots now is refused: update Freehold first. Servers are not given keys that would keep them from
+    starting, so with --although-in-use none gets further than its next enrolment before that update.
 
     \b
     Example:
       freehold secureboot revoke agent.efi --reason "CVE-2026-1234 in its kernel"
     """
     digest = authenticode(Path(image).read_bytes()).hex() if Path(image).is_file() else image.lower()
-    made = _keyring(state).revoke(digest, reason, utc_now())
     builds = _builds_of(state, digest)
+    if not although_in_use:
+        _refuse_in_use(state, digest, builds)
+    made = _keyring(state).revoke(digest, reason, utc_now())
     if output == "json":
         show_json({"revoked": digest, "generation": made.number, "builds": builds})
         return
     click.echo(f"revoked {digest} in generation {made.number}; {WHEN}")
     for build in builds:
-        click.echo(
-            f"it is {build} of this site: if that is what it boots now, update Freehold and restart `freehold serve`"
-        )
+        click.echo(f"it is {build} of this site")
 
 
 @secureboot.command()
@@ -210,8 +211,24 @@ def _builds_of(state: Path, digest: str) -> list[str]:
     ]
 
 
+def _refuse_in_use(state: Path, digest: str, builds: list[str]) -> None:
+    newest = _newest_build(state)
+    title = next((each for each in builds if newest is not None and each.endswith(newest.name)), None)
+    if title is not None:
+        raise FreeholdError(
+            f"{digest} is what this site boots now: {title}",
+            remedy="update Freehold and restart `freehold serve`, so that it boots another; then repeat this. "
+            "If it must not wait: --although-in-use, and no server gets ready before that update",
+        )
+
+
 def _newest_agent(state: Path) -> Path:
-    built = sorted((state / "images").glob("*/content.json"), key=lambda path: path.stat().st_mtime)
-    if not built:
+    newest = _newest_build(state)
+    if newest is None:
         raise FreeholdError("the site has built no agent yet", remedy="run `freehold serve` first")
-    return built[-1].with_name("agent.efi")
+    return newest / "agent.efi"
+
+
+def _newest_build(state: Path) -> Path | None:
+    built = sorted((state / "images").glob("*/content.json"), key=lambda path: path.stat().st_mtime)
+    return built[-1].parent if built else None

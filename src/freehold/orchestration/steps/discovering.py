@@ -19,7 +19,8 @@ async def read_oob_inventory(site: Site, ctx: StepContext) -> StepResult:
         vendor=inventory["manufacturer"], model=inventory["model"], version=inventory["bios_version"]
     )
     claim = {"source": "out-of-band", "inventory": inventory}
-    return StepResult(facts={"oob_inventory": inventory, "firmware": firmware}, statements=(("inventory", claim),))
+    facts = {"oob_inventory": inventory, "firmware": firmware, "bmc_version": inventory["bmc_version"]}
+    return StepResult(facts=facts, statements=(("inventory", claim),))
 
 
 async def collect_inventory(site: Site, ctx: StepContext) -> StepResult:

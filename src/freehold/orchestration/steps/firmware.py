@@ -1,76 +1,148 @@
-"""The firmware job of `preparing`: a package out of the depot onto the machine, and what it measures after that."""
+"""The firmware jobs of `preparing`: a package out of the depot onto the machine or its BMC. What a BIOS measures after
+that is taken down; of a BMC's own firmware nothing measures, so its word for the version has to do."""
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.status import FirmwareFact
+from freehold.model.status import FirmwareFact, SentFirmware
 from freehold.orchestration import downgrades
 from freehold.orchestration.approvals import Approved
-from freehold.orchestration.conditions import firmware_wanted
-from freehold.orchestration.lifecycle import UNMEASURED
-from freehold.orchestration.site import Site
+from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted
+from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
+from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.discovering import measured_reference
-from freehold.out_of_band.update import bios_version, find_bios, push_firmware, update_running
+from freehold.out_of_band.redfish import RedfishClient
+from freehold.out_of_band.update import (
+    FileServer,
+    bios_version,
+    find_firmware,
+    firmware_version,
+    push_firmware,
+    update_running,
+)
 from freehold.root_of_trust.depot import Kind, Seen, Target, Wanted
 from freehold.root_of_trust.operators import Act
 
-COMPONENT = "bios"
-SEND_SECONDS = 20.0
-"""An upload must fit into the lease like every other command; what the BMC does with it then is a task."""
+BACK_WITHIN = 1800.0
+"""Seconds in which a BMC starts anew into firmware that it was sent."""
+LOOK_AGAIN = 10.0
 
 
 async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
     """Bring the BIOS to the wanted version: a package out of the depot, verified on the very bytes that are sent. What
     the new firmware measures is then taken down by a boot, and approved, before anything else happens."""
-    board, version = ctx.facts.firmware, firmware_wanted(ctx.server)
-    if board is None or version is None:
-        raise FreeholdError("its board is not known yet", server=ctx.name, remedy="decommission it, or declare it anew")
-    wanted = Wanted(Kind.FIRMWARE, board.vendor, COMPONENT, version, model=board.model)
-    tickets = await site.approvals.approved(Act.DOWNGRADE, downgrades.subject_of(ctx.name), ctx.now)
-    ticket = downgrades.fitting(tickets, wanted, board.version)
-    target, package, floor, seen = await asyncio.to_thread(_verified, site, wanted, ticket, ctx.name, board.version)
+    board, version = _board(ctx), firmware_wanted(ctx.server) or ""
+    package = await _package(site, ctx, "bios", board.version, version)
     async with site.bmc(ctx.server) as client:
         if ctx.resumed and await update_running(client):
-            return StepResult(done=False, retry_after=10.0, waiting_for="an update that is under way")
-        bios = await find_bios(client)
-        await ctx.ensure_lease(SEND_SECONDS)
-        await push_firmware(client, package, bios.uri, name=target.path, send_timeout=SEND_SECONDS)
-    claim = {
-        "component": COMPONENT,
-        "board": f"{board.vendor} {board.model}",
-        "from": board.version,
-        "to": version,
-        "target": target.path,
-        "sha256": target.sha256,
-        "length": target.length,
-        "staged_locally": True,
-        "verified": True,
-        "vendor_signature": msgspec.to_builtins(target.about.vendor_signature),
-        "unsigned_because": target.about.unsigned_because,
-        "below_floor": floor,
-        "downgrade": ticket.claim if ticket is not None and floor is not None else None,
-        "sent_by": "multipart HTTP push",
-        "depot": msgspec.to_builtins(seen),
-    }
-    site.depot_seen = seen
+            return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for="an update that is under way")
+        bios = await find_firmware(client, "BIOS")
+        sent_by = await _send(site, ctx, client, package, bios.uri)
+    site.depot_seen = package.seen
     facts: dict[str, Any] = {"firmware": FirmwareFact(vendor=board.vendor, model=board.model, version=version)}
+    claim = package.claim(board, board.version, sent_by)
+    event = f"BIOS {board.version} -> {version}"
+    return StepResult(facts=facts | UNMEASURED, statements=(("firmware", claim),), events=(event,))
+
+
+async def apply_bmc_firmware(site: Site, ctx: StepContext) -> StepResult:
+    """Bring the BMC's own firmware to the wanted version, likewise. It starts anew into it, and is then closed and
+    audited again. One that comes back with another version than it was sent is not believed any more."""
+    board, version, sent = _board(ctx), bmc_firmware_wanted(ctx.server) or "", ctx.facts.bmc_firmware_sent
+    was, waiting = ctx.facts.bmc_version, "the BMC to start into its new firmware"
+    async with site.bmc(ctx.server) as client:
+        told = await firmware_version(client, "BMC")
+        if told == version:
+            await _spend_ticket(site, ctx, "bmc", told)
+            facts = {"bmc_version": told, "bmc_firmware_sent": None, **UNCLOSED}
+            return StepResult(facts=facts, events=(f"BMC firmware {was} -> {told}",))
+        if await update_running(client):
+            return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
+        if sent is not None and sent.version == version:
+            if ctx.now - sent.at < BACK_WITHIN:
+                return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
+            why = f"after the update to BMC firmware {version} the BMC tells of version {told or 'none'}"
+            return StepResult(done=False, facts={"bmc_firmware_sent": None}, quarantine=why)
+        package = await _package(site, ctx, "bmc", told, version)
+        item = await find_firmware(client, "BMC")
+        sent_by = await _send(site, ctx, client, package, item.uri, restarts=True)
+    site.depot_seen = package.seen
     return StepResult(
-        facts=facts | UNMEASURED, statements=(("firmware", claim),), events=(f"BIOS {board.version} -> {version}",)
+        done=False,
+        facts={"bmc_firmware_sent": SentFirmware(version=version, at=ctx.now)},
+        statements=(("firmware", package.claim(board, told, sent_by)),),
+        retry_after=LOOK_AGAIN,
+        waiting_for=waiting,
     )
 
 
-def _verified(
-    site: Site, wanted: Wanted, ticket: Approved | None, server: str, installed: str
-) -> tuple[Target, bytes, str | None, Seen]:
-    """The bytes that will be sent, in memory: nobody can change them after this check; and the floor that they are
-    below, if the ticket lets them be."""
+def _board(ctx: StepContext) -> FirmwareFact:
+    if ctx.facts.firmware is None:
+        raise FreeholdError("its board is not known yet", server=ctx.name, remedy="decommission it, or declare it anew")
+    return ctx.facts.firmware
+
+
+async def _send(
+    site: Site, ctx: StepContext, client: RedfishClient, package: "_Package", uri: str, *, restarts: bool = False
+) -> str:
+    await ctx.ensure_lease(BMC_COMMAND)  # a long upload is cut off with the lease, and what is cut is not installed
+    server = FileServer(site.shelf.serve, site.keys.tls_anchor.decode())
+    return await push_firmware(client, package.content, uri, name=package.target.path, server=server, restarts=restarts)
+
+
+class _Package(NamedTuple):
+    """What is sent, verified and in memory: nobody can change it after that."""
+
+    target: Target
+    content: bytes
+    seen: Seen
+    floor: str | None  # the security floor that it is below
+    ticket: Approved | None  # which let it be
+
+    def claim(self, board: FirmwareFact, was: str, sent_by: str) -> dict[str, Any]:
+        about = self.target.about
+        return {
+            "component": about.component,
+            "board": f"{board.vendor} {board.model}",
+            "from": was,
+            "to": about.version,
+            "target": self.target.path,
+            "sha256": self.target.sha256,
+            "length": self.target.length,
+            "staged_locally": True,
+            "verified": True,
+            "vendor_signature": msgspec.to_builtins(about.vendor_signature),
+            "unsigned_because": about.unsigned_because,
+            "below_floor": self.floor,
+            "downgrade": self.ticket.claim if self.ticket is not None and self.floor is not None else None,
+            "sent_by": sent_by,
+            "depot": msgspec.to_builtins(self.seen),
+        }
+
+
+async def _package(site: Site, ctx: StepContext, component: str, installed: str, version: str) -> _Package:
+    board = _board(ctx)
+    wanted = Wanted(Kind.FIRMWARE, board.vendor, component, version, model=board.model)
+    tickets = await site.approvals.approved(Act.DOWNGRADE, downgrades.subject_of(ctx.name), ctx.now)
+    ticket = downgrades.fitting(tickets, wanted, installed)
+    return await asyncio.to_thread(_verified, site, wanted, ticket, ctx.name, installed)
+
+
+async def _spend_ticket(site: Site, ctx: StepContext, component: str, version: str) -> None:
+    """A ticket is for one downgrade: once the firmware that it let in is there, it lets nothing in any more."""
+    for each in await site.approvals.approved(Act.DOWNGRADE, downgrades.subject_of(ctx.name), ctx.now):
+        if (each.request.details["component"], each.request.details["to"]) == (component, version):
+            await site.approvals.spend(each.request.id, ctx.now)
+
+
+def _verified(site: Site, wanted: Wanted, ticket: Approved | None, server: str, installed: str) -> _Package:
     client = site.depot.client(site.depot_seen)
     target, data = client.fetch(wanted, downgrades.used(ticket, server, installed) if ticket is not None else None)
-    return target, data, client.floor_above(wanted, target), client.seen
+    return _Package(target, data, client.seen, client.floor_above(wanted, target), ticket)
 
 
 async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
@@ -83,8 +155,5 @@ async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
     if board is not None and told != board.version:
         why = f"after the update to BIOS {board.version} the BMC tells of version {told or 'none'}"
         return StepResult(done=False, quarantine=why)
-    # A ticket is for one downgrade: once the firmware that it let in has been measured, it lets nothing in any more.
-    for each in await site.approvals.approved(Act.DOWNGRADE, downgrades.subject_of(ctx.name), ctx.now):
-        if each.request.details["to"] == told:
-            await site.approvals.spend(each.request.id, ctx.now)
+    await _spend_ticket(site, ctx, "bios", told)
     return StepResult(facts={"learned_reference": measured_reference(agent)})

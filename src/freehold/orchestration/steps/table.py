@@ -1,8 +1,10 @@
 """Step name -> doer. `planner.STEPS` names what must be here; a test holds the two together."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
+from freehold.model.findings import Finding, Severity
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepFn, StepResult
 from freehold.orchestration.steps import (
@@ -13,6 +15,7 @@ from freehold.orchestration.steps import (
     firmware,
     preparing,
     provisioning,
+    revocations,
     secure_boot,
     securing,
     watching,
@@ -37,6 +40,7 @@ DOERS: dict[str, Doer] = {
     "release_agent": booting.release_agent,
     "learn_reference": firmware.learn_reference,
     "apply_firmware": firmware.apply_firmware,
+    "apply_bmc_firmware": firmware.apply_bmc_firmware,
     "apply_bios": preparing.apply_bios,
     "enroll_secure_boot": secure_boot.enroll,
     "approve_reference": preparing.approve_reference,
@@ -47,6 +51,7 @@ DOERS: dict[str, Doer] = {
     "rotate_credential": securing.rotate_credential,
     "renew_certificate": certificates.install,
     "renew_attestation": watching.renew_attestation,
+    "check_revocations": revocations.check,
     "check_drift": watching.check_drift,
     "remediate": watching.remediate,
     "power_off": booting.power_off,
@@ -61,16 +66,44 @@ DOERS: dict[str, Doer] = {
 }
 
 
-NEEDS_A_PERSON = (WrongCredential, AccountLocked, BmcIdentityChanged, CsrRefused, TakeoverStopped)
+NEEDS_A_PERSON = (WrongCredential, BmcIdentityChanged, CsrRefused, TakeoverStopped)
 """Trying again would make it worse: a refused log-in counts towards the lockout, a changed key is no BMC of ours."""
+
+LOCKED = "bmc-account-locked"
+UNLOCKED_WITHIN = 1800.0
+"""Seconds until a locked account is tried again: longer than what vendors ship as AccountLockoutDuration."""
 
 
 async def guarded(doer: Doer, site: Site, ctx: StepContext) -> StepResult:
-    """The doer; what needs a person quarantines the server, so that the engine does not repeat it."""
+    """The doer; what needs a person quarantines the server, so that the engine does not repeat it. What is over by
+    itself is waited for: anybody who reaches a BMC's log-in can lock our account, and must not be able to do more."""
     try:
-        return await doer(site, ctx)
+        result = await doer(site, ctx)
+    except AccountLocked as error:
+        return _locked(ctx, error)
     except NEEDS_A_PERSON as error:
+        if isinstance(error, TakeoverStopped) and error.wait is not None:
+            waiting = f"the BMC to forget interrupted log-ins: {error.what}"
+            return StepResult(done=False, retry_after=error.wait + 1.0, waiting_for=waiting)
         return StepResult(done=False, quarantine=f"{error.what}; {error.remedy}" if error.remedy else error.what)
+    return replace(result, resolved=(*result.resolved, LOCKED)) if _was_locked(ctx) else result
+
+
+def _was_locked(ctx: StepContext) -> bool:
+    return any(finding.kind == LOCKED for finding in ctx.server.status.findings)
+
+
+def _locked(ctx: StepContext, error: AccountLocked) -> StepResult:
+    finding = Finding(
+        severity=Severity.CRITICAL,
+        kind=LOCKED,
+        subject=ctx.name,
+        detail=f"{error.what}: somebody tries passwords on this BMC",
+        remedy="find out who reaches its log-in, in the BMC's own log; the account is tried again by itself",
+    )
+    events = () if _was_locked(ctx) else (finding.detail,)
+    waiting = "the BMC to unlock our account"
+    return StepResult(done=False, retry_after=UNLOCKED_WITHIN, waiting_for=waiting, findings=(finding,), events=events)
 
 
 def steps_of(site: Site) -> dict[str, StepFn]:

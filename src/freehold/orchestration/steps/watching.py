@@ -8,6 +8,7 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind, parse_duration
 from freehold.operations.drift import Observation, diff, finding, sentence
+from freehold.orchestration.conditions import attested_last
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
@@ -148,13 +149,19 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
 
 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
-    """End the session: the agent in the OS finds its token worthless and attests again."""
+    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, so
+    that its silence is counted from there."""
     last = ctx.facts.last_attestation or ctx.server.status.state_since
     overdue = ctx.now - last > 2 * parse_duration(ctx.server.policy.attestation_interval)
     if overdue and ctx.server.agent is None:
         hours = (ctx.now - last) / 3600
         why = f"its OS has not attested for {hours:.0f} hours, and does not answer the demand to"
         return StepResult(done=False, quarantine=why)
+    proved = attested_last(ctx.server)
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
-    return StepResult(done=False, waiting_for="the OS to attest again")
+    return StepResult(
+        done=False,
+        facts={"last_attestation": proved} if proved else {},
+        waiting_for="a new attestation",
+    )

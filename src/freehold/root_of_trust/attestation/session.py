@@ -48,12 +48,14 @@ class Challenge:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """The agent's answer: the recovered secret, TPMS_ATTEST, TPMT_SIGNATURE, and the firmware's event log."""
+    """The agent's answer: the recovered secret, TPMS_ATTEST, TPMT_SIGNATURE, the firmware's event log, and the public
+    key (SubjectPublicKeyInfo, DER) that it will speak with."""
 
     secret: bytes
     quote: bytes
     signature: bytes
     event_log: bytes
+    public_key: bytes
 
 
 @dataclass
@@ -105,9 +107,11 @@ def new_challenge(
     )
 
 
-def qualifying_data(nonce: bytes, session: str, tls_certificate: bytes) -> bytes:
-    """SHA-256(nonce || session || SHA-256(DER of the controller's certificate)): a relayed quote names another one."""
-    return hashlib.sha256(nonce + session.encode() + hashlib.sha256(tls_certificate).digest()).digest()
+def qualifying_data(nonce: bytes, session: str, tls_certificate: bytes, public_key: bytes) -> bytes:
+    """SHA-256(nonce || session || SHA-256(DER of the controller's certificate) || SHA-256(the agent's public key)): a
+    relayed quote names another certificate, and nobody can put their own key beside somebody else's quote."""
+    bound = hashlib.sha256(tls_certificate).digest() + hashlib.sha256(public_key).digest()
+    return hashlib.sha256(nonce + session.encode() + bound).digest()
 
 
 def verify_response(
@@ -128,7 +132,7 @@ def verify_response(
     if not hmac.compare_digest(hashlib.sha256(response.secret).digest(), challenge.secret_hash):
         raise ChallengeError("the credential's secret was not recovered: the AK is not of the EK's TPM")
     ak = parse_public(challenge.ak_public)
-    expected = qualifying_data(challenge.nonce, challenge.session, tls_certificate)
+    expected = qualifying_data(challenge.nonce, challenge.session, tls_certificate, response.public_key)
     quote = check_quote(ak, response.quote, response.signature, qualifying_data=expected, selection=challenge.selection)
     log = parse_event_log(response.event_log)
     values = _values(ak, quote, log, tuple(phases))

@@ -3,6 +3,7 @@
     root (P-384, offline)          made and used in a ceremony only; `freehold.root_of_trust.ceremony`
       BMC CA, agent CA             path length 0, critical name constraints: each speaks for its own addresses only
         a BMC, the controller      TLS server certificates
+        an agent                   TLS client certificate of one session, by the agent CA
     Secure Boot PK, KEK, db        self-signed: firmware builds no chains
 
 A site that held no ceremony has the two issuing CAs self-signed, under the same names and keys: a certificate of the
@@ -37,6 +38,8 @@ from freehold.root_of_trust.pki.building import (
 )
 from freehold.root_of_trust.pki.leaves import (
     addresses,
+    agent_certificate,
+    agent_key,
     bmc_certificate,
     claim,
     controller_certificate,
@@ -53,6 +56,8 @@ __all__ = [
     "PublicKey",
     "addresses",
     "agent_ca",
+    "agent_certificate",
+    "agent_key",
     "authority_request",
     "bmc_ca",
     "bmc_certificate",

@@ -29,7 +29,13 @@ class CertificateError(FreeholdError):
 
 
 def builder(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, now: datetime, not_after: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: PublicKey,
+    now: datetime,
+    not_after: datetime,
+    *,
+    skew: timedelta = SKEW,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -37,7 +43,7 @@ def builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
+        .not_valid_before(now - skew)
         .not_valid_after(not_after)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )

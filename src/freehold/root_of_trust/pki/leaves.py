@@ -1,4 +1,4 @@
-"""TLS server certificates of the controller and of BMCs, by the site's CAs; and the Secure Boot certificates."""
+"""TLS certificates of the controller, of BMCs and of agents, by the site's CAs; and the Secure Boot certificates."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -25,6 +26,7 @@ from freehold.root_of_trust.pki.building import (
 
 CONTROLLER_LIFETIME = timedelta(days=90)
 BMC_LIFETIME = timedelta(days=397)
+AGENT_LIFETIME = timedelta(hours=24)
 SECURE_BOOT_LIFETIME = timedelta(days=7300)
 
 
@@ -64,6 +66,45 @@ def bmc_certificate(
     require_zone("BMC CA", ca, [at], remedy)
     # OpenSSL takes a common name that looks like a DNS name for one, and the CA may speak for none: hence the space.
     return _tls_server(key, common_name(f"BMC {address}"), [at], ca, ca_key, now, now + BMC_LIFETIME)
+
+
+def agent_key(der: bytes) -> ec.EllipticCurvePublicKey:
+    """The public key that an agent made for its session. Raises `CertificateError` for anything but P-256."""
+    try:
+        key = serialization.load_der_public_key(der)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateError(
+            "the agent's public key is not one of P-256",
+            expected="a SubjectPublicKeyInfo in DER",
+            remedy="use an agent of the same release as the controller",
+        )
+    return key
+
+
+def agent_certificate(
+    key: ec.EllipticCurvePublicKey,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    server: str,
+    session: str,
+    now: datetime,
+    lifetime: timedelta,
+) -> x509.Certificate:
+    """A TLS client certificate for the agent of `server` in one session, for `lifetime` and never more than a day. Who
+    checks it is who issued it, so it begins now and not a day ago."""
+    not_after = min(now + min(lifetime, AGENT_LIFETIME), ca.not_valid_after_utc)
+    named = x509.UniformResourceIdentifier(f"urn:freehold:server:{server}:session:{session}")
+    return (
+        builder(common_name(f"agent {session}"), ca.subject, key, now, not_after, skew=timedelta(0))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([named]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
 
 
 def secure_boot_certificate(key: rsa.RSAPrivateKey, site: str, role: str, now: datetime) -> x509.Certificate:
