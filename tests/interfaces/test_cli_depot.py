@@ -452,7 +452,7 @@ def test_a_downgrade_is_asked_for_and_signed_like_everything_that_needs_two(
     assert "its board is not known yet" in published(*words).err
     board = FirmwareFact(vendor="QEMU", model="Standard PC", version="2.0.0")
     published.set_status("server-1", ServerStatus(state=ServerState.AVAILABLE, facts=Facts(firmware=board)))
-    assert "BIOS 1.1.0 is not below the security floor: it needs no ticket" in published(*words).err
+    assert "bios 1.1.0 is not below the security floor: it needs no ticket" in published(*words).err
     newer = tmp_path / "bios-2.0.0.fw"
     newer.write_bytes(firmware_package.pack("2.0.0", CODE))
     answer = published(
@@ -470,4 +470,4 @@ def test_a_downgrade_is_asked_for_and_signed_like_everything_that_needs_two(
         "vendor": "QEMU", "component": "bios", "model": "Standard PC", "from": "2.0.0", "to": "1.1.0",
         "sha256": hashlib.sha256(PACKAGE).hexdigest(), "reason": "it loses the NIC",
     }  # fmt: skip
-    assert "asks for BIOS 1.1.0: it loses the NIC" in published("events", "server-1").out
+    assert "asks for bios 1.1.0: it loses the NIC" in published("events", "server-1").out

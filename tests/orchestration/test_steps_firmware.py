@@ -145,6 +145,22 @@ async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_
     assert (facts.ipmi_off, facts.services_closed, facts.posture_recorded) == (False, False, False)
 
 
+async def test_the_firmware_of_a_bmc_has_a_floor_and_tickets_of_its_own(wanting_a_new_bmc: Place) -> None:
+    place = wanting_a_new_bmc
+    newer = firmware_package.pack("5.0.0", b"x" * 1000, firmware_package.BMC_MAGIC)
+    publish(place, newer, "5.0.0", (board(place).model,), floor="4.20.0", component="bmc")
+    await place.store.approvals.found({name: key.public_key for name, key in PEOPLE.items()}, 1.0)
+    wanted = Wanted(Kind.FIRMWARE, board(place).vendor, "bmc", "4.13.00", model=board(place).model)
+    target, now = place.site.depot.client().package(wanted), time.time()
+    request = request_for(SERVER, wanted, "4.12.03", target, reason="a test", by="eve", at=now, expires=now + 600.0)
+    await ask(place, changed(request, component="bios"), "alice", "bob")
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await place.step("apply_bmc_firmware")
+    await ask(place, request, "alice", "bob")
+    ((_, claim),) = (await place.step("apply_bmc_firmware")).statements
+    assert (claim["below_floor"], claim["downgrade"]["request_id"]) == ("4.20.0", request.id)
+
+
 async def test_a_bmc_that_stays_with_its_old_firmware_is_quarantined_and_not_sent_it_again(
     wanting_a_new_bmc: Place,
 ) -> None:
