@@ -35,6 +35,7 @@ def test_nothing_changed_is_no_drift():
         ({"bios": {}}, DriftKind.BIOS_ATTRIBUTE, "NumLock is absent"),
         ({"firmware": {"BIOS": "2.6.2"}}, DriftKind.FIRMWARE_VERSION, "BIOS is 2.6.2, declared 2.6.1"),
         ({"ipmi": True}, DriftKind.IPMI, "IPMI over LAN is on"),
+        ({"services": ("Telnet",)}, DriftKind.BMC_SERVICE, "Telnet is open, declared closed"),
         ({"secure_boot_keys": {"db": ("aa", "bb")}}, DriftKind.SECURE_BOOT_KEYS, "db is aa bb, declared aa"),
     ],
 )
@@ -42,6 +43,12 @@ def test_each_kind_of_drift_is_named(change, kind, words):
     (drift,) = diff(BASE, msgspec.structs.replace(BASE, **change))
     assert drift.kind == kind
     assert words in sentence(drift)
+
+
+def test_what_could_never_be_closed_is_no_drift_and_closing_it_is_none_either():
+    left = msgspec.structs.replace(BASE, services=("SSDP",))
+    assert diff(left, left) == ()
+    assert diff(left, BASE) == ()
 
 
 def test_every_kind_has_a_reaction_and_a_finding_says_what_to_do():

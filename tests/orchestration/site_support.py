@@ -290,4 +290,5 @@ async def an_owned_place(tmp_path: Path) -> AsyncIterator[Place]:
             place.site.vault.put(f"bmc/{SERVER}/current", msgspec.json.encode(credential))
             await place.step("pin_identity")
             await place.step("disable_ipmi")
+            await place.step("close_services")
             yield place

@@ -9,15 +9,20 @@ import pytest
 from site_support import SERVER, Place
 
 from freehold.model.errors import FreeholdError
+from freehold.model.findings import Severity
 from freehold.model.resources import DriftKind
 from freehold.model.status import Medium, ServerState
 from freehold.orchestration.steps.table import DOERS
 from freehold.out_of_band import server as oob
-from freehold.out_of_band.posture import read_accounts
+from freehold.out_of_band.errors import BmcError
+from freehold.out_of_band.hardening import opened
+from freehold.out_of_band.posture import read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.secure_boot import secure_boot_state
 
 SYSTEM = "/redfish/v1/Systems/1"
+PROTOCOLS = "/redfish/v1/Managers/1/NetworkProtocol"
+HOST_INTERFACE = "/redfish/v1/Managers/1/HostInterfaces/1"
 FOREIGN = {"UserName": "mallory", "Password": "some-Password-1", "RoleId": "Administrator"}
 
 
@@ -31,6 +36,10 @@ async def turn_order_round(client: RedfishClient, place: Place) -> None:
 
 async def turn_ipmi_on(client: RedfishClient, place: Place) -> None:
     await oob.set_ipmi(client, True)
+
+
+async def open_snmp(client: RedfishClient, place: Place) -> None:
+    await client.patch(PROTOCOLS, {"SNMP": {"ProtocolEnabled": True}})
 
 
 async def change_bios(client: RedfishClient, place: Place) -> None:
@@ -51,6 +60,7 @@ CHANGES: dict[DriftKind, tuple[Change, str]] = {
     DriftKind.BMC_ACCOUNT: (add_account, "bmc-account: mallory is Administrator, declared absent"),
     DriftKind.BOOT_ORDER: (turn_order_round, "boot-order: boot order is Boot0002 Boot0001 Boot0000, declared Boot0000"),
     DriftKind.IPMI: (turn_ipmi_on, "ipmi: IPMI over LAN is on, declared off"),
+    DriftKind.BMC_SERVICE: (open_snmp, "bmc-service: SNMP is open, declared closed"),
     DriftKind.BIOS_ATTRIBUTE: (change_bios, "bios-attribute: NumLock is False, declared True"),
     DriftKind.SECURE_BOOT: (turn_secure_boot_off, "secure-boot: Secure Boot is off, declared on"),
     DriftKind.SECURE_BOOT_KEYS: (empty_db, "secure-boot-keys: db is empty, declared "),
@@ -142,6 +152,47 @@ async def test_a_foreign_account_that_came_before_the_first_check_is_drift(owned
         (DriftKind.IPMI, "IPMI over LAN"),
     ]
     assert first.findings[0].remedy
+
+
+async def test_every_service_that_was_closed_is_watched_and_closed_again(owned: Place) -> None:
+    await accepted(owned)
+    async with owned.own_bmc() as client:
+        await open_snmp(client, owned)
+        await client.patch(PROTOCOLS, {"SSDP": {"ProtocolEnabled": True}})
+        await client.patch(HOST_INTERFACE, {"InterfaceEnabled": True, "CredentialBootstrapping": {"Enabled": True}})
+    seen = await owned.step("check_drift")
+    bootstrapping, interface = f"credential bootstrapping at {HOST_INTERFACE}", f"host interface {HOST_INTERFACE}"
+    assert {drift.subject for drift in seen.facts["drift"]} == {"SNMP", "SSDP", bootstrapping, interface}
+    assert all(finding.severity is Severity.WARNING and finding.remedy for finding in seen.findings)
+    for _ in range(2):  # safe to repeat
+        assert (await owned.step("remediate/bmc-service")).done
+    async with owned.own_bmc() as client:
+        assert opened(await read_posture(client)) == ()
+    assert (await owned.step("check_drift")).facts["drift"] == ()
+
+
+async def test_what_the_bmc_refuses_to_close_is_remembered_and_what_it_was_too_busy_for_is_not(
+    owned: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with owned.own_bmc() as client:
+        await open_snmp(client, owned)
+    status = 503
+
+    async def refuse(client: RedfishClient, path: str, *_: Any, **__: Any) -> None:
+        raise BmcError("no", status=status, server=SERVER)
+
+    monkeypatch.setattr(RedfishClient, "patch", refuse)
+    with pytest.raises(BmcError):
+        await owned.step("close_services")
+    status = 400
+    assert (await owned.step("close_services")).facts["services_left_open"] == ("SNMP",)
+
+
+async def test_a_service_that_the_bmc_never_let_us_close_is_no_drift(owned: Place) -> None:
+    async with owned.own_bmc() as client:
+        await open_snmp(client, owned)
+    await owned.establish(services_left_open=("SNMP",))
+    await accepted(owned)
 
 
 async def test_a_foreign_key_that_came_before_the_first_check_is_drift(owned: Place) -> None:

@@ -129,6 +129,7 @@ class DriftKind(StrEnum):
     FIRMWARE_VERSION = "firmware-version"
     SECURE_BOOT_KEYS = "secure-boot-keys"
     IPMI = "ipmi"
+    BMC_SERVICE = "bmc-service"
 
 
 class Reaction(StrEnum):
@@ -149,6 +150,7 @@ DEFAULT_REACTIONS = {
     DriftKind.BOOT_ORDER: Reaction.REMEDIATE,
     DriftKind.BIOS_ATTRIBUTE: Reaction.REMEDIATE,
     DriftKind.IPMI: Reaction.REMEDIATE,
+    DriftKind.BMC_SERVICE: Reaction.REMEDIATE,
 }
 
 

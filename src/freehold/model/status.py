@@ -110,6 +110,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
     services_closed: bool = False
+    services_left_open: tuple[str, ...] = ()  # what the BMC did not let us close, as `hardening.opened` names it
     posture_recorded: bool = False
     # discovering
     oob_inventory: dict[str, Any] | None = None

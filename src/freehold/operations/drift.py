@@ -16,7 +16,8 @@ from freehold.model.status import Drift
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of one server as its BMC reports it. `accounts` maps user name to role, enabled accounts only;
     `firmware` maps component to version; `secure_boot` is None if the BMC says nothing of it; `secure_boot_keys` maps
-    database to what it holds: SHA-256 of certificates, `sha256:` before digests of images."""
+    database to what it holds: SHA-256 of certificates, `sha256:` before digests of images; `services` is what stands
+    open that `securing` closes wherever the BMC lets it."""
 
     secure_boot: bool | None
     boot_order: tuple[str, ...]
@@ -25,6 +26,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     firmware: dict[str, str]
     ipmi: bool
     secure_boot_keys: dict[str, tuple[str, ...]] = {}
+    services: tuple[str, ...] = ()
 
 
 def diff(baseline: Observation, observed: Observation) -> tuple[Drift, ...]:
@@ -41,6 +43,9 @@ def diff(baseline: Observation, observed: Observation) -> tuple[Drift, ...]:
         found += _changed(kind, before, now)
     if observed.ipmi and not baseline.ipmi:
         found.append(Drift(kind=DriftKind.IPMI, subject="IPMI over LAN", expected="off", observed="on"))
+    for name in observed.services:
+        if name not in baseline.services:
+            found.append(Drift(kind=DriftKind.BMC_SERVICE, subject=name, expected="closed", observed="open"))
     if observed.boot_order != baseline.boot_order:
         before_, now_ = " ".join(baseline.boot_order), " ".join(observed.boot_order)
         found.append(Drift(kind=DriftKind.BOOT_ORDER, subject="boot order", expected=before_, observed=now_))

@@ -9,6 +9,7 @@ from freehold.out_of_band.posture import Posture, read_posture
 from freehold.out_of_band.redfish import Json, RedfishClient, link
 
 UNWANTED = ("HTTP", "Telnet", "SNMP", "SSDP")
+_PASSING = frozenset({502, 503, 504})  # a BMC that is busy or starts has refused nothing: it is asked again
 
 
 class Hardened(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +45,14 @@ def closings(posture: Posture, network_protocol: str | None) -> tuple[Closing, .
     return tuple(found)
 
 
+def opened(posture: Posture) -> tuple[str, ...]:
+    """What `harden` would close, by name, in order. Pure."""
+    return tuple(sorted(each.what for each in closings(posture, "")))
+
+
 async def harden(client: RedfishClient) -> Hardened:
-    """Close everything of `closings`, and look again. Safe to repeat; what cannot be closed is told, not raised."""
+    """Close everything of `closings`, and look again. Safe to repeat; what cannot be closed is told, not
+    raised. Raises `BmcError` if the BMC is not ready to answer: that is no refusal."""
     path = link(await first_member(client, "Managers"), "NetworkProtocol")
     wanted = closings(await read_posture(client), path)
     refused: dict[str, str] = {}
@@ -53,6 +60,8 @@ async def harden(client: RedfishClient) -> Hardened:
         try:
             await client.wait_task(await client.patch(each.uri, each.body))
         except (NotSupported, BmcError) as error:
+            if isinstance(error, BmcError) and error.status in _PASSING:
+                raise
             refused[each.what] = error.what
     left = sorted(each.what for each in closings(await read_posture(client), path)) if wanted else []
     ignored = "the BMC accepted the change and ignored it"

@@ -17,7 +17,7 @@ from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.audit import read_firmware
 from freehold.out_of_band.errors import NotSupported
-from freehold.out_of_band.hardening import harden
+from freehold.out_of_band.hardening import harden, opened
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
 from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
@@ -172,8 +172,9 @@ async def close_services(site: Site, ctx: StepContext) -> StepResult:
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
         hardened = await harden(client)
+        left = opened(await read_posture(client))
     claim = {"kind": "services", **msgspec.to_builtins(hardened)}
-    return StepResult(facts={"services_closed": True}, statements=(("posture", claim),))
+    return StepResult(facts={"services_closed": True, "services_left_open": left}, statements=(("posture", claim),))
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:

@@ -14,6 +14,7 @@ from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
+from freehold.out_of_band.hardening import harden, opened
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
@@ -34,15 +35,21 @@ async def observe(client: RedfishClient) -> Observation:
         bios=await oob.bios_attributes(client),
         firmware={item.id: item.version for item in await firmware_versions(client)},
         ipmi=posture.enabled("IPMI"),
+        services=opened(posture),
     )
 
 
 def accepted(
-    observed: Observation, declared_bios: dict[str, Any], keys: KeyDatabases | None, own: str = OWN_ACCOUNT
+    observed: Observation,
+    declared_bios: dict[str, Any],
+    keys: KeyDatabases | None,
+    own: str = OWN_ACCOUNT,
+    left_open: tuple[str, ...] = (),
 ) -> Observation:
     """The baseline of a server that becomes active: what only the machine knows as observed, what is ours as declared.
     So an account or a key that came in before the first check is drift, not part of the baseline. In dbx, what the
-    firmware forbids beside ours may stay. `keys` None: a waiver lets the server go without ours."""
+    firmware forbids beside ours may stay. `keys` None: a waiver lets the server go without ours. `left_open`: what the
+    BMC did not let `securing` close."""
     held, enabled = observed.secure_boot_keys, observed.secure_boot
     if keys is not None and enabled is not None:
         enabled = True
@@ -56,6 +63,7 @@ def accepted(
         accounts={own: OWN_ROLE},
         bios=observed.bios | declared_bios,
         ipmi=False,
+        services=left_open,
     )
 
 
@@ -66,7 +74,7 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
     if stored is None:
         own = await site.own_account(ctx.server)
         keys = None if ctx.facts.secure_boot_waived else databases(await site.keys_of(ctx.facts))
-        baseline = accepted(observed, ctx.server.spec.bios, keys, own)
+        baseline = accepted(observed, ctx.server.spec.bios, keys, own, ctx.facts.services_left_open)
     else:
         baseline = msgspec.convert(stored, Observation)
     drift = diff(baseline, observed)
@@ -132,6 +140,12 @@ async def _ipmi(client: RedfishClient, _baseline: Observation, _keys: KeyDatabas
     return False
 
 
+async def _services(client: RedfishClient, _baseline: Observation, _keys: KeyDatabases) -> bool:
+    """Those that stay open are seen by the check that follows."""
+    await harden(client)
+    return False
+
+
 async def _secure_boot(client: RedfishClient, _baseline: Observation, keys: KeyDatabases) -> bool:
     """Those that the server carries, not the newest: an OS is on it that was made for them."""
     await enroll_secure_boot(client, keys)
@@ -143,6 +157,7 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
     DriftKind.BOOT_ORDER: _boot_order,
     DriftKind.BIOS_ATTRIBUTE: _bios,
     DriftKind.IPMI: _ipmi,
+    DriftKind.BMC_SERVICE: _services,
     DriftKind.SECURE_BOOT: _secure_boot,
     DriftKind.SECURE_BOOT_KEYS: _secure_boot,
 }
