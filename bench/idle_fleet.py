@@ -35,7 +35,7 @@ def fleet(count: int) -> str:
         high, low = divmod(i + 16, 256)
         documents.append(
             f"apiVersion: freehold/v1\nkind: Server\nmetadata: {{name: s{i}}}\nspec:\n"
-            f"  bmc: {{address: 10.1.{high}.{low}, credential: {{vaultRef: bmc/s{i}}}}}\n"
+            f"  bmc: {{address: 10.1.{high}.{low}, credential: {{vaultRef: factory/s{i}}}}}\n"
             f"  nics: [{{mac: '52:54:00:00:{high:02x}:{low:02x}', network: provisioning}}]"
         )
         documents.append(

@@ -176,6 +176,21 @@ def test_a_shared_password_is_found_by_its_digest(rack: Rack) -> None:
     assert "bmc-password-shared" not in kinds(rack.site("audit", "server-1", "-o", "json").json(), "server-1")
 
 
+def test_what_was_found_about_the_site_stands_first_and_counts(rack: Rack) -> None:
+    rack.own("server-1")
+    finding = Finding(
+        severity=Severity.CRITICAL, kind="depot-expiry", subject="depot/root", detail="late", remedy="act"
+    )
+    rack.site.store(lambda store: store.site.set_findings("depot", (finding,)))
+    answer = rack.site("audit", "server-1")
+    assert answer.out.splitlines()[1].split() == ["(site)", "critical", "depot-expiry:", "late", "act"]
+    assert answer.code == 3
+    assert [each["kind"] for each in rack.site("audit", "-o", "json").json()["site"]] == ["depot-expiry"]
+    described = rack.site("describe", "site", "lab")
+    assert "CRITICAL depot-expiry (depot/root): late" in described.out
+    assert rack.site("describe", "site", "lab", "-o", "json").json()["findings"][0]["remedy"] == "act"
+
+
 def test_a_server_that_runs_a_revoked_image_is_not_clean(rack: Rack) -> None:
     image = ImageFact(name="debian", version="12", manifest="ab" * 32)
     rack.own("server-1", image=image)

@@ -45,6 +45,33 @@ def test_a_reference_is_for_servers_that_are_not_ours_yet(site: Shell, monkeypat
     assert site("credential", "set", "--username", "x").code == 2
 
 
+@pytest.mark.parametrize(
+    "ref", ["site/keys/bmc-ca", "bmc/server-1/current", "factory", "factory/../site", "factoryx/a"]
+)
+def test_a_reference_cannot_overwrite_what_is_not_a_factory_credential(
+    site: Shell, monkeypatch: pytest.MonkeyPatch, ref: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+    refused = site("credential", "set", "--ref", ref, "--username", "ops", "--password-stdin")
+    assert refused.code == 2
+    assert "is not a path below factory/" in refused.err
+    assert PASSWORD.encode() not in (open_vault(site.state).get("site/keys/bmc-ca") or b"")
+
+
+def test_a_reference_is_not_overwritten_silently(site: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(site, monkeypatch, "--ref", "factory/rack-7")
+    put(site, monkeypatch, "--ref", "factory/rack-7")  # the same again is no change
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Other-word-8\n"))
+    other = ("credential", "set", "--ref", "factory/rack-7", "--username", "ops", "--password-stdin")
+    refused = site(*other)
+    assert refused.code == 1
+    assert "the vault holds another credential at factory/rack-7" in refused.err
+    assert PASSWORD.encode() in (open_vault(site.state).get("factory/rack-7") or b"")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Other-word-8\n"))
+    assert site(*other, "--replace").code == 0
+    assert b"Other-word-8" in (open_vault(site.state).get("factory/rack-7") or b"")
+
+
 def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(site, monkeypatch, "server-1")
     for name in ("ann", "bob"):
@@ -57,6 +84,7 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     assert "break-glass for bmc/server-1 was approved by ann" in refused.err
     assert PASSWORD not in refused.out + refused.err
     site("approval", "sign", request, "--key", tmp_path / "bob.key")
+    put(site, monkeypatch, "server-2")
     assert (
         "is about break-glass for bmc/server-1"
         in site("credential", "break-glass", "server-2", "--approved", request).err
@@ -66,6 +94,9 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     assert "the BMC's password was shown to" in events(site)
     assert "approved by ann, bob" in events(site)
     assert site("credential", "break-glass", "server-1", "--approved", request).code == 1
+    (due,) = site.store(lambda store: store.site.due())  # the controller will state it
+    assert [each["name"] for each in due.facts["approved_by"]] == ["ann", "bob"]
+    assert PASSWORD not in str(due)
 
 
 def broken_glass(site: Shell, people: Path, server: str) -> dict[str, Any]:

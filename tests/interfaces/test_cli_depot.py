@@ -406,3 +406,38 @@ def test_long_work_shows_its_progress(monkeypatch: pytest.MonkeyPatch, capsys: p
         progress(second << 20, 12 << 20)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["  import big\\x1b.img: 2 MiB, 16 %", "  import big\\x1b.img: 7 MiB, 58 %"]
+
+
+def enrol(shell: Shell, keys: Path, *people: str) -> None:
+    """A site with these operators."""
+    shell.declare()
+    assert shell("operator", "found", *(f"{name}={keys / f'{name}.pub'}" for name in people)).code == 0
+
+
+def test_a_depot_is_founded_by_the_site_s_operators_only(shell: Shell, keys: Path) -> None:
+    enrol(shell, keys, "alice", "bob", "dave")
+    answer = shell("depot", "init", *operators(keys))
+    assert answer.code == 1
+    assert "carol" in answer.err
+    assert "who is no operator of the site" in answer.err
+    assert not (shell.state / "depot" / "staged").exists()
+    assert shell("depot", "init", *operators(keys, "alice", "bob", "dave")).code == 0
+
+
+def test_a_depot_of_others_is_found_fault_with_and_publishes_nothing_until_they_are_replaced(
+    published: Shell, keys: Path
+) -> None:
+    enrol(published, keys, "alice", "bob", "dave")  # the depot was there first, with carol
+    answer = published("depot", "verify")
+    assert answer.code == 0
+    assert "critical: the depot counts signatures of carol" in answer.err
+    (finding,) = published("depot", "verify", "-o", "json").json()["findings"]
+    assert (finding["kind"], finding["subject"]) == ("depot-operator", "depot/carol")
+    assert "carol" in published("depot", "publish").err
+    assert published("depot", "rotate").code == 1
+    assert published("depot", "rotate", *operators(keys, "alice", "bob", "dave")).code == 0
+    for name in ("alice", "bob"):
+        sign(published, keys, name)
+    answer = published("depot", "publish")
+    assert answer.code == 0, answer
+    assert published("depot", "verify", "-o", "json").json()["findings"] == []

@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from cli_support import Shell
@@ -144,6 +145,35 @@ def test_a_release_may_accept_a_new_key_of_the_bmc(site: Shell, given: str) -> N
     (found,) = intents(site)
     assert (found.args, found.reason) == ({"accept_bmc_key": KEY}, "new board")
     assert site("release", "server-1", "--accept-bmc-key", "5e0c").code == 2
+
+
+def test_another_key_than_the_pinned_one_takes_two_people(site: Shell, tmp_path: Path) -> None:
+    pinned = Facts(bmc_identity="cd" * 32, bmc_address="10.0.0.1")
+    status = ServerStatus(state=ServerState.QUARANTINED, quarantined_from=ServerState.ACTIVE, facts=pinned)
+    site.set_status("server-1", status)
+    for name in ("ann", "bob"):
+        site("operator", "keygen", tmp_path / f"{name}.key", "--no-passphrase")
+    site("operator", "found", *(f"{name}={tmp_path}/{name}.key.pub" for name in ("ann", "bob")))
+    asked = site("release", "server-1", "--accept-bmc-key", KEY, "--reason", "new board", "-o", "json")
+    request = asked.json()["request"]
+    assert intents(site) == ()
+    shown = site("approval", "show", request, "-o", "json").json()["request"]
+    assert (shown["act"], shown["subject"]) == ("bmc-key", "server/server-1")
+    assert shown["details"]["spki_sha256"] == KEY
+    assert shown["details"]["replaces"] == "cd" * 32
+    assert shown["details"]["address"]
+    site("approval", "sign", request, "--key", tmp_path / "ann.key")
+    refused = site("release", "server-1", "--approved", request)
+    assert refused.code == 1
+    assert "was approved by ann, not by two people" in refused.err
+    site("approval", "sign", request, "--key", tmp_path / "bob.key")
+    assert site("release", "server-1", "--approved", request, "--accept-bmc-key", KEY).code == 2
+    assert site("release", "server-1", "--approved", request, "--reason", "new board").code == 0
+    (found,) = intents(site)
+    assert found.args == {"accept_bmc_key": KEY, "approval": request}
+    view = site.store(lambda store: store.ledger.view("server-1"))
+    assert view is not None
+    assert view.asked[request].approved_by == ("ann", "bob")
 
 
 WAITING = ServerStatus(state=ServerState.SECURING, state_since=time.time(), facts=Facts(bmc_key_seen=KEY))

@@ -65,6 +65,11 @@ class SiteRig:
         people = [f"{name}={self.lab}/operators/{name}.key.pub" for name in ("alice", "bob", "carol")]
         self.freehold("operator", "found", *people)
 
+    def sign(self, request: str) -> None:
+        """Two of them sign a request."""
+        for name in ("alice", "bob"):
+            self.freehold("approval", "sign", request, "--key", str(self.lab / "operators" / f"{name}.key"))
+
     def approve_firmware(self) -> None:
         """Two of them sign what a server measured at staging, once it asks."""
         self.wait("request for approval", lambda status: "two operators to approve" in status.get("waiting_for", ""))

@@ -166,6 +166,7 @@ def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp
     with site_rig(tmp_path, "stranger") as rig:
         rig.declare()
         rig.serve()
+        rig.found_operators()
         status = rig.wait("certificate", lambda status: status.get("facts", {}).get("bmc_certificate"), seconds=600)
         rows = json.loads(rig.freehold("pki", "list", "-o", "json").stdout)["items"]
         assert [row["purpose"] for row in rows] == ["agent CA", "BMC CA", "controller", "BMC"]
@@ -177,11 +178,14 @@ def test_a_bmc_that_is_set_back_is_a_stranger_until_a_person_accepts_its_key(tmp
         assert "nothing was sent to it" in status["reason"]
         key = status["reason"].partition("(key ")[2][:64]
         why = ("--reason", "set back on purpose", "--wait", "--timeout", "60")
-        rig.freehold("release", "server-1", "--accept-bmc-key", key, *why)
+        asked = rig.freehold("release", "server-1", "--accept-bmc-key", key, "--reason", "set back", "-o", "json")
+        request = json.loads(asked.stdout)["request"]
+        assert rig.freehold("release", "server-1", "--approved", request, check=False).returncode == 1
+        rig.sign(request)
+        rig.freehold("release", "server-1", "--approved", request, *why)
         status = rig.wait_state("preparing")
         assert status["facts"]["bmc_identity"] == key
         assert "bmc_certificate" not in status["facts"]
-        rig.found_operators()
         rig.approve_firmware()
         rig.wait_state("available")
         rig.wait("new certificate", lambda status: status["facts"].get("bmc_certificate"))

@@ -110,6 +110,10 @@ def test_wrong_type_names_its_line() -> None:
         (("start: 172.30.2.100", "start: 172.30.4.100"), "dhcpRange.start: 172.30.4.100 is outside the network's"),
         (("driftInterval: 1m", "driftInterval: often"), "spec.driftInterval: 'often' is not a duration such as 30s"),
         (("password: factory-word", "vaultRef: x"), "credential: give either username and password, or vaultRef"),
+        (("factory/rack-7", "bmc/server-1/current"), "bmc.credential.vaultRef: 'bmc/server-1/current' is not below"),
+        (("vaultRef: factory/rack-7", "vaultRef: site/keys/bmc-ca"), "is not below factory/: no document may name"),
+        (("vaultRef: factory/rack-7", "vaultRef: factory/../bmc/x"), "is not below factory/"),
+        (("vaultRef: factory/rack-7", "vaultRef: factory"), "is not below factory/"),
         (("ssh-ed25519 AAAA", "my-key AAAA"), "spec.users[0].sshKeys[0]: is not a public SSH key"),
         (("builtin: debian-12", "path: x.raw"), "spec.digest: is missing: an image from a file needs its SHA-256"),
         (("server: server-1", "server: server-2"), "Assignment of server server-2 is used twice"),
@@ -156,7 +160,7 @@ def test_a_huge_text_is_refused() -> None:
 def test_plain_words_of_yaml_1_1_stay_words() -> None:
     (resource,) = load_documents(
         "apiVersion: freehold/v1\nkind: Server\nmetadata: {name: a, labels: {country: no, mac: 10:20:30:40:50:59}}\n"
-        "spec: {bmc: {address: 10.0.0.1, credential: {vaultRef: x}}, nics: []}\n",
+        "spec: {bmc: {address: 10.0.0.1, credential: {vaultRef: factory/x}}, nics: []}\n",
         "x.yaml",
     )
     assert resource.labels == {"country": "no", "mac": "10:20:30:40:50:59"}

@@ -37,6 +37,7 @@ from freehold.model.status import (
     ServerStatus,
     Tenancy,
 )
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.conditions import (
     AGENT_LOST,
     BOOT_PATIENCE,
@@ -51,10 +52,13 @@ from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefused
 from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
+from freehold.root_of_trust.operators import Act, Asked
 
 S = ServerState
 NOW = 1_000_000.0
-SPEC = ServerSpec(bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="x")), nics=(Nic(mac="m", network="p"),))
+SPEC = ServerSpec(
+    bmc=Bmc(address="10.0.0.1", credential=Credential(vault_ref="factory/x")), nics=(Nic(mac="m", network="p"),)
+)
 PREPARED: dict[str, Any] = {
     "ipmi_off": True,
     "services_closed": True,
@@ -278,20 +282,70 @@ def test_a_confirmation_is_settled_when_the_key_is_pinned() -> None:
     assert "first contact with the BMC of a server that is active is over" in late.reason
 
 
+KNOWN_BMC = Facts(
+    bmc_identity="cd" * 32,
+    bmc_address="10.0.0.1",
+    bmc_certificate=CERTIFICATE,
+    bmc_certificate_pending=PendingCertificate(pem=""),
+)
+
+
+def accepting(key: str, *, asked: dict[str, Any] | None = None, **request: Any) -> ServerView:
+    """A server in quarantine whose BMC has another key, and a release that accepts `key` by a request that is as it
+    should be but for `request` (fields of `Request`) and `asked` (fields of `Asked`)."""
+    server = view(S.QUARANTINED, KNOWN_BMC, status={"quarantined_from": S.ACTIVE})
+    wanted = bmc_keys.request_of(server, key.lower(), by="ann", reason="new board", at=NOW)
+    wanted = msgspec.structs.replace(wanted, **request)
+    found = Asked(request=wanted, approved_by=("bob", "carol"), spent=None)
+    args = {"accept_bmc_key": key, "approval": wanted.id}
+    accept = Intent(id=5, at=NOW, kind=IntentKind.RELEASE, by="ann", reason="new board", args=args)
+    found = msgspec.structs.replace(found, **asked or {})
+    return msgspec.structs.replace(server, intents=(accept,), asked={wanted.id: found})
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (accepting("ab" * 32, asked={"approved_by": ("bob",)}), "was approved by bob, not by two people"),
+        (accepting("ab" * 32, asked={"spent": NOW - 1}), "is closed"),
+        (accepting("ab" * 32, expires=NOW), "is expired"),
+        (accepting("ab" * 32, subject="server/other"), "is about bmc-key for server/other"),
+        (accepting("ab" * 32, act=Act.BREAK_GLASS), "is about break-glass"),
+        (accepting("ab" * 32, details={"spki_sha256": "ab" * 32, "address": "10.9.9.9", "replaces": "cd" * 32}), "at"),
+        (accepting("ab" * 32, details={"spki_sha256": "ef" * 32, "address": "10.0.0.1", "replaces": "cd" * 32}), "ef"),
+        (accepting("ab" * 32, details={"spki_sha256": "ab" * 32, "address": "10.0.0.1", "replaces": "ef" * 32}), "ef"),
+        (msgspec.structs.replace(accepting("ab" * 32), asked={}), "two people have to approve another key"),
+    ],
+)
+def test_one_person_gives_no_bmc_another_key(server: ServerView, why: str) -> None:
+    """Whoever has the pinned key is sent the password in the vault."""
+    refused = next_step(server, NOW)
+    assert isinstance(refused, Refuse)
+    assert why in refused.reason
+
+
+def test_before_a_key_was_pinned_one_person_may_say_which_it_is() -> None:
+    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", args={"accept_bmc_key": "ab" * 32})
+    server = view(S.QUARANTINED, Facts(), status={"quarantined_from": S.SECURING}, intents=(accept,))
+    move = next_step(server, NOW)
+    assert isinstance(move, Move)
+    assert (move.facts["bmc_identity"], move.approval) == ("ab" * 32, None)
+
+
 def test_a_release_may_accept_a_new_bmc_key_which_is_then_the_only_one() -> None:
     key = "AB" * 32
-    accept = Intent(id=5, kind=IntentKind.RELEASE, by="ann", reason="new board", args={"accept_bmc_key": key})
-    known = Facts(
-        bmc_identity="cd" * 32, bmc_certificate=CERTIFICATE, bmc_certificate_pending=PendingCertificate(pem="")
-    )
-    server = view(S.QUARANTINED, known, status={"quarantined_from": S.ACTIVE}, intents=(accept,))
+    server = accepting(key)
+    (accept,), (approval,) = server.intents, server.asked
     move = next_step(server, NOW)
     assert isinstance(move, Move)
     assert (move.state, move.released, move.intent) == (S.ACTIVE, True, 5)
     assert move.reason == f"release by ann: new board (accepts BMC key {key.lower()})"
-    assert move.facts == {"bmc_identity": key.lower(), "bmc_certificate": None, "bmc_certificate_pending": None}
+    assert move.approval == approval
+    assert move.facts == {
+        "bmc_identity": key.lower(), "bmc_address": "10.0.0.1", "bmc_certificate": None, "bmc_certificate_pending": None
+    }  # fmt: skip
     ((name, claim),) = move.statements
-    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by ann")
+    assert (name, claim["spki_sha256"], claim["method"]) == ("bmc-identity", key.lower(), "accepted by bob, carol")
     junk = msgspec.structs.replace(accept, args={"accept_bmc_key": "ab:cd"})
     assert isinstance(next_step(msgspec.structs.replace(server, intents=(junk,)), NOW), Refuse)
     declared = msgspec.structs.replace(SPEC.bmc, expected_fingerprint="ef" * 32)

@@ -13,8 +13,10 @@ from aiohttp import web
 from cryptography import x509
 from site_support import SERVER, Place, a_place, bmc, https_with, place_at
 
+from freehold.evidence import Ed25519Signer
 from freehold.model.resources import Waivable
 from freehold.model.status import IntentKind, PendingCertificate, ServerState
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.site import bmc_identity
 from freehold.orchestration.step import StepResult
 from freehold.orchestration.waivers import ActiveWaiver
@@ -25,6 +27,7 @@ from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.transport import ServerIdentity, fetch_identity, unrecognised
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.keys import recertify
+from freehold.root_of_trust.operators import approve
 from freehold_lab.bmc.memory import MemoryHardware, example_info
 from freehold_lab.bmc.tls import restore_factory_certificate
 
@@ -180,6 +183,38 @@ async def test_a_bmc_that_serves_its_certificate_only_after_a_restart_is_restart
     assert sum(at is not None for at in restarted) == 1
 
 
+async def two_sign(place: Place, key: str) -> str:
+    """A request for another BMC key, with two operators' signatures."""
+    people = {name: Ed25519Signer.generate() for name in ("ann", "bob")}
+    await place.store.approvals.found({name: each.public_key for name, each in people.items()}, 1.0)
+    request = bmc_keys.request_of(await place.view(), key, by="ann", reason="set back", at=time.time())
+    await place.store.approvals.ask(request)
+    for signer in people.values():
+        await place.store.approvals.sign(request.id, approve(request, signer).to_bytes())
+    return request.id
+
+
+async def test_another_address_in_the_document_gets_nothing_whatever_certificate_is_there(pinned: Place) -> None:
+    """A certificate of the site's CA for that address is not enough: another server's BMC may have had one there."""
+    await pinned.finish("install_certificate")
+    before = (await pinned.view()).spec.bmc
+    await pinned.declare(bmc=msgspec.structs.replace(before, address="172.30.1.99"))
+    for step in ("disable_ipmi", "rotate_credential", "check_drift"):
+        with nothing_reaches(pinned):
+            result = await pinned.step(step)
+        assert result.quarantine is not None, step
+        assert f"was pinned at {before.address}, and its document now says 172.30.1.99" in result.quarantine
+
+
+async def test_another_fingerprint_in_the_document_is_not_sent_the_password(pinned: Place) -> None:
+    declared = msgspec.structs.replace((await pinned.view()).spec.bmc, expected_fingerprint="ab" * 32)
+    await pinned.declare(bmc=declared)
+    with nothing_reaches(pinned):
+        result = await pinned.step("rotate_credential")
+    assert result.quarantine is not None
+    assert "its document now says " + "ab" * 32 in result.quarantine
+
+
 async def test_a_restored_factory_certificate_is_a_stranger_and_gets_nothing(tmp_path: Path) -> None:
     hardware = MemoryHardware(example_info())
     async with contextlib.AsyncExitStack() as stack:
@@ -201,12 +236,20 @@ async def test_a_restored_factory_certificate_is_a_stranger_and_gets_nothing(tmp
             await place.store.record_intent(SERVER, IntentKind.QUARANTINE, by="verifier", reason="stranger")
             engine = place.engine()
             await engine.round()
-            await place.store.record_intent(SERVER, IntentKind.RELEASE, by="ann", args={"accept_bmc_key": key})
+            alone = {"accept_bmc_key": key}
+            await place.store.record_intent(SERVER, IntentKind.RELEASE, by="ann", args=alone)
             await engine.round()
+            assert (await place.view()).status.state is ServerState.QUARANTINED
+            assert "two people have to approve another key for its BMC" in await place.said()
+            request = await two_sign(place, key)
+            approved = {"accept_bmc_key": key, "approval": request}
+            await place.store.record_intent(SERVER, IntentKind.RELEASE, by="ann", args=approved)
+            await engine.round()
+            assert (await place.store.approvals.show(request)).spent is not None
             status = (await place.view()).status
             assert (status.state, status.facts.bmc_identity) == (ServerState.ACTIVE, key)
             assert status.facts.bmc_certificate is None
-            assert ("accepted by ann", key) in [
+            assert ("accepted by ann, bob", key) in [
                 (claim["method"], claim["spki_sha256"])
                 for name, subject, claim in place.evidence.statements
                 if (name, subject) == ("bmc-identity", SERVER)

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
 from freehold.model.status import FirmwareFact, SentFirmware
-from freehold.orchestration.controller import depot_seen, keep_depot_fresh, recorder, tls_context
+from freehold.orchestration.controller import depot_seen, recorder, tls_context
 from freehold.orchestration.opening import open_log
 from freehold.orchestration.steps.firmware import BACK_WITHIN
 from freehold.out_of_band.errors import BmcUnreachable
@@ -26,7 +25,6 @@ from freehold.out_of_band.server import power
 from freehold.out_of_band.update import FETCHED, bios_version
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
-    Depot,
     DepotMissing,
     Description,
     Kind,
@@ -218,21 +216,3 @@ async def test_the_evidence_log_remembers_what_was_seen_when_the_depot_s_state_i
 async def test_a_board_that_is_not_known_yet_is_not_touched(owned: Place) -> None:
     with pytest.raises(FreeholdError, match="its board is not known yet"):
         await owned.step("apply_firmware")
-
-
-async def test_the_controller_renews_the_depot_s_timestamp_while_it_runs(
-    wanting: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
-    renewed: list[datetime] = []
-
-    def refresh(_depot: Depot, _online: object, now: datetime) -> bool:
-        renewed.append(now)
-        return True
-
-    monkeypatch.setattr(Depot, "refresh_timestamp", refresh)
-    keeping = asyncio.create_task(keep_depot_fresh(wanting.site))
-    while not renewed:
-        await asyncio.sleep(0.01)
-    keeping.cancel()
-    assert abs((utc_now() - renewed[0]).total_seconds()) < 60

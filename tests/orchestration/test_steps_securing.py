@@ -12,13 +12,16 @@ import pytest
 from aiohttp import web
 from site_support import FACTORY_PASSWORD, SERVER, Place, bmc, documents, https_with, place_at
 
+from freehold.model.errors import FreeholdError
 from freehold.model.findings import Severity
+from freehold.model.resources import Credential as DeclaredCredential
 from freehold.model.resources import PolicySpec, Resource, ServerSpec
 from freehold.model.status import Intent, IntentKind, ServerState, ServerStatus
 from freehold.orchestration.planner import GOALS
 from freehold.orchestration.steps import securing
 from freehold.out_of_band import factory_credentials
 from freehold.out_of_band.posture import read_accounts, read_posture
+from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.transport import fetch_identity
 from freehold_lab.bmc.memory import MemoryHardware
 
@@ -121,7 +124,7 @@ async def test_the_declared_key_is_pinned_and_the_claim_says_so(place: Place) ->
     seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
     await declare_bmc(place, expected_fingerprint=seen.upper())
     result = await place.step("pin_identity")
-    assert result.facts == {"bmc_identity": seen, "bmc_key_seen": None}
+    assert (result.facts["bmc_identity"], result.facts["bmc_key_seen"]) == (seen, None)
     assert result.statements[0][1]["method"] == "declared fingerprint"
 
 
@@ -152,7 +155,7 @@ async def test_what_a_person_confirmed_is_pinned_and_nothing_else(place: Place) 
         assert result.facts == {}
     right = Intent(id=2, kind=IntentKind.CONFIRM, by="bob", args={"fingerprint": seen.upper()})
     result = await place.step("pin_identity", policy=policy, intents=(wrong, right))
-    assert result.facts == {"bmc_identity": seen, "bmc_key_seen": None}
+    assert (result.facts["bmc_identity"], result.facts["bmc_key_seen"]) == (seen, None)
     assert result.statements[0][1]["method"] == "confirmed by bob"
     assert result.resolved == ("bmc-key-unconfirmed",)
 
@@ -321,3 +324,31 @@ async def test_a_factory_password_that_still_works_after_the_take_over_is_found(
     (found,) = [each for each in result.findings if each.kind == "bmc-default-credential"]
     assert "'field'" in found.detail
     assert "service-pass" not in str(result)
+
+
+@pytest.mark.parametrize("ref", ["bmc/server-2/current", "site/keys/bmc-ca", "former/bmc/server-2/1/current"])
+async def test_a_document_cannot_have_a_password_of_the_vault_sent_to_a_bmc_of_its_choice(
+    tmp_path: Path, place: Place, ref: str
+) -> None:
+    """Not even a document that was stored before there was the rule."""
+    await place.step("pin_identity")
+    place.site.vault.put(ref, msgspec.json.encode(Credential("freehold", "server-2's own")))
+    spec = (await place.view()).spec
+    named = msgspec.structs.replace(spec.bmc, credential=DeclaredCredential(vault_ref=ref))
+    with pytest.raises(FreeholdError, match=f"names {ref} of the vault .* nothing was sent") as refused:
+        await place.step("take_over_credential", spec=msgspec.structs.replace(spec, bmc=named))
+    assert refused.value.server == SERVER
+    assert failures(tmp_path) == 0
+    assert place.site.vault.get(f"bmc/{SERVER}/pending") is None
+
+
+async def test_a_factory_credential_of_the_vault_takes_a_bmc_over(place: Place) -> None:
+    spec = (await place.view()).spec
+    declared = spec.bmc.credential
+    assert declared.username is not None
+    assert declared.password is not None
+    factory = Credential(declared.username, declared.password)
+    place.site.vault.put("factory/rack-7", msgspec.json.encode(factory))
+    await declare_bmc(place, credential=DeclaredCredential(vault_ref="factory/rack-7"))
+    assert (await place.step("pin_identity")).done
+    assert (await place.finish("take_over_credential")).done

@@ -93,15 +93,28 @@ PENDING = PendingCertificate(pem="p")
     ("facts", "declared", "wanted"),
     [
         ({}, None, None),
-        ({}, DECLARED, ("cd" * 32, None)),
+        ({}, DECLARED, None),
         ({"bmc_identity": SEEN}, None, (SEEN, None)),
-        ({"bmc_identity": SEEN}, DECLARED, ("cd" * 32, None)),
+        ({"bmc_identity": SEEN}, DECLARED, None),
+        ({"bmc_identity": SEEN}, SEEN.upper(), (SEEN, None)),
+        ({"bmc_identity": SEEN, "bmc_certificate_pending": PENDING}, DECLARED, None),
         ({"bmc_identity": SEEN, "bmc_certificate_pending": PENDING}, None, (SEEN, "ca")),
         ({"bmc_identity": SEEN, "bmc_certificate": INSTALLED}, None, (None, "ca")),
         ({"bmc_identity": SEEN, "bmc_certificate": INSTALLED}, DECLARED, (None, "ca")),
         ({"bmc_identity": SEEN, "bmc_certificate": INSTALLED, "bmc_certificate_pending": PENDING}, None, (None, "ca")),
     ],
-    ids=["never seen", "declared", "pinned", "declared outranks", "changing", "installed", "and declared", "renewing"],
+    ids=[
+        "never seen",
+        "declared only",
+        "pinned",
+        "another declared",
+        "the same",
+        "another, changing",
+        "changing",
+        "installed",
+        "and declared",
+        "renewing",
+    ],
 )
 def test_who_the_bmc_may_be(facts: dict[str, Any], declared: str | None, wanted: tuple[str | None, str | None]) -> None:
     identity = accepted_identity(Facts(**facts), declared, "ca", "crl")

@@ -41,6 +41,8 @@ class Predicate(StrEnum):
     KEY_DESTRUCTION = "key-destruction"
     DECOMMISSION_CERTIFICATE = "decommission-certificate"
     WAIVER = "waiver"
+    APPROVAL = "approval"
+    DEPOT = "depot"
     EGRESS = "egress"
     SOVEREIGNTY_TEST = "sovereignty-test"
 

@@ -50,8 +50,21 @@ class NetworkSpec(Spec, frozen=True, kw_only=True):
     ntp: tuple[str, ...] = ()
 
 
+FACTORY = "factory"
+"""What a Server document may name in the vault lies below it, and nothing else of the vault does: every BMC that
+somebody declares may be sent it, so no password that a BMC keeps, and no key of the site, may be there."""
+
+_FACTORY_REF = re.compile(FACTORY + r"(/[A-Za-z0-9][A-Za-z0-9._:-]{0,99}){1,7}")
+
+
+def is_factory_ref(path: str) -> bool:
+    """Whether a document may name this path of the vault as the credential that a BMC was delivered with."""
+    return _FACTORY_REF.fullmatch(path) is not None
+
+
 class Credential(Spec, frozen=True, kw_only=True):
-    """The credential that the BMC has now: in words (factory label) or as a reference into the vault."""
+    """The credential that the BMC was delivered with: in words (factory label), or as a reference into the vault below
+    `FACTORY`. Servers that were delivered with the same may name the same reference."""
 
     username: str | None = None
     password: str | None = None

@@ -101,6 +101,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # securing
     bmc_key_seen: str | None = None  # what first contact found, until a person confirms it: SHA-256 of the SPKI, hex
     bmc_identity: str | None = None  # SHA-256 of the BMC certificate's SubjectPublicKeyInfo, hex
+    bmc_address: str | None = None  # where that key was pinned: its credential goes nowhere else
     bmc_credential_committed: bool = False
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
     bmc_certificate: BmcCertificate | None = None  # once it is there, only the site's BMC CA is accepted

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from freehold.model.resources import (
+    FACTORY,
     AssignmentSpec,
     ImageSpec,
     NetworkSpec,
@@ -14,6 +15,7 @@ from freehold.model.resources import (
     ServerSpec,
     SiteSpec,
     WaiverSpec,
+    is_factory_ref,
     parse_duration,
 )
 from freehold.model.yaml_text import DocumentError
@@ -98,6 +100,9 @@ class _Checker:
         in_words = (credential.username is not None, credential.password is not None)
         if in_words != ((credential.vault_ref is None,) * 2):
             report("spec.bmc.credential", "give either username and password, or vaultRef")
+        if credential.vault_ref is not None and not is_factory_ref(credential.vault_ref):
+            what = f"{credential.vault_ref!r} is not below {FACTORY}/: no document may name anything else of the vault"
+            report("spec.bmc.credential.vaultRef", f"{what}; see `freehold credential set --ref {FACTORY}/NAME`")
         expected = server.bmc.expected_fingerprint
         if expected is not None and not _SHA256.fullmatch(expected):
             report("spec.bmc.expectedFingerprint", "must be a SHA-256 digest: 64 hexadecimal digits")

@@ -2,20 +2,24 @@
 decided by `root_of_trust.operators`, each time anew from the signatures."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from freehold.evidence import PublicKey
+from freehold.evidence import Predicate, PublicKey
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import WaiverSpec
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import approvals, operators, servers, signatures
+from freehold.orchestration.site_ledger import owe
 from freehold.orchestration.waivers import ActiveWaiver, request_of, signed
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     Act,
+    Asked,
     NotApproved,
     Operators,
     OperatorsRefused,
@@ -27,14 +31,6 @@ from freehold.root_of_trust.operators import (
 
 class UnknownRequest(FreeholdError):
     """Nobody has asked for an approval of that id."""
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request, who of today's operators has signed it, and when it was spent (UNIX seconds; None: still open)."""
-
-    request: Request
-    approved_by: tuple[str, ...]
-    spent: float | None
 
 
 class ApprovalLedger:
@@ -130,6 +126,28 @@ class ApprovalLedger:
         async with self._database.read() as connection:
             return await require_signatures(connection, request_id, now)
 
+    async def show_credential(self, request_id: str, server: str, shown_to: str, now: float) -> tuple[str, ...]:
+        """Close an approved request to show the password of a BMC; who approved it. What the evidence log shall say of
+        it is kept in the same transaction: nothing is shown without a trace. Raises `UnknownRequest`, `NotApproved`."""
+
+        async def work(connection: AsyncConnection) -> tuple[str, ...]:
+            request = (await _asked(connection, request_id)).request
+            wanted = f"bmc/{server}"
+            if (request.act, request.subject) != (Act.BREAK_GLASS, wanted):
+                raise NotApproved(
+                    f"the request {request_id} is about {request.act} for {request.subject}",
+                    server=server,
+                    expected=f"{Act.BREAK_GLASS} for {wanted}",
+                )
+            names = await require_signatures(connection, request_id, now)
+            facts = await approval_claim(connection, request)
+            facts |= {"server": server, "shown_to": shown_to, "at": now}
+            await owe(connection, Predicate.APPROVAL, f"server/{server}", facts)
+            await spend(connection, request_id, now)
+            return names
+
+        return await self._database.write(work)
+
     async def spend(self, request_id: str, now: float) -> None:
         """What was approved is done, so the request is closed; or nobody wants it any more."""
         await self._database.write(lambda connection: spend(connection, request_id, now))
@@ -146,6 +164,15 @@ async def signed_waivers(
         waiver = signed(name, spec, await _envelopes(connection, request_of(name, spec).id), people)
         if waiver is not None:
             found.setdefault(spec.server, []).append(waiver)
+    return found
+
+
+async def asked_among(connection: AsyncConnection, request_ids: Iterable[str]) -> dict[str, Asked]:
+    """Those of the requests that there are, by id."""
+    found = {}
+    for each in request_ids:
+        with suppress(UnknownRequest):
+            found[each] = await _asked(connection, each)
     return found
 
 
@@ -187,6 +214,20 @@ async def _asked(connection: AsyncConnection, request_id: str) -> Asked:
 async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes]:
     found = select(signatures.c.envelope).where(signatures.c.approval == request_id)
     return [envelope.encode() for envelope in (await connection.execute(found)).scalars()]
+
+
+async def approval_claim(connection: AsyncConnection, request: Request) -> dict[str, Any]:
+    """For the evidence log: what was asked, who approved it with which key, and their signatures over `request`, from
+    which anybody with the operators' public keys can tell that it was so."""
+    people, payload, approved = await _people(connection), request.to_bytes(), []
+    for data in await _envelopes(connection, request.id):
+        for name in approvers(payload, PAYLOAD_TYPE, [data], people):
+            key = people.people[name]
+            approved.append({"name": name, "key_id": key.key_id, "public_key": key.pem.decode(),
+                             "envelope": msgspec.json.decode(data)})  # fmt: skip
+    approved.sort(key=lambda each: str(each["name"]))
+    return {"event": request.act.value, "request_id": request.id, "request": msgspec.to_builtins(request),
+            "approved_by": approved}  # fmt: skip
 
 
 async def expired(connection: AsyncConnection, request_id: str, now: float) -> bool:

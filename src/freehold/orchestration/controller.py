@@ -23,7 +23,9 @@ from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.agent_door import AgentDoor
+from freehold.orchestration.depot_watch import watch_depot
 from freehold.orchestration.engine import Engine
+from freehold.orchestration.evidence_due import watch_evidence_due
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
@@ -41,13 +43,10 @@ from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import load_roots
 from freehold.root_of_trust.depot import Seen
-from freehold.root_of_trust.keys import CertifiedKey, SiteKeys, depot_key
+from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
 logger = logging.getLogger(__name__)
-
-DEPOT_INTERVAL = 3600.0
-"""Seconds between two looks at the depot's expiry; it is renewed at half of its life, by default every 15 days."""
 
 CERTIFICATE_INTERVAL, DAY = 3600.0, 86400.0
 """Seconds between two looks at the controller's certificate."""
@@ -178,7 +177,8 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
             asyncio.create_task(watch_generations(site.keys.secure_boot, store, log), name="Secure Boot keys"),
-            asyncio.create_task(keep_depot_fresh(site), name="depot"),
+            asyncio.create_task(watch_depot(site, store, log), name="depot"),
+            asyncio.create_task(watch_evidence_due(store, log), name="approvals"),
         ):
             watcher.add_done_callback(_say_why_it_ended)
             stack.callback(watcher.cancel)
@@ -193,17 +193,6 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("%s ended: nobody does its work now", task.get_name(), exc_info=error)
-
-
-async def keep_depot_fresh(site: Site) -> None:
-    """Renew the depot's timestamp and snapshot before they expire, for ever, if this site publishes one."""
-    while True:
-        try:
-            if site.depot.publishes and site.depot.repository.read() is not None:
-                await asyncio.to_thread(site.depot.refresh_timestamp, depot_key(site.vault), pki.utc_now())
-        except (FreeholdError, OSError) as error:
-            logger.error("the depot's timestamp cannot be renewed: %s", error)
-        await asyncio.sleep(DEPOT_INTERVAL)
 
 
 async def watch_for_rogues(interface: str, own: str, store: Store) -> None:

@@ -36,6 +36,8 @@ class Move:
     facts: dict[str, object] = field(default_factory=dict)
     statements: tuple[tuple[str, dict[str, object]], ...] = ()
     """(name, predicate) to record as evidence beside the transition."""
+    approval: str | None = None
+    """The request of two people that this carries out: it is closed then."""
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,8 @@ class Engine:
                 status = outcomes.moved(server, decision, now)
                 for name, predicate in decision.statements:
                     await self._record(name, server.name, predicate)
-                return await self._enter(claim, server, status, decision.intent, now)
+                entered = await self._enter(claim, server, status, decision.intent, now)
+                return msgspec.structs.replace(entered, spent=decision.approval)
             case Quarantine():
                 status = outcomes.quarantined(server, decision.reason, now)
                 return await self._enter(claim, server, status, decision.intent, now)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
-from freehold.orchestration.approvals import signed_waivers
+from freehold.orchestration.approvals import asked_among, signed_waivers, spend
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import (
     about,
@@ -58,6 +58,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[Note, ...] = ()
     journal: tuple[int, str] | None = None  # (row, outcome)
     handled: tuple[int, str] | None = None  # (intent, outcome)
+    spent: str | None = None  # the request for approval that was carried out
     dropped_orders: tuple[str, ...] | None = ()  # keys; None: all of them
 
 
@@ -184,6 +185,8 @@ class Ledger:
                 await connection.execute(
                     update(intents).where(intents.c.id == intent).values(handled=now, outcome=outcome)
                 )
+            if completion.spent is not None:
+                await spend(connection, completion.spent, now)
             if completion.dropped_orders is None:
                 await connection.execute(delete(orders).where(orders.c.server == claim.server))
             elif completion.dropped_orders:
@@ -221,7 +224,7 @@ class Ledger:
 
     async def views(self, names: Sequence[str]) -> dict[str, ServerView]:
         """All that a decision about these servers may rest on, as of one moment. Read together: six queries, and two
-        more for each waiver."""
+        more for each waiver, three for each approval that an intent names."""
         async with self._database.read() as connection:
             mine = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
             rows = await _all(
@@ -245,6 +248,8 @@ class Ledger:
             given = await _all(connection, select(orders).where(orders.c.server.in_(names)))
             declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
             waivers = await signed_waivers(connection, declared)
+            named = {each.id: msgspec.json.decode(each.args).get("approval") for each in wishes}
+            asked = await asked_among(connection, {request for request in named.values() if request is not None})
         policies = {row.name: _spec(row.document, PolicySpec) for row in related if row.kind == "Policy"}
         baselines = tuple(
             _spec(row.document, FirmwareBaselineSpec) for row in related if row.kind == "FirmwareBaseline"
@@ -265,6 +270,7 @@ class Ledger:
                 secure_boot_generation=newest or 1,
                 paused=row.paused,
                 waivers=tuple(waivers.get(row.name, ())),
+                asked=asked,
                 intents=tuple(_intent(each) for each in wishes if each.server == row.name),
                 agent=agents.get(row.name),
                 orders={

@@ -21,6 +21,8 @@ from contextlib import suppress
 
 import msgspec
 
+from freehold.model.errors import FreeholdError
+from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
@@ -138,6 +140,18 @@ def former(server: str) -> str:
     return f"former/bmc/{server}"
 
 
+def factory_ref(ref: str, server: str) -> str:
+    """`ref`, if a document may name it. Checked again at use: the store may be older than the rule."""
+    if not is_factory_ref(ref):
+        raise FreeholdError(
+            f"its document names {ref} of the vault as the credential of its BMC; nothing was sent to it",
+            server=server,
+            expected=f"a vaultRef below {FACTORY}/",
+            remedy=f"`freehold credential set --ref {FACTORY}/NAME`, and declare that",
+        )
+    return ref
+
+
 class VaultSlots:
     """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
     crash point the working password is in one of the two; the index follows."""
@@ -153,7 +167,7 @@ class VaultSlots:
             return msgspec.json.decode(stored, type=Credential)
         declared = self._view.spec.bmc.credential
         if declared.vault_ref is not None:
-            kept = await asyncio.to_thread(self._vault.get, declared.vault_ref)
+            kept = await asyncio.to_thread(self._vault.get, factory_ref(declared.vault_ref, self._view.name))
             return msgspec.json.decode(kept, type=Credential) if kept is not None else None
         if declared.username is None or declared.password is None:
             return None

@@ -12,6 +12,7 @@ import msgspec
 
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.conditions import (
     OS_RUNS,
     SLOW_BOOT,
@@ -360,19 +361,30 @@ def _release(server: ServerView, intent: Intent, why: str) -> Decision:
 
 
 def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
-    """A release by somebody who vouches for the key that the BMC has now: that key is pinned, and nothing else counts,
+    """A release by people who vouch for the key that the BMC has now: that key is pinned, and nothing else counts,
     until a new certificate is installed."""
     if not re.fullmatch("[0-9a-f]{64}", key):
         return Refuse(intent.id, f"{key!r} is not the SHA-256 of a key: 64 hexadecimal digits")
     declared = server.spec.bmc.expected_fingerprint
     if declared is not None and declared.lower() != key:
         return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
-    facts = {**move.facts, "bmc_identity": key, "bmc_certificate": None, "bmc_certificate_pending": None}
+    asked = server.asked.get(str(intent.args.get("approval")))
+    if (lacking := bmc_keys.unapproved(server, key, asked, intent.at)) is not None:
+        return Refuse(intent.id, lacking)
+    address = server.spec.bmc.address
+    facts = {"bmc_identity": key, "bmc_address": address, "bmc_certificate": None, "bmc_certificate_pending": None}
+    people = ", ".join(asked.approved_by) if asked is not None else intent.by
     claim: dict[str, object] = {
-        "address": server.spec.bmc.address,
+        "address": address,
         "spki_sha256": key,
-        "method": f"accepted by {intent.by}",
+        "method": f"accepted by {people}",
         "reason": intent.reason,
+        "approval": asked.request.id if asked is not None else None,
     }
-    reason = f"{move.reason} (accepts BMC key {key})"
-    return replace(move, reason=reason, facts=facts, statements=(("bmc-identity", claim),))
+    return replace(
+        move,
+        reason=f"{move.reason} (accepts BMC key {key})",
+        facts={**move.facts, **facts},
+        statements=(("bmc-identity", claim),),
+        approval=asked.request.id if asked is not None else None,
+    )

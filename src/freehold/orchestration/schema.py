@@ -149,3 +149,26 @@ reference_values = Table(
     Column("changed", Float, nullable=False),
 )
 Index("reference_values_board", reference_values.c.vendor, reference_values.c.model, reference_values.c.version)
+
+site_findings = Table(
+    "site_findings",
+    metadata,
+    Column("source", String, primary_key=True),  # who looks: `depot`
+    Column("findings", Text, nullable=False),
+)
+
+told = Table(
+    "told",
+    metadata,
+    Column("source", String, primary_key=True),
+    Column("digest", String, primary_key=True),  # SHA-256 of the facts that the evidence log has
+)
+
+evidence_due = Table(
+    "evidence_due",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("predicate", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("facts", Text, nullable=False),  # for the controller, which alone writes the log
+)

@@ -26,6 +26,7 @@ from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
+from freehold.out_of_band.errors import BmcIdentityChanged
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity
@@ -232,12 +233,29 @@ async def connector(vault: Vault, view: ServerView) -> Connector:
 
 
 def bmc_identity(vault: Vault, view: ServerView) -> BmcIdentity:
-    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say."""
+    """Who the BMC may be at this moment. Raises `FreeholdError` if nobody could say, `BmcIdentityChanged` if a document
+    wants it to be another than the one that was pinned: what is in the vault is for that one."""
+    declared, pinned = view.spec.bmc, view.facts.bmc_identity
+    if view.facts.bmc_address not in (None, declared.address):
+        raise BmcIdentityChanged(
+            f"its BMC was pinned at {view.facts.bmc_address}, and its document now says {declared.address}; nothing was"
+            " sent there",
+            server=view.name,
+            remedy=f"correct the address; if the BMC has moved: `freehold release {view.name} --accept-bmc-key KEY`",
+        )
     ca_pem = crl_pem = None
     if view.facts.bmc_certificate is not None or view.facts.bmc_certificate_pending is not None:
         ca_pem = authorities.bmc_ca(vault).certificate_pem.decode()
         crl_pem = authorities.bmc_revocation_list(vault, pki.utc_now()).decode()
     identity = accepted_identity(view.facts, view.spec.bmc.expected_fingerprint, ca_pem, crl_pem)
+    if identity is None and pinned is not None:
+        raise BmcIdentityChanged(
+            f"the pinned key of its BMC is {pinned}, and its document now says {declared.expected_fingerprint}; nothing"
+            " was sent to it",
+            server=view.name,
+            remedy="correct expectedFingerprint, or leave it out; a new key is accepted by"
+            f" `freehold release {view.name} --accept-bmc-key KEY`",
+        )
     if identity is None:
         raise FreeholdError("the BMC's key is not pinned yet", server=view.name)
     return identity

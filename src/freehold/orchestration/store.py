@@ -28,6 +28,7 @@ from freehold.orchestration.ledger import Ledger, secure_boot_generation
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import about, events, intents, orders, resources, servers
+from freehold.orchestration.site_ledger import SiteLedger
 from freehold.orchestration.waivers import remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
 
@@ -80,6 +81,7 @@ class Store:
         self._database, self._clock = database, clock
         self.ledger, self.agents = Ledger(database), AgentLedger(database)
         self.approvals, self.references = ApprovalLedger(database), ReferenceLedger(database)
+        self.site = SiteLedger(database)
 
     @classmethod
     async def open(

@@ -5,6 +5,7 @@ import msgspec
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec
 from freehold.model.status import AgentSession, Facts, Intent, Order, ServerStatus
 from freehold.orchestration.waivers import ActiveWaiver
+from freehold.root_of_trust.operators import Asked
 
 
 class Assigned(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
     waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()
+    asked: dict[str, Asked] = {}  # by id: the requests for approval that intents name
     agent: AgentSession | None = None
     orders: dict[str, Order] = {}
 

@@ -61,16 +61,16 @@ def next_certificate_step(pending: PendingCertificate | None, served_pem: str, n
 def accepted_identity(
     facts: Facts, declared: str | None, ca_pem: str | None, crl_pem: str | None
 ) -> BmcIdentity | None:
-    """Who the BMC may be at this moment; None: it was never pinned, so nobody. `declared` is the fingerprint in the
-    Server document: it outranks the key seen first, and ends to count when the CA takes over."""
+    """Who the BMC may be at this moment; None: nobody. It was never pinned, or the fingerprint in the Server document
+    (`declared`) is another: a document alone makes no key the BMC's. It ends to count when the CA takes over."""
     if facts.bmc_certificate is not None:
         return BmcIdentity(ca_pem=ca_pem, crl_pem=crl_pem)
-    pinned = declared or facts.bmc_identity
-    if pinned is None:
+    pinned = facts.bmc_identity
+    if pinned is None or (declared is not None and declared.lower() != pinned):
         return None
     if facts.bmc_certificate_pending is not None:
-        return BmcIdentity(spki_sha256=pinned.lower(), ca_pem=ca_pem, crl_pem=crl_pem)
-    return BmcIdentity(spki_sha256=pinned.lower())
+        return BmcIdentity(spki_sha256=pinned, ca_pem=ca_pem, crl_pem=crl_pem)
+    return BmcIdentity(spki_sha256=pinned)
 
 
 def requested_key(request_pem: str, address: str, factory_key: str | None, *, server: str | None = None) -> PublicKey:

@@ -41,6 +41,7 @@ class Act(StrEnum):
     BREAK_GLASS = "break-glass"
     DOWNGRADE = "downgrade"
     WAIVER = "waiver"
+    BMC_KEY = "bmc-key"
     OPERATORS = "operators"
 
 
@@ -70,6 +71,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of its bytes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, the people whose signatures of it count, and when it was spent (UNIX seconds; None: still open)."""
+
+    request: Request
+    approved_by: tuple[str, ...]
+    spent: float | None
 
 
 class Operators(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import msgspec
 
 from freehold.interfaces.cli.common import output_option, run, show_json, show_table, site_store, state_option
 from freehold.model.errors import FreeholdError
-from freehold.model.findings import Severity
+from freehold.model.findings import Finding, Severity
 from freehold.orchestration import revocations
 from freehold.orchestration.auditing import audit_server
 from freehold.orchestration.opening import open_vault
@@ -49,9 +49,7 @@ class Outcome(msgspec.Struct, frozen=True):
         findings = self.report.findings if self.report else ()
         if not findings:
             return [(self.server, "clean", "", "", "")]
-        return [
-            (self.server, each.severity, f"{each.kind}: {each.detail}", each.evidence, each.remedy) for each in findings
-        ]
+        return [(self.server, *finding_row(each)) for each in findings]
 
 
 @click.command()
@@ -70,7 +68,8 @@ class Outcome(msgspec.Struct, frozen=True):
 @output_option()
 def audit(servers: tuple[str, ...], lab: Path | None, probe_defaults: bool, state: Path, output: str) -> None:
     """Audit how open the BMCs of all SERVERs (or of those named) stand: accounts, services, SNMP, host interface, cloud
-    connectors, TLS versions, IPMI, known-vulnerable firmware, shared passwords.
+    connectors, TLS versions, IPMI, known-vulnerable firmware, shared passwords. What the controller found about the
+    site itself (its depot) stands before them.
 
     What the BMC says is read over Redfish with the credential in the vault; what its ports answer is probed, without
     any log-in, so that no account can be locked out; --probe-defaults does log in, below the BMC's threshold and never
@@ -90,25 +89,32 @@ def audit(servers: tuple[str, ...], lab: Path | None, probe_defaults: bool, stat
         from freehold.interfaces.cli.serve import enter_network_namespace
 
         enter_network_namespace(facts_of(lab)["controller_namespace"])
-    outcomes = run(_audit_all(state, servers, probe_defaults))
+    outcomes, about_site = run(_audit_all(state, servers, probe_defaults))
     if output == "json":
-        show_json({"servers": [each.to_dict() for each in outcomes]})
+        show_json({"site": about_site, "servers": [each.to_dict() for each in outcomes]})
     else:
         headers = ("SERVER", "SEVERITY", "FINDING", "EVIDENCE", "REMEDY")
-        show_table(headers, [row for each in outcomes for row in each.rows()])
-        click.echo(summary(outcomes), err=True)
-    raise click.exceptions.Exit(exit_code(outcomes))
+        rows = [("(site)", *finding_row(each)) for each in about_site]
+        show_table(headers, [*rows, *(row for each in outcomes for row in each.rows())])
+        click.echo(summary(outcomes, about_site), err=True)
+    raise click.exceptions.Exit(exit_code(outcomes, about_site))
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
+def finding_row(finding: Finding) -> tuple[str, ...]:
+    return finding.severity, f"{finding.kind}: {finding.detail}", finding.evidence, finding.remedy
+
+
+def exit_code(outcomes: Sequence[Outcome], about_site: Sequence[Finding]) -> int:
     if any(each.report is None for each in outcomes):
         return FAILED
-    return 0 if all(each.report is not None and each.report.clean for each in outcomes) else FOUND
+    clean = all(each.report is not None and each.report.clean for each in outcomes)
+    return 0 if clean and all(each.severity is Severity.INFO for each in about_site) else FOUND
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+def summary(outcomes: Sequence[Outcome], about_site: Sequence[Finding]) -> str:
     """`3 servers audited: 2 critical, 5 warning, 1 info; 1 not audited`."""
     found = [finding.severity for each in outcomes if each.report for finding in each.report.findings]
+    found += [each.severity for each in about_site]
     counts = ", ".join(f"{found.count(severity)} {severity}" for severity in reversed(Severity) if severity in found)
     lost = sum(each.report is None for each in outcomes)
     audited = len(outcomes) - lost
@@ -116,8 +122,12 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     return text + (f"; {lost} not audited" if lost else "")
 
 
-async def _audit_all(state: Path, names: tuple[str, ...], probe_defaults: bool) -> list[Outcome]:
+async def _audit_all(
+    state: Path, names: tuple[str, ...], probe_defaults: bool
+) -> tuple[list[Outcome], tuple[Finding, ...]]:
+    """Of each server, and what the controller found about the site."""
     async with site_store(state) as store:
+        about_site = await store.site.findings()
         views = await _named(store, names) if names else await _all(store)
     outcomes = {view.name: Outcome(view.name, error=_not_ours(view)) for view in views}
     ours = [view for view in views if view.facts.bmc_credential_committed]
@@ -133,7 +143,7 @@ async def _audit_all(state: Path, names: tuple[str, ...], probe_defaults: bool) 
 
         async with _progress(done, len(ours)):
             await asyncio.gather(*map(one, ours))
-    return list(outcomes.values())
+    return list(outcomes.values()), about_site
 
 
 async def _one(vault: Vault, view: ServerView, probe_defaults: bool) -> Outcome:

@@ -10,9 +10,9 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, site_store, state_option
 from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.passwords import VaultSlots, former
-from freehold.orchestration.store import Store
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.operators import Act, Request
@@ -34,16 +34,18 @@ def credential() -> None:
 
 @credential.command("set")
 @click.argument("server", required=False)
-@click.option("--ref", help="Put it at this path of the vault, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--ref", help="Put it at this path below factory/, for spec.bmc.credential.vaultRef, not at a server.")
+@click.option("--replace", is_flag=True, help="With --ref: in place of the credential that is there.")
 @click.option("--username", required=True, help="The account on the BMC.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking for it.")
 @state_option
 @output_option()
 def set_credential(
-    server: str | None, ref: str | None, username: str, password_stdin: bool, state: Path, output: str
+    server: str | None, ref: str | None, replace: bool, username: str, password_stdin: bool, state: Path, output: str
 ) -> None:
     """Tell the vault which credential a BMC has: before the take-over by --ref, or for SERVER when somebody changed it
-    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it.
+    on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it. What is below factory/ is
+    sent to every BMC whose Server document names it.
 
     \b
     Example:
@@ -52,6 +54,10 @@ def set_credential(
     """
     if (server is None) == (ref is None):
         raise click.UsageError("give either a server or --ref PATH")
+    if ref is not None and not is_factory_ref(ref):
+        raise click.UsageError(f"--ref {ref} is not a path below {FACTORY}/, such as {FACTORY}/rack-7")
+    if replace and ref is None:
+        raise click.UsageError("--replace goes with --ref; the credential of a server is replaced always")
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
     else:
@@ -69,7 +75,8 @@ def set_credential(
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
                 await VaultSlots(open_vault(state), view).replace(given)
             elif ref is not None:
-                open_vault(state).put(ref, msgspec.json.encode(given))
+                secret = msgspec.json.encode(given)
+                open_vault(state).update(ref, lambda there: _unless_there(ref, there, secret, replace=replace))
             where = ref or f"server {server}"
             await store.add_event(server, "credential", f"{login_name()} put a credential into the vault for {where}")
 
@@ -82,6 +89,16 @@ def set_credential(
         click.echo(f"{where}: account {username}{then}")
 
 
+def _unless_there(ref: str, there: bytes | None, secret: bytes, *, replace: bool) -> bytes:
+    if there is not None and there != secret and not replace:
+        raise FreeholdError(
+            f"the vault holds another credential at {ref}",
+            expected="a path that is free",
+            remedy="choose another one; or --replace it, if no BMC that is still to be taken over has the old one",
+        )
+    return secret
+
+
 @credential.command("break-glass")
 @click.argument("server")
 @click.option("--reason", default="", help="Why; the two people who approve it read this.")
@@ -89,8 +106,8 @@ def set_credential(
 @state_option
 @output_option()
 def break_glass(server: str, reason: str, approved: str | None, state: Path, output: str) -> None:
-    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once, and the event
-    log of the site says that it did. Rotate it when you are done.
+    """Show a BMC's password to a person. Ask first; two operators sign; then --approved shows it, once. Events say
+    that it did, and the evidence log has both signatures as soon as the controller runs. Rotate it when you are done.
 
     \b
     Example:
@@ -126,12 +143,11 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
 
     async def show(request_id: str) -> tuple[list[Credential], tuple[str, ...]]:
         async with site_store(state) as store:
-            names = await _approved(store, request_id, server)
             found = recorded(open_vault(state), server)
             # Told first, shown then: what was shown without a trace would be the worse of the two.
+            names = await store.approvals.show_credential(request_id, server, login_name(), time.time())
             told = f"the BMC's password was shown to {login_name()}; approved by {', '.join(names)}"
             await store.add_event(server, "break-glass", told)
-            await store.approvals.spend(request_id, time.time())
             return found, names
 
     (found, *others), names = run(show(approved))
@@ -160,14 +176,3 @@ def recorded(vault: Vault, server: str) -> list[Credential]:
         else msgspec.json.decode(stored, type=Credential)
         for path, stored in found
     ]
-
-
-async def _approved(store: Store, request_id: str, server: str) -> tuple[str, ...]:
-    request = (await store.approvals.show(request_id)).request
-    if (request.act, request.subject) != (Act.BREAK_GLASS, f"bmc/{server}"):
-        raise FreeholdError(
-            f"the request {request_id} is about {request.act} for {request.subject}",
-            server=server,
-            expected=f"{Act.BREAK_GLASS} for bmc/{server}",
-        )
-    return await store.approvals.require(request_id, time.time())

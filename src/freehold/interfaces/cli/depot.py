@@ -11,12 +11,20 @@ import click
 from freehold.evidence import PublicKey, Signer
 from freehold.interfaces.cli import depot_packages
 from freehold.interfaces.cli.common import exits, output_option, printable, show_json, show_table, state_option
-from freehold.interfaces.cli.depot_packages import PACKAGE_COLUMNS, Meter, package_row, show_findings
+from freehold.interfaces.cli.depot_packages import (
+    PACKAGE_COLUMNS,
+    Meter,
+    findings_of,
+    package_row,
+    show_findings,
+    site_operators,
+)
 from freehold.model.errors import FreeholdError
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, mirror
 from freehold.root_of_trust.depot.metadata import Days, online_key_of, people_of, signed_by
 from freehold.root_of_trust.depot.package import from_tuf
+from freehold.root_of_trust.depot.people import require_site_operators
 from freehold.root_of_trust.depot.staging import Staged, Staging, sign_staged
 from freehold.root_of_trust.keys import depot_key, make_depot_key
 from freehold.root_of_trust.vault import Vault
@@ -71,7 +79,8 @@ def init(
 ) -> None:
     """Begin a depot: found one with its operators, or follow one that comes in on media.
 
-    A founded depot is staged: two operators sign it with `freehold depot sign`, then `freehold depot publish`.
+    A founded depot is staged: two operators sign it with `freehold depot sign`, then `freehold depot publish`. Where
+    the site has operators (`freehold operator`), the depot's must be of them, each with the same name and key.
 
     \b
     Example:
@@ -88,7 +97,9 @@ def init(
     else:
         days = days_of(Days(), root_days, targets_days, online_days)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        here.found(read_people(operators), make_depot_key(vault_of(state)).public_key, days, pki.utc_now())
+        people = read_people(operators)
+        require_site_operators(people, site_operators(state))
+        here.found(people, make_depot_key(vault_of(state)).public_key, days, pki.utc_now())
         answer = {"depot": str(here.directory), "staged": str(here.staging.directory)}
         text = f"staged in {here.staging.directory}; two operators sign it: freehold depot sign --key FILE"
     if output == "json":
@@ -121,6 +132,7 @@ def rotate(
     """  # fmt: skip
     here = Depot(state / "depot")
     people = read_people(operators) if operators else None
+    require_site_operators(people or here.people(), site_operators(state))
     days = days_of(here.days(), root_days, targets_days, online_days)
     here.rotate(people, make_depot_key(vault_of(state)).public_key, days, pki.utc_now())
     if output == "json":
@@ -177,8 +189,9 @@ def publish(carried: Sequence[Path], state: Path, output: str) -> None:
       freehold depot publish --signed /media/usb/staged
     """
     here = Depot(state / "depot")
-    now = pki.utc_now()
-    found = here.publish(online_key(state, here), now, carried)
+    online = online_key(state, here)
+    require_site_operators(here.people(), site_operators(state))
+    found = here.publish(online, pki.utc_now(), carried)
     root = here.repository.directory / "metadata" / f"{found.root.signed.version}.root.json"
     fingerprint = hashlib.sha256(root.read_bytes()).hexdigest()
     client = here.client()
@@ -190,7 +203,7 @@ def publish(carried: Sequence[Path], state: Path, output: str) -> None:
     click.echo(f"to be used until {min(client.view.expiries.values()):%Y-%m-%d}, unless renewed before")
     click.echo(f"root version {found.root.signed.version}, SHA-256 {fingerprint}")
     click.echo(f"carry it: cp -r {here.repository.directory} TO")
-    show_findings(client.view.expiries, now)
+    show_findings(findings_of(client.view, state))
 
 
 @depot.command()
@@ -212,14 +225,15 @@ def verify(source: Path | None, state: Path, output: str) -> None:
             client.open_verified(target, meter.of(target.path)).close()
             if output != "json":
                 click.echo(f"ok  {printable(target.path)} ({target.length} bytes)")
+    findings = findings_of(client.view, state)
     if output == "json":
-        show_json({"verified": True, "seen": client.seen, "expiries": client.view.expiries,
+        show_json({"verified": True, "seen": client.seen, "expiries": client.view.expiries, "findings": findings,
                    "packages": [target.path for target in client.view.packages]})  # fmt: skip
         return
     people = ", ".join(sorted(people_of(client.view.root).values()))
     click.echo(f"ok  root version {client.seen.root}, operators {people}")
     click.echo(f"ok  targets version {client.seen.targets}, timestamp version {client.seen.timestamp}")
-    show_findings(client.view.expiries, pki.utc_now())
+    show_findings(findings)
     click.echo("verified")
 
 
@@ -244,7 +258,7 @@ def mirror_depot(source: Path, state: Path, output: str) -> None:
         click.echo(f"new  {printable(target.path)}")
     click.echo(f"targets version {found.view.targets.version}, {len(found.view.packages)} packages, "
                f"to be used until {min(found.view.expiries.values()):%Y-%m-%d}")  # fmt: skip
-    show_findings(found.view.expiries, pki.utc_now())
+    show_findings(findings_of(found.view, state))
 
 
 def read_people(operators: Sequence[str]) -> dict[str, PublicKey]:

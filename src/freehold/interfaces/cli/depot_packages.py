@@ -15,12 +15,15 @@ import msgspec
 from freehold.interfaces.cli.common import (
     output_option,
     printable,
+    run,
     show_json,
     show_page,
     show_table,
+    site_store,
     state_option,
 )
 from freehold.model.errors import FreeholdError
+from freehold.model.findings import Finding
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.depot import (
     Depot,
@@ -35,6 +38,10 @@ from freehold.root_of_trust.depot import (
 )
 from freehold.root_of_trust.depot.depot import Received
 from freehold.root_of_trust.depot.files import Progress
+from freehold.root_of_trust.depot.metadata import public_keys_of
+from freehold.root_of_trust.depot.people import people_findings
+from freehold.root_of_trust.depot.trusted import View
+from freehold.root_of_trust.operators import Operators
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -198,7 +205,7 @@ def list_packages(limit: int, after: str, state: Path, output: str) -> None:
     show_table(("IS", *PACKAGE_COLUMNS), [(word, *package_row(target)) for target, word in page])
     show_page("--after", [], following, output)
     if client:
-        show_findings(client.view.expiries, pki.utc_now())
+        show_findings(findings_of(client.view, state))
 
 
 COMMANDS: tuple[click.Command, ...] = (import_package, withdraw, list_packages)
@@ -283,7 +290,27 @@ def package_row(target: Target) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def show_findings(expiries: Mapping[str, datetime], now: datetime) -> None:
-    """What expires soon, on stderr."""
-    for finding in expiring(expiries, now):
+def site_operators(state: Path) -> Operators:
+    """Those of the site in this state directory; nobody, if there is none: a depot does not need one."""
+    if not (state / "freehold.db").exists():
+        return Operators({})
+
+    async def work() -> Operators:
+        async with site_store(state) as store:
+            return await store.approvals.operators()
+
+    return run(work())
+
+
+def findings_of(view: View, state: Path) -> tuple[Finding, ...]:
+    """What expires soon, and who should not sign."""
+    return (
+        *expiring(view.expiries, pki.utc_now()),
+        *people_findings(public_keys_of(view.root), site_operators(state)),
+    )
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """On stderr."""
+    for finding in findings:
         click.echo(f"{finding.severity}: {finding.detail}\n  what to do: {finding.remedy}", err=True)

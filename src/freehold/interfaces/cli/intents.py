@@ -6,6 +6,7 @@ These commands record an intent, nothing else; the engine moves the server, and 
 import os
 import pwd
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +17,11 @@ from freehold.interfaces.cli import following
 from freehold.interfaces.cli.common import output_option, run, show_json, site_store, state_option
 from freehold.model.errors import FreeholdError
 from freehold.model.status import IntentKind, ServerState
+from freehold.orchestration import bmc_keys
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent
 from freehold.orchestration.store import Store, Stored
 from freehold.orchestration.view import ServerView
+from freehold.root_of_trust.operators import NotApproved
 
 F = TypeVar("F", bound=Callable[..., Any])
 K, S = IntentKind, ServerState
@@ -100,12 +103,14 @@ def resume(server: str, reason: str, wait: bool, timeout: float | None, state: P
 @intent_options
 @click.option("--to", type=click.Choice([S.DECOMMISSIONING.value]), help="Erase it instead of going on with it.")
 @click.option("--remeasure", is_flag=True, help="Its firmware is another, and rightly so: measure and approve it anew.")
-@click.option("--accept-bmc-key", type=Fingerprint(), help="Pin this key of its BMC, and no other, from now on.")
+@click.option("--accept-bmc-key", type=Fingerprint(), help="Ask two operators to accept this key of its BMC.")
+@click.option("--approved", metavar="ID", help="Pin the BMC key of this request: two operators have signed it.")
 def release(
     server: str,
     to: str | None,
     remeasure: bool,
     accept_bmc_key: str | None,
+    approved: str | None,
     reason: str,
     wait: bool,
     timeout: float | None,
@@ -117,16 +122,68 @@ def release(
     With --remeasure its reference values are forgotten: the next boot of the agent is measured, and two operators
     approve what it measured before the server joins the pool. A server with a tenant's data goes by way of the erase.
 
+    Whoever has the pinned key of its BMC is sent the password in the vault, so another one takes two people:
+    --accept-bmc-key asks them, --approved releases the server with that key alone. As long as none was ever pinned,
+    --accept-bmc-key releases it by itself.
+
     \b
     Example:
       freehold release server-1 --reason "firmware update of 3 May, approved"
       freehold release server-1 --to decommissioning --reason "not trusted any more"
       freehold release server-1 --to decommissioning --remeasure --reason "the mainboard was replaced under ticket 7"
       freehold release server-1 --accept-bmc-key 5e0c…f1 --reason "its BMC was set back to factory defaults"
+      freehold release server-1 --approved 3f2a9c0d11223344 --reason "its BMC was set back to factory defaults"
     """
-    given = {"to": to, "remeasure": remeasure, "accept_bmc_key": accept_bmc_key}
+    if accept_bmc_key and approved:
+        raise click.UsageError("give either --accept-bmc-key, to ask, or --approved ID")
+    if accept_bmc_key and (request := run(_ask_for_key(state, server, accept_bmc_key, reason))) is not None:
+        if output == "json":
+            show_json({"request": request})
+        else:
+            then = f"freehold release {server} --approved {request}"
+            click.echo(f"{request}: two operators sign it: freehold approval sign {request} --key FILE; then: {then}")
+        return
+    key = run(_accepted(state, server, approved)) if approved else accept_bmc_key
+    given = {"to": to, "remeasure": remeasure, "accept_bmc_key": key, "approval": approved}
     args = {name: value for name, value in given.items() if value}
     run(ask(state, server, K.RELEASE, reason, output, wait=wait, timeout=timeout, args=args))
+
+
+async def _ask_for_key(state: Path, server: str, key: str, reason: str) -> str | None:
+    """The request that two people are to sign; None: no key was pinned yet, so one person may."""
+    async with site_store(state) as store:
+        view = await _releasable(store, server)
+        now = time.time()
+        if bmc_keys.unapproved(view, key, None, now) is None:
+            return None
+        request = await store.approvals.ask(bmc_keys.request_of(view, key, by=login_name(), reason=reason, at=now))
+        await store.add_event(
+            server, "bmc-key", f"{login_name()} asks to accept BMC key {key}: {reason or 'no reason'}"
+        )
+        return request
+
+
+async def _accepted(state: Path, server: str, request_id: str) -> str:
+    """The key that two people accepted. Raises `UnknownRequest`, `NotApproved`; the engine checks again."""
+    async with site_store(state) as store:
+        view = await _releasable(store, server)
+        asked = await store.approvals.show(request_id)
+        key = str(asked.request.details.get("spki_sha256"))
+        if (lacking := bmc_keys.unapproved(view, key, asked, time.time())) is not None:
+            signed = ", ".join(asked.approved_by) or "nobody"
+            raise NotApproved(
+                lacking, server=server, expected="two different people", remedy=f"signed so far: {signed}"
+            )
+        return key
+
+
+async def _releasable(store: Store, server: str) -> ServerView:
+    view = await server_view(store, server)
+    try:
+        check_intent(view.status.state, K.RELEASE)
+    except IntentRefusedError as error:
+        raise IntentRefusedError(error.what, server=server, expected=error.expected, remedy=error.remedy) from error
+    return view
 
 
 @click.command()

@@ -21,9 +21,8 @@ from freehold.interfaces.cli.common import (
 from freehold.interfaces.cli.intents import login_name
 from freehold.interfaces.cli.resources import limit_option
 from freehold.model.errors import FreeholdError
-from freehold.orchestration.approvals import Asked
 from freehold.root_of_trust import operator_keys
-from freehold.root_of_trust.operators import THRESHOLD, Act, Operators, Request, approve
+from freehold.root_of_trust.operators import THRESHOLD, Act, Asked, Operators, Request, approve
 
 WEEK = 7 * 86400.0
 

@@ -7,6 +7,7 @@ import msgspec
 import yaml
 
 from freehold.interfaces.cli.common import moment, since
+from freehold.model.findings import Finding
 from freehold.model.resources import (
     AssignmentSpec,
     FirmwareBaselineSpec,
@@ -215,7 +216,7 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         ("came from", f"{status.quarantined_from}: a release leads back there" if status.quarantined_from else ""),
         ("asked for", "; ".join(f"{i.kind} by {i.by}" + (f": {i.reason}" if i.reason else "") for i in view.intents)),
     )
-    yield from _section("Findings", _findings(status) or ["none"])
+    yield from _section("Findings", _findings(status.findings) or ["none"])
     yield from _section("Identity", _pairs(
         ("BMC", view.spec.bmc.address),
         ("BMC key", f"SHA-256 {facts.bmc_identity}" if facts.bmc_identity else "not pinned yet"),
@@ -250,6 +251,15 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
     yield from _section(f"Last {len(recent)} events", lines)
 
 
+def site_description(stored: Stored, findings: Sequence[Finding]) -> Iterator[str]:
+    """Lines: where its controller is, and what is wrong with what belongs to no single server."""
+    spec = stored.resource.spec
+    assert isinstance(spec, SiteSpec)
+    yield f"{stored.resource.name}:"
+    yield from _pairs(("controller", f"{spec.controller.oob} (oob), {spec.controller.provisioning} (provisioning)"))
+    yield from _section("Findings", _findings(findings) or ["none"])
+
+
 def _bmc_certificate(facts: Facts) -> str:
     installed = facts.bmc_certificate
     if installed is None:
@@ -267,9 +277,9 @@ def _pairs(*pairs: tuple[str, str]) -> Iterator[str]:
     yield from (f"  {name + ':':<13}{value}" for name, value in pairs if value)
 
 
-def _findings(status: ServerStatus) -> list[str]:
+def _findings(findings: Sequence[Finding]) -> list[str]:
     lines = []
-    for each in status.findings:
+    for each in findings:
         lines += [f"{each.severity.upper()} {each.kind} ({each.subject}): {each.detail}"]
         lines += [f"    what to do: {each.remedy}"] if each.remedy else []
     return lines

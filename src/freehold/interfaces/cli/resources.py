@@ -19,6 +19,7 @@ from freehold.interfaces.cli.common import (
     site_store,
     state_option,
 )
+from freehold.model.findings import Finding
 from freehold.model.resources import KINDS, ServerSpec
 from freehold.model.status import ServerState
 from freehold.orchestration.store import Event, Store, Stored
@@ -118,7 +119,7 @@ async def _view(store: Store, each: Stored, *, full: bool = True) -> ServerView 
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="[server] NAME")
+@click.argument("words", nargs=-1, required=True, metavar="[server|site] NAME")
 @state_option
 @output_option()
 def describe(words: tuple[str, ...], state: Path, output: str) -> None:
@@ -129,9 +130,16 @@ def describe(words: tuple[str, ...], state: Path, output: str) -> None:
     Example:
       freehold describe server server-1
       freehold describe server-1 -o json
+      freehold describe site lab
     """
-    if len(words) > 2 or (len(words) == 2 and _KIND_OF.get(words[0].lower()) != "Server"):
-        raise click.UsageError("describe takes the name of one server; other kinds: `freehold get KIND NAME -o yaml`")
+    kind = _KIND_OF.get(words[0].lower()) if len(words) == 2 else "Server"
+    if len(words) > 2 or kind not in ("Server", "Site"):
+        raise click.UsageError(
+            "describe takes the name of one server, or site NAME; other kinds: `freehold get KIND NAME -o yaml`"
+        )
+    if kind == "Site":
+        _describe_site(words[-1], state, output)
+        return
 
     async def work() -> tuple[rendering.Shown, list[Event]]:
         async with site_store(state) as store:
@@ -144,6 +152,19 @@ def describe(words: tuple[str, ...], state: Path, output: str) -> None:
         show_json({**shown.to_dict(), "events": recent})
         return
     for line in rendering.description(shown, recent, time.time()):
+        click.echo(printable(line))
+
+
+def _describe_site(name: str, state: Path, output: str) -> None:
+    async def work() -> tuple[Stored, tuple[Finding, ...]]:
+        async with site_store(state) as store:
+            return await store.get("Site", name), await store.site.findings()
+
+    stored, findings = run(work())
+    if output == "json":
+        show_json({**rendering.Shown(stored, None).to_dict(), "findings": findings})
+        return
+    for line in rendering.site_description(stored, findings):
         click.echo(printable(line))
 
 

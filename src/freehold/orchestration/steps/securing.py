@@ -52,7 +52,7 @@ async def pin_identity(_site: Site, ctx: StepContext) -> StepResult:
             return StepResult(done=False, quarantine=why, resolved=(UNCONFIRMED,))
     method = ", ".join("declared fingerprint" if how == "declared" else how for how in vouched) or "trust on first use"
     claim = {"address": ctx.server.spec.bmc.address, "spki_sha256": seen, "method": method}
-    facts = {"bmc_identity": seen, "bmc_key_seen": None}
+    facts = {"bmc_identity": seen, "bmc_address": ctx.server.spec.bmc.address, "bmc_key_seen": None}
     return StepResult(facts=facts, statements=(("bmc-identity", claim),), resolved=(UNCONFIRMED,))
 
 
@@ -108,7 +108,9 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
         "factory_accounts_disabled": not result.remaining,
         "remaining_accounts": list(result.remaining),
     }
-    facts = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
+    facts: dict[str, object] = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
+    if ctx.facts.bmc_address is None:  # pinned before the address was kept
+        facts["bmc_address"] = ctx.server.spec.bmc.address
     return StepResult(facts=facts, statements=(("credential", claim),))
 
 

@@ -1,0 +1,54 @@
+"""Another key for a BMC: what two people are asked to sign before it takes the pinned one's place. Pure.
+
+Whoever has the pinned key is sent the password in the vault. So one person must not be able to name that key: they
+could declare another address, accept the key of a machine of their own there, and be sent the password.
+"""
+
+from freehold.orchestration.view import ServerView
+from freehold.root_of_trust.operators import THRESHOLD, Act, Asked, Request
+
+PATIENCE = 7 * 86400.0
+"""Seconds for which a request waits for its two signatures."""
+
+
+def request_of(server: ServerView, key: str, *, by: str, reason: str, at: float) -> Request:
+    """What two people are asked to sign: this key (SHA-256 of the SPKI, hex), for this server, at this address."""
+    return Request(
+        act=Act.BMC_KEY,
+        subject=f"server/{server.name}",
+        details={**_details(server, key), "reason": reason},
+        requested_by=by,
+        at=at,
+        expires=at + PATIENCE,
+    )
+
+
+def unapproved(server: ServerView, key: str, asked: Asked | None, at: float) -> str | None:
+    """Why `key` may not be pinned, in words; None: it may. Before a key is pinned nothing is to be protected yet, and
+    one person's word is enough, as with `freehold confirm`. `at`: when it was asked for, UNIX seconds."""
+    if server.facts.bmc_identity is None:
+        return None
+    if asked is None:
+        return (
+            f"two people have to approve another key for its BMC: `freehold release {server.name} --accept-bmc-key"
+            f" {key}` asks them"
+        )
+    request = asked.request
+    wanted = _details(server, key)
+    if (request.act, request.subject) != (Act.BMC_KEY, f"server/{server.name}"):
+        return f"the request {request.id} is about {request.act} for {request.subject}"
+    if {name: request.details.get(name) for name in wanted} != wanted:
+        return (
+            f"the request {request.id} is for key {request.details.get('spki_sha256')} at"
+            f" {request.details.get('address')} in place of {request.details.get('replaces')}, which is not how things"
+            " are now: ask anew"
+        )
+    if asked.spent is not None or at >= request.expires:
+        return f"the request {request.id} is {'closed' if asked.spent is not None else 'expired'}: ask anew"
+    if len(asked.approved_by) < THRESHOLD:
+        return f"the request {request.id} was approved by {', '.join(asked.approved_by) or 'nobody'}, not by two people"
+    return None
+
+
+def _details(server: ServerView, key: str) -> dict[str, str | None]:
+    return {"spki_sha256": key, "address": server.spec.bmc.address, "replaces": server.facts.bmc_identity}
