@@ -63,7 +63,7 @@ def test_a_bundle_verifies_and_says_what_was_checked(bundle: Path) -> None:
     assert found.key_fingerprint == SIGNER.key_id
     assert found.statements == {"decommission-certificate": 1, "egress": 1, "sanitization": 1, "transition": 1}
     assert found.files == len([path for path in bundle.rglob("*") if path.is_file()])
-    assert len(found.checks) == 9
+    assert len(found.checks) == 10
     assert not verify_bundle(bundle).key_pinned
 
 

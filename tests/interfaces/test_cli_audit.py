@@ -215,12 +215,15 @@ def test_a_bmc_whose_password_is_being_changed_is_left_alone(rack: Rack) -> None
     assert "password is being changed" in answer.out
 
 
-def test_a_changed_key_is_not_audited_and_gets_nothing(rack: Rack) -> None:
+def test_a_changed_key_is_a_finding_and_gets_nothing(rack: Rack) -> None:
     rack.key = "ab" * 32
     rack.own("server-1")
     answer = rack.site("audit", "server-1")
-    assert answer.code == 1
+    assert answer.code == 3
     assert "another key" in answer.out
+    assert "nothing was sent to it" in answer.out
+    (found,) = rack.site("audit", "server-1", "-o", "json").json()["servers"][0]["findings"]
+    assert (found["kind"], found["severity"]) == ("bmc-identity", "critical")
 
 
 def test_a_server_that_is_not_ours_is_said_so(site: Shell) -> None:

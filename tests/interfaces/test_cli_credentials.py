@@ -94,7 +94,8 @@ def test_two_people_break_the_glass_once(site: Shell, tmp_path: Path, monkeypatc
     assert "the BMC's password was shown to" in events(site)
     assert "approved by ann, bob" in events(site)
     assert site("credential", "break-glass", "server-1", "--approved", request).code == 1
-    (due,) = site.store(lambda store: store.site.due())  # the controller will state it
+    founded, due = site.store(lambda store: store.site.due())  # the controller will state it
+    assert founded.facts["event"] == "founded"
     assert [each["name"] for each in due.facts["approved_by"]] == ["ann", "bob"]
     assert PASSWORD not in str(due)
 

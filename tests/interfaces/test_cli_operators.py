@@ -56,6 +56,54 @@ def test_operators_are_listed_page_by_page(site: Shell, people: Path) -> None:
     assert site("operator", "list").err == ""
 
 
+def test_the_founding_is_told_with_the_keys(site: Shell, people: Path) -> None:
+    ids = {each["name"]: each["key_id"] for each in site("operator", "list", "-o", "json").json()["items"]}
+    said = [each for each in site("events").out.splitlines() if "founded the site's operators" in each]
+    assert len(said) == 1
+    assert all(f"{name} (key {key})" in said[0] for name, key in ids.items())
+    (due,) = site.store(lambda store: store.site.due())
+    assert (due.predicate, due.subject, due.facts["event"]) == ("approval", "operators", "founded")
+    assert {each["name"]: each["key_id"] for each in due.facts["operators"]} == ids
+    again = site("operator", "found", *(f"{name}={people}/{name}.key.pub" for name in NAMES))
+    assert "compares the SHA-256 of their key" in again.err
+    assert all(key in again.out for key in ids.values())
+    assert len(site.store(lambda store: store.site.due())) == 1  # nothing new was founded
+
+
+def test_a_signature_by_a_new_key_takes_the_place_of_the_one_by_the_old(site: Shell, people: Path) -> None:
+    request = asked(site)
+    site("approval", "sign", request, "--key", people / "alice.key")
+    site("operator", "keygen", people / "new.key", "--no-passphrase")
+    wanted = [f"{name}={people}/{key}.key.pub" for name, key in (("alice", "new"), ("bob", "bob"), ("carol", "carol"))]
+    change = site("operator", "replace", *wanted, "-o", "json").json()["request"]
+    for name in ("bob", "carol"):
+        site("approval", "sign", change, "--key", people / f"{name}.key")
+    assert site("operator", "replace", "--approved", change).code == 0
+    assert site("approval", "show", request, "-o", "json").json()["approved_by"] == []
+    site("approval", "sign", request, "--key", people / "new.key")
+    assert site("approval", "show", request, "-o", "json").json()["approved_by"] == ["alice"]
+
+
+def test_who_approved_stays_known_when_the_operators_are_others(site: Shell, people: Path) -> None:
+    request = asked(site)
+    for name in ("alice", "bob"):
+        site("approval", "sign", request, "--key", people / f"{name}.key")
+    site.store(lambda store: store.approvals.spend(request, time.time()))
+    closed = site("approval", "sign", request, "--key", people / "carol.key")
+    assert "is closed" in closed.err
+    wanted = (f"carol={people}/carol.key.pub", f"mallory={people}/mallory.key.pub")
+    change = site("operator", "replace", *wanted, "-o", "json").json()["request"]
+    for name in ("alice", "carol"):
+        site("approval", "sign", change, "--key", people / f"{name}.key")
+    assert site("operator", "replace", "--approved", change).code == 0
+    assert site.store(lambda store: store.approvals.granted(request)).names == ("alice", "bob")
+    assert site.store(lambda store: store.approvals.granted(change)).names == ("alice", "carol")
+    told = [due.facts for due in site.store(lambda store: store.site.due())]
+    assert [each["event"] for each in told] == ["founded", "operators"]
+    assert [each["name"] for each in told[1]["approved_by"]] == ["alice", "carol"]
+    assert [each["name"] for each in told[1]["operators"]] == ["carol", "mallory"]
+
+
 def test_a_stranger_and_an_unknown_request_are_refused(site: Shell, people: Path) -> None:
     request = asked(site)
     refused = site("approval", "sign", request, "--key", people / "mallory.key")

@@ -46,6 +46,7 @@ from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation import session
 from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
 from freehold.root_of_trust.attestation.quote import check_quote, check_values
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
 from freehold.root_of_trust.attestation.structures import parse_public
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
@@ -304,6 +305,28 @@ async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_mus
 
 
 @pytest.mark.host
+async def test_revoked_measurements_vouch_for_nobody_not_even_for_a_server_that_learned_them(
+    trusting: Door, vendor: Vendor
+) -> None:
+    place = trusting.place
+    with booted_tpm(vendor, "own", "secure-boot") as own:
+        fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
+        await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
+        agent = await trusting.enter(own, log="secure-boot", mode="os")
+        agent.controller.close()
+        session = (await place.view()).agent
+        assert session is not None
+        measured = {pcr: tuple(digests) for pcr, digests in session.details["reference"].items()}
+        await place.establish(reference_values=measured, reference_id=None)
+        values = ReferenceValues(vendor="v", model="m", version="1", digests=measured)
+        await place.store.references.propose(values, "advisory", "ann", 1.0)
+        await place.store.references.withdraw(values.id, ReferenceState.REVOKED, 2.0)
+        words = await trusting.refused(own, log="secure-boot", mode="os")
+    assert f"the reference values {values.id} were revoked" in words
+    assert [kind for kind, _ in await place.intents()] == [IntentKind.QUARANTINE]
+
+
+@pytest.mark.host
 async def test_each_server_is_held_against_the_keys_of_its_own_generation(trusting: Door, vendor: Vendor) -> None:
     """The site has rotated since; this server carries the first generation still, and is trusted by it."""
     place = trusting.place
@@ -484,7 +507,7 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
         ek, ak = tpm.create_ek(), tpm.create_ak()
         smbios = Smbios(uuid=None, serial=None, vendor=None, product=None)
         hello = Hello(
-            protocol=1,
+            protocol=2,
             mode="ramdisk",
             boot_id="b",
             smbios=smbios,

@@ -311,21 +311,6 @@ async def test_a_bmc_that_takes_a_moment_to_stop_ipmi_is_asked_again(
     assert result.statements[0][1]["probe"]["present"] is False
 
 
-async def test_a_factory_password_that_still_works_after_the_take_over_is_found(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
-    await place.secured()
-    assert "bmc-default-credential" not in {each.kind for each in (await place.step("record_posture")).findings}
-    async with place.own_bmc() as client:
-        body = {"UserName": "field", "Password": "service-pass", "RoleId": "Operator"}
-        await client.post("/redfish/v1/AccountService/Accounts", body)
-    result = await place.step("record_posture")
-    (found,) = [each for each in result.findings if each.kind == "bmc-default-credential"]
-    assert "'field'" in found.detail
-    assert "service-pass" not in str(result)
-
-
 @pytest.mark.parametrize("ref", ["bmc/server-2/current", "site/keys/bmc-ca", "former/bmc/server-2/1/current"])
 async def test_a_document_cannot_have_a_password_of_the_vault_sent_to_a_bmc_of_its_choice(
     tmp_path: Path, place: Place, ref: str
@@ -352,3 +337,18 @@ async def test_a_factory_credential_of_the_vault_takes_a_bmc_over(place: Place) 
     await declare_bmc(place, credential=DeclaredCredential(vault_ref="factory/rack-7"))
     assert (await place.step("pin_identity")).done
     assert (await place.finish("take_over_credential")).done
+
+
+async def test_a_factory_password_that_still_works_after_the_take_over_is_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
+    await place.secured()
+    assert "bmc-default-credential" not in {each.kind for each in (await place.step("record_posture")).findings}
+    async with place.own_bmc() as client:
+        body = {"UserName": "field", "Password": "service-pass", "RoleId": "Operator"}
+        await client.post("/redfish/v1/AccountService/Accounts", body)
+    result = await place.step("record_posture")
+    (found,) = [each for each in result.findings if each.kind == "bmc-default-credential"]
+    assert "'field'" in found.detail
+    assert "service-pass" not in str(result)

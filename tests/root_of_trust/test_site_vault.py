@@ -11,10 +11,8 @@ import pytest
 from custody_support import PEOPLE, identities, write_format_1
 
 from freehold.root_of_trust import custody, site_vault
-from freehold.root_of_trust.break_glass import export_secret
 from freehold.root_of_trust.custody import CUSTODY, NEXT, Choice, CustodyRefused, FilePlace, Pkcs11Place
 from freehold.root_of_trust.kek import FileKek, KeyFileRefused, PassphraseKek
-from freehold.root_of_trust.operators import NotApproved
 from freehold.root_of_trust.vault import EmbeddedVault, VaultError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
@@ -243,23 +241,3 @@ def test_a_process_that_opened_a_vault_leaves_no_core_file(state: Path, tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code, str(state)], capture_output=True, check=True, timeout=60)
     assert done.stdout == b"0\n"
-
-
-# ---- break-glass
-
-
-@pytest.mark.parametrize("names", [(), ("alice",), ("alice", "alice"), ("alice", " alice "), ("alice", "")])
-def test_one_person_gets_no_secret_out_and_the_vault_is_not_even_read(names: tuple[str, ...]) -> None:
-    class Untouched:
-        def get(self, path: str) -> bytes:
-            raise AssertionError
-
-    with pytest.raises(NotApproved, match="2 different people"):
-        export_secret(Untouched(), "bmc/r1/current", names)  # type: ignore[arg-type]
-
-
-def test_two_people_do_and_an_empty_path_is_named(state: Path) -> None:
-    vault = site_vault.open_vault(state)
-    assert export_secret(vault, "bmc/r1/current", ("alice", "bob")) == SECRET
-    with pytest.raises(VaultError, match="holds nothing at bmc/r9"):
-        export_secret(vault, "bmc/r9", ("alice", "bob"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from freehold.evidence import artifacts, bundle, canonical, checkpoint, dsse, merkle, statement, tiles
+from freehold.evidence import approvals, artifacts, bundle, canonical, checkpoint, dsse, merkle, statement, tiles
 from freehold.evidence.checkpoint import Checkpoint
 from freehold.evidence.signer import KeyRefused, PublicKey
 from freehold.evidence.statement import Predicate, Statement
@@ -101,12 +101,14 @@ def read_bundle(path: Path, trusted_key: bytes | None = None) -> tuple[BundleVer
     envelopes = _entries(files, signed.size)
     tree = merkle.Tree(map(merkle.leaf_hash, envelopes))
     _check_root("log/checkpoint", tree.root(), signed)
-    kinds: list[Predicate] = []
+    claims: list[Statement] = []
     for index, envelope in enumerate(envelopes):
         with _refusing(f"log/{tiles.tile_path('entries', index // tiles.WIDTH)}", f"statement {index}"):
             claim = statement.verify(envelope, key)
-            kinds.append(claim.kind)
+            claims.append(claim)
         _check_artifacts(files, index, claim)
+    approved = _check_approvals(files, claims)
+    kinds = [claim.kind for claim in claims]
     certificates = [index for index, kind in enumerate(kinds) if kind is Predicate.DECOMMISSION_CERTIFICATE]
     _check_derived(files, bundle.log_files(files["log/checkpoint"], tree, envelopes, certificates))
     with _refusing(bundle.REPORT, "report"):
@@ -122,6 +124,7 @@ def read_bundle(path: Path, trusted_key: bytes | None = None) -> tuple[BundleVer
             "log: the RFC 6962 root of all entries is the checkpoint's",
             "statements: each is an in-toto Statement v1 signed by the evidence key",
             "artifacts: each that a statement names is there, and is what its name says",
+            f"approvals: the signatures of all {approved} that statements carry verify, by the operators of that time",
             "tiles and certificates: recomputed from the entries, equal byte for byte",
         ),
         key_fingerprint=key.key_id,
@@ -258,6 +261,18 @@ def _check_artifacts(files: dict[str, bytes], index: int, claim: Statement) -> N
             raise BundleRefused(name, f"statement {index}", f"this is not the {kind} that it names")
 
 
+def _check_approvals(files: dict[str, bytes], claims: list[Statement]) -> int:
+    """How many statements carry an approval; each verifies."""
+    kept = {name.removeprefix("artifacts/"): data for name, data in files.items() if name.startswith("artifacts/")}
+    with _refusing("", "operators"):
+        known = approvals.circles(claims)
+    count = 0
+    for index, claim in enumerate(claims):
+        with _refusing("", f"approval of statement {index}"):
+            count += approvals.check(claim, kept, known)
+    return count
+
+
 def _check_derived(files: dict[str, bytes], derived: dict[str, bytes]) -> None:
     present = {name for name in files if name.startswith(("log/", "certificates/"))}
     for name in sorted(present | derived.keys()):
@@ -272,5 +287,5 @@ def _refusing(file: str, check: str) -> Iterator[None]:
         yield
     except FreeholdError as error:
         raise BundleRefused(file, check, error.what, expected=error.expected) from error
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, msgspec.ValidationError) as error:
         raise BundleRefused(file, check, str(error)) from error

@@ -165,7 +165,8 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     `first_contact`: `pin` trusts and records the BMC key seen first; `confirm` wants `bmc.expectedFingerprint`, or
     a person's `freehold confirm`.
     `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
-    pool; `learned` takes what it measured first, and every report says so."""
+    pool; `learned` takes what it measured first, and every report says so. It is for trying things out: it counts only
+    as long as the site has no operators."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"

@@ -51,7 +51,7 @@ from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation import appraise, session
 from freehold.root_of_trust.attestation.ek import EkIdentity, ek_identity, verify_ek
 from freehold.root_of_trust.attestation.errors import AttestationError
-from freehold.root_of_trust.attestation.reference import ReferenceState, firmware_id
+from freehold.root_of_trust.attestation.reference import firmware_id
 from freehold.root_of_trust.attestation.structures import parse_public
 
 Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
@@ -156,7 +156,7 @@ class AgentDoor:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
         proof = self._proof(greeted, challenge, evidence, proven)
-        verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts.reference_id)
+        verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts)
         verdict = with_revocation(verdict, view.name, image, await self._site.newest_keys())
         # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
         await self._store.agents.saw_tpm(ek, proven.tpm)
@@ -319,6 +319,7 @@ class AgentDoor:
                 details={
                     "ek_sha256": greeted.ek.identity,
                     "ek_issuers": list(greeted.ek.issuers),
+                    "ak_public": (greeted.hello.ak_public or b"").hex(),
                     "reference": learned_reference(proven),
                     "attestation": index,
                     "findings": msgspec.to_builtins(verdict.findings),
@@ -328,11 +329,13 @@ class AgentDoor:
         self.nudge()
         return self._admitted.add(issued, greeted.server, number, greeted.hello.mode)
 
-    async def _unless_revoked(self, verdict: appraise.Verdict, reference: str | None) -> appraise.Verdict:
-        """What two people took back vouches for nobody, whatever was measured."""
-        if reference is None or await self._store.references.state(reference) is not ReferenceState.REVOKED:
+    async def _unless_revoked(self, verdict: appraise.Verdict, facts: Facts) -> appraise.Verdict:
+        """What was revoked vouches for nobody, by whatever name a server was staged with it, or with none (learned)."""
+        held = facts.reference_values
+        known = await self._store.references.revoked(held) if held is not None else None
+        if known is None:
             return verdict
-        reasons = (*verdict.reasons, f"the reference values {reference} were revoked")
+        reasons = (*verdict.reasons, f"the reference values {known.values.id} were revoked ({known.values.title})")
         return dataclasses.replace(verdict, trusted=False, reasons=reasons)
 
     def _proof(

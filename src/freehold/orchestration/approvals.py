@@ -13,20 +13,25 @@ from freehold.evidence import Predicate, PublicKey
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import WaiverSpec
 from freehold.orchestration.database import Database
-from freehold.orchestration.schema import approvals, operators, servers, signatures
+from freehold.orchestration.schema import approvals, circles, operators, servers, signatures
 from freehold.orchestration.site_ledger import owe
 from freehold.orchestration.waivers import ActiveWaiver, request_of, signed
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     Act,
     Asked,
+    Granted,
     NotApproved,
     Operators,
     OperatorsRefused,
     Request,
     approvers,
+    grant,
     require_approval,
 )
+
+OPERATORS = "operators"
+"""Subject of what the evidence log says of the people themselves."""
 
 
 class UnknownRequest(FreeholdError):
@@ -43,14 +48,14 @@ class ApprovalLedger:
         async with self._database.read() as connection:
             return await _people(connection)
 
-    async def found(self, people: Mapping[str, PublicKey], now: float) -> None:
-        """Enrol the first operators. Whoever comes first founds the circle; later changes need two of its members
-        (`replace`). Raises `OperatorsRefused`."""
+    async def found(self, people: Mapping[str, PublicKey], now: float) -> bool:
+        """Enrol the first operators; False if just these are enrolled already. Whoever comes first founds the circle;
+        later changes need two of its members (`replace`). Raises `OperatorsRefused`."""
         wanted = Operators.of(people)
         if len(wanted.people) < 2:
             raise OperatorsRefused("one person cannot approve for two", expected="the keys of two people or more")
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: AsyncConnection) -> bool:
             there = await _people(connection)
             if there.people and _pems(there) != _pems(wanted):
                 raise OperatorsRefused(
@@ -59,8 +64,11 @@ class ApprovalLedger:
                 )
             if not there.people:
                 await _enrol(connection, wanted, now)
+                facts = {"event": "founded", "operators": _plain(wanted), "at": now}
+                await owe(connection, Predicate.APPROVAL, OPERATORS, facts)
+            return not there.people
 
-        await self._database.write(work)
+        return await self._database.write(work)
 
     async def replace(self, request_id: str, now: float) -> tuple[str, ...]:
         """Put the people of an approved `operators` request in place of today's; who approved. Raises `NotApproved`."""
@@ -71,10 +79,11 @@ class ApprovalLedger:
                 raise NotApproved(f"the request {request_id} is about {asked.request.act}")
             names = await require_signatures(connection, request_id, now)
             pems = asked.request.details["people"]
-            wanted = Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in pems.items()})
+            wanted = _operators(pems)
+            await _remember(connection)
+            await carry_out(connection, asked.request, OPERATORS, {"operators": _plain(wanted)}, now)
             await connection.execute(delete(operators))
             await _enrol(connection, wanted, now)
-            await spend(connection, request_id, now)
             return names
 
         return await self._database.write(work)
@@ -90,6 +99,10 @@ class ApprovalLedger:
 
         async def work(connection: AsyncConnection) -> str:
             asked = await _asked(connection, request_id)
+            if asked.spent is not None:
+                raise NotApproved(
+                    f"the request {request_id} is closed", remedy="what is still wanted is asked for anew"
+                )
             people = await _people(connection)
             names = approvers(asked.request.to_bytes(), PAYLOAD_TYPE, [envelope], people)
             if not names:
@@ -99,8 +112,9 @@ class ApprovalLedger:
                 )
             row = {"approval": request_id, "operator": names[0], "envelope": envelope.decode()}
             mine = (signatures.c.approval == request_id) & (signatures.c.operator == names[0])
-            if await connection.scalar(select(signatures.c.operator).where(mine)) is None:
-                await connection.execute(insert(signatures).values(**row))
+            # In place of an earlier one: it may be by a key that this person had before.
+            await connection.execute(delete(signatures).where(mine))
+            await connection.execute(insert(signatures).values(**row))
             # Who waits for this looks again now. It is rare, so nobody keeps a list of who waits for what.
             await connection.execute(update(servers).values(next_due=0.0, wakes=servers.c.wakes + 1))
             return names[0]
@@ -140,13 +154,16 @@ class ApprovalLedger:
                     expected=f"{Act.BREAK_GLASS} for {wanted}",
                 )
             names = await require_signatures(connection, request_id, now)
-            facts = await approval_claim(connection, request)
-            facts |= {"server": server, "shown_to": shown_to, "at": now}
-            await owe(connection, Predicate.APPROVAL, f"server/{server}", facts)
-            await spend(connection, request_id, now)
+            facts = {"server": server, "shown_to": shown_to}
+            await carry_out(connection, request, f"server/{server}", facts, now)
             return names
 
         return await self._database.write(work)
+
+    async def granted(self, request_id: str) -> Granted:
+        """As the function `granted`."""
+        async with self._database.read() as connection:
+            return await granted(connection, request_id)
 
     async def spend(self, request_id: str, now: float) -> None:
         """What was approved is done, so the request is closed; or nobody wants it any more."""
@@ -186,7 +203,40 @@ async def ask_for(connection: AsyncConnection, request: Request, now: float) -> 
 
 async def _people(connection: AsyncConnection) -> Operators:
     rows = await connection.execute(select(operators.c.name, operators.c.public_key))
-    return Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in rows})
+    return _operators({row.name: row.public_key for row in rows})
+
+
+async def _people_before(connection: AsyncConnection, at: float) -> Operators:
+    """The operators just before `at`; today's, if they are the first and were enrolled before there was a history."""
+    newest = select(circles.c.people).order_by(circles.c.id.desc()).limit(1)
+    if await connection.scalar(newest) is None:
+        return await _people(connection)
+    found = await connection.scalar(newest.where(circles.c.since < at))
+    return _operators(msgspec.json.decode(found)) if found is not None else Operators.of({})
+
+
+async def _remember(connection: AsyncConnection) -> None:
+    """Begin the history with today's operators, if they were enrolled before there was one."""
+    if await connection.scalar(select(circles.c.id).limit(1)) is None:
+        since = await connection.scalar(select(operators.c.enrolled).order_by(operators.c.enrolled).limit(1))
+        await _append(connection, await _people(connection), since or 0.0)
+
+
+async def _append(connection: AsyncConnection, people: Operators, since: float) -> None:
+    pems = {name: pem.decode() for name, pem in _pems(people).items()}
+    await connection.execute(insert(circles).values(since=since, people=msgspec.json.encode(pems).decode()))
+
+
+def _operators(pems: Mapping[str, str]) -> Operators:
+    return Operators.of({name: PublicKey.from_pem(pem.encode()) for name, pem in pems.items()})
+
+
+def _plain(people: Operators) -> list[dict[str, str]]:
+    """For the evidence log. `key_id` is the SHA-256 of the key, as `freehold operator keygen` printed it."""
+    return [
+        {"name": name, "key_id": key.key_id, "public_key": key.pem.decode()}
+        for name, key in sorted(people.people.items())
+    ]
 
 
 def _pems(people: Operators) -> dict[str, bytes]:
@@ -196,6 +246,7 @@ def _pems(people: Operators) -> dict[str, bytes]:
 async def _enrol(connection: AsyncConnection, people: Operators, now: float) -> None:
     rows = [{"name": name, "public_key": pem.decode(), "enrolled": now} for name, pem in _pems(people).items()]
     await connection.execute(insert(operators), rows)
+    await _append(connection, people, now)
 
 
 async def _asked(connection: AsyncConnection, request_id: str) -> Asked:
@@ -230,9 +281,34 @@ async def approval_claim(connection: AsyncConnection, request: Request) -> dict[
             "approved_by": approved}  # fmt: skip
 
 
+async def granted(connection: AsyncConnection, request_id: str) -> Granted:
+    """An approval that was carried out, verified again by the keys that the operators had at that time. Raises
+    `UnknownRequest`, `NotApproved`."""
+    asked = await _asked(connection, request_id)
+    if asked.spent is None:
+        raise NotApproved(f"the request {request_id} was not carried out yet")
+    people = await _people_before(connection, asked.spent)
+    return grant(asked.request, await _envelopes(connection, request_id), people, asked.spent)
+
+
 async def expired(connection: AsyncConnection, request_id: str, now: float) -> bool:
     """Nobody can approve it any more."""
     return now >= (await _asked(connection, request_id)).request.expires
+
+
+async def carry_out(
+    connection: AsyncConnection, request: Request, subject: str, facts: dict[str, Any], now: float
+) -> None:
+    """Close an approved request; the evidence log shall hear of it, with the signatures, in the same transaction."""
+    claim = await approval_claim(connection, request)
+    await owe(connection, Predicate.APPROVAL, subject, {**claim, **facts, "at": now})
+    await spend(connection, request.id, now)
+
+
+async def spend_approved(connection: AsyncConnection, request_id: str, server: str, now: float) -> None:
+    """What two people approved about a server is done."""
+    request = (await _asked(connection, request_id)).request
+    await carry_out(connection, request, f"server/{server}", {"server": server}, now)
 
 
 async def spend(connection: AsyncConnection, request_id: str, now: float) -> None:

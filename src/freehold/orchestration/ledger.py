@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
-from freehold.orchestration.approvals import asked_among, signed_waivers, spend
+from freehold.orchestration.approvals import asked_among, signed_waivers, spend_approved
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import (
     about,
@@ -186,7 +186,7 @@ class Ledger:
                     update(intents).where(intents.c.id == intent).values(handled=now, outcome=outcome)
                 )
             if completion.spent is not None:
-                await spend(connection, completion.spent, now)
+                await spend_approved(connection, completion.spent, claim.server, now)
             if completion.dropped_orders is None:
                 await connection.execute(delete(orders).where(orders.c.server == claim.server))
             elif completion.dropped_orders:

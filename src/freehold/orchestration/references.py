@@ -6,12 +6,13 @@ import msgspec
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from freehold.evidence import canonical
 from freehold.model.errors import FreeholdError
-from freehold.orchestration.approvals import ask_for, expired, require_signatures, spend
+from freehold.orchestration.approvals import ask_for, expired, granted, require_signatures, spend
 from freehold.orchestration.database import Database
 from freehold.orchestration.schema import reference_values, servers
-from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become
-from freehold.root_of_trust.operators import Act, Request
+from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become, firmware_id
+from freehold.root_of_trust.operators import Act, Granted, NotApproved, Request
 
 PATIENCE = 30 * 86400.0
 """Seconds for which a proposal waits for its two signatures."""
@@ -36,8 +37,11 @@ class ReferenceLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def propose(self, values: ReferenceValues, origin: str, by: str, now: float) -> KnownReference:
-        """Put values before the operators, unless they are known already."""
+    async def propose(
+        self, values: ReferenceValues, origin: str, by: str, now: float, *, doubted: bool = False
+    ) -> KnownReference:
+        """Put values before the operators, unless they are known already. `doubted`: known or not, because the approval
+        that they have does not verify."""
         request = Request(
             act=Act.REFERENCE_VALUES,
             subject=values.title,
@@ -50,13 +54,15 @@ class ReferenceLedger:
         async def work(connection: AsyncConnection) -> KnownReference:
             known = await _one(connection, values.id)
             pending = known is not None and known.state is ReferenceState.PENDING
-            if known is not None and not (pending and await expired(connection, known.approval, now)):
+            stale = doubted or (pending and known is not None and await expired(connection, known.approval, now))
+            if known is not None and not stale:
                 return known
             await ask_for(connection, request, now)
-            if known is not None:  # nobody signed in time: the same values, asked for anew
-                mine = reference_values.c.id == values.id
-                await connection.execute(update(reference_values).where(mine).values(approval=request.id, changed=now))
-                return msgspec.structs.replace(known, approval=request.id)
+            if known is not None:  # the same values, asked for anew
+                mine, state = reference_values.c.id == values.id, ReferenceState.PENDING
+                anew = {"approval": request.id, "state": state.value, "changed": now}
+                await connection.execute(update(reference_values).where(mine).values(**anew))
+                return msgspec.structs.replace(known, approval=request.id, state=state)
             row = {
                 "id": values.id,
                 "vendor": values.vendor,
@@ -85,6 +91,20 @@ class ReferenceLedger:
 
         return await self._database.write(work)
 
+    async def granted(self, known: KnownReference) -> Granted:
+        """The approval of these very values, verified again: what the table says is not taken for it. Raises
+        `NotApproved`."""
+        async with self._database.read() as connection:
+            found = await granted(connection, known.approval)
+        request = found.request
+        wanted = canonical.dumps(msgspec.to_builtins(known.values))
+        if request.act is not Act.REFERENCE_VALUES or canonical.dumps(request.details.get("values")) != wanted:
+            raise NotApproved(
+                f"the request {request.id} is about {request.act} for {request.subject}",
+                expected=f"an approval of reference values {known.values.id}",
+            )
+        return found
+
     async def withdraw(self, reference_id: str, wanted: ReferenceState, now: float) -> None:
         """Supersede or revoke: one person may, since it only ever takes trust away. Whoever was staged with revoked
         values is quarantined at its next attestation."""
@@ -103,10 +123,14 @@ class ReferenceLedger:
         async with self._database.read() as connection:
             return await _required(connection, reference_id)
 
-    async def state(self, reference_id: str) -> ReferenceState | None:
+    async def revoked(self, digests: dict[str, tuple[str, ...]]) -> KnownReference | None:
+        """Revoked values that are these measurements, whichever board and version they were revoked for: a version
+        string is what a BMC says."""
+        query = select(reference_values).where(reference_values.c.state == ReferenceState.REVOKED.value)
         async with self._database.read() as connection:
-            known = await _one(connection, reference_id)
-            return known.state if known is not None else None
+            rows = (await connection.execute(query.order_by(reference_values.c.id))).all()
+        wanted = firmware_id(digests)
+        return next((known for known in map(_known, rows) if known.values.firmware == wanted), None)
 
     async def list(self, *, after: str = "", limit: int = 500, **board: str) -> list[KnownReference]:
         """A page in the order of the ids. `board`: only of this `vendor`, `model`, `version`."""

@@ -118,6 +118,14 @@ operators = Table(
     Column("enrolled", Float, nullable=False),
 )
 
+circles = Table(
+    "circles",  # append-only: who the operators were, so that an approval can be verified when they are others
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("since", Float, nullable=False),
+    Column("people", Text, nullable=False),  # JSON: name -> public key in PEM
+)
+
 approvals = Table(
     "approvals",
     metadata,

@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 
-from freehold.evidence import PublicKey, Signer, canonical, dsse
+from freehold.evidence import PublicKey, Signer, approvals, canonical, dsse
 from freehold.model.errors import FreeholdError
 
-PAYLOAD_TYPE = "application/vnd.freehold.approval+json"
+PAYLOAD_TYPE = approvals.PAYLOAD_TYPE
 THRESHOLD = 2
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
@@ -81,6 +81,26 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     spent: float | None
 
 
+class Signed(msgspec.Struct, frozen=True, kw_only=True):
+    """One person's approval: the envelope, and the key that it verifies with."""
+
+    name: str
+    key: PublicKey
+    envelope: bytes
+
+
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """What two people approved, with all that it takes to verify that again. `at`: when it counted, UNIX seconds."""
+
+    request: Request
+    signatures: tuple[Signed, ...]
+    at: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.signatures)
+
+
 class Operators(msgspec.Struct, frozen=True):
     """Name -> public key. Make it with `of`, which refuses one key under two names."""
 
@@ -123,6 +143,18 @@ def approvers(payload: bytes, payload_type: str, envelopes: Iterable[bytes], ope
         except dsse.EnvelopeRefused:
             continue
     return tuple(sorted(names))
+
+
+def grant(request: Request, envelopes: Iterable[bytes], operators: Operators, at: float) -> Granted:
+    """The approval of `request` as it stood at `at`, by those who were operators then. Raises `NotApproved`."""
+    given = list(envelopes)
+    require_approval(request, given, operators, at)
+    signed = [
+        Signed(name=name, key=operators.people[name], envelope=each)
+        for each in given
+        for name in approvers(request.to_bytes(), PAYLOAD_TYPE, [each], operators)
+    ]
+    return Granted(request=request, signatures=tuple(sorted(signed, key=lambda each: each.name)), at=at)
 
 
 def require_approval(

@@ -119,10 +119,15 @@ def found(people: tuple[tuple[str, PublicKey], ...], state: Path, output: str) -
 
     async def work() -> Operators:
         async with site_store(state) as store:
-            await store.approvals.found(_unique(people), time.time())
-            return await store.approvals.operators()
+            new = await store.approvals.found(_unique(people), time.time())
+            enrolled = await store.approvals.operators()
+            if new:
+                keys = ", ".join(f"{name} (key {key.key_id})" for name, key in sorted(enrolled.people.items()))
+                await store.add_event(None, "operators", f"{login_name()} founded the site's operators: {keys}")
+            return enrolled
 
     _show_people(run(work()), output)
+    click.echo("each person compares the SHA-256 of their key with what `operator keygen` printed for them", err=True)
 
 
 @operator.command("list")
@@ -207,7 +212,7 @@ def _show_people(people: Operators, output: str, *, after: str = "", limit: int 
     rows = [(name, key.key_id) for name, key in sorted(people.people.items()) if name > after]
     page = rows[:limit]
     if output != "json":
-        show_table(("OPERATOR", "KEY"), page)
+        show_table(("OPERATOR", "SHA-256 OF THE KEY"), page)
     items = [{"name": name, "key_id": key_id} for name, key_id in page]
     show_page("--after", items, page[-1][0] if len(rows) > len(page) else None, output)
 

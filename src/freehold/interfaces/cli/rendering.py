@@ -229,7 +229,7 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
     ))  # fmt: skip
     yield from _section("Attestation", _pairs(
         ("last", attested(view, now)),
-        ("reference", "learned" if facts.reference_values else "none yet"),
+        ("reference", _reference(facts)),
         ("agent", _agent(view, now)),
     ))  # fmt: skip
     yield from _section("Image", _pairs(
@@ -249,6 +249,13 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         yield from _section("Orders", [_order(order) for order in view.orders.values()])
     lines = [f"{moment(event.at)}  {event.kind}: {event.message}" for event in recent]
     yield from _section(f"Last {len(recent)} events", lines)
+
+
+def _reference(facts: Facts) -> str:
+    """What its boots are held against, and by whose word."""
+    if facts.reference_values is None:
+        return "none yet"
+    return f"{facts.reference_id}, approved" if facts.reference_id else "learned: approved by NOBODY"
 
 
 def site_description(stored: Stored, findings: Sequence[Finding]) -> Iterator[str]:

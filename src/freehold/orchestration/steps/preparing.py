@@ -1,5 +1,8 @@
 """Steps of `preparing`: BIOS settings, reference values."""
 
+import asyncio
+
+from freehold.evidence import artifacts
 from freehold.model.findings import Finding, Severity
 from freehold.orchestration.references import KnownReference
 from freehold.orchestration.site import BMC_COMMAND, Site
@@ -7,7 +10,7 @@ from freehold.orchestration.step import StepContext, StepResult
 from freehold.out_of_band.server import set_bios_attributes
 from freehold.root_of_trust.attestation import reference
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
-from freehold.root_of_trust.operators import NotApproved
+from freehold.root_of_trust.operators import Granted, NotApproved
 
 UNAPPROVED = "firmware-unapproved"
 
@@ -24,32 +27,43 @@ async def apply_bios(site: Site, ctx: StepContext) -> StepResult:
 
 async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
     """What this server's firmware measured at staging becomes what its boots are held against, once two operators have
-    approved it for the board and the version. Under a policy of `learned` nobody is asked, and the evidence says so."""
+    approved it for the board and the version. A policy of `learned` asks nobody, and the evidence says so; it counts
+    only as long as the site has no operators: whoever may write a policy must not speak for two of them."""
     learned, firmware = ctx.facts.learned_reference, ctx.facts.firmware
     if learned is None or firmware is None:
         return StepResult(done=False, quarantine="no boot of this server was attested, so there is nothing to refer to")
     values = ReferenceValues(vendor=firmware.vendor, model=firmware.model, version=firmware.version, digests=learned)
-    claim = {
+    claim: dict[str, object] = {
         "kind": "firmware-reference",
         "id": values.id,
         "firmware": values.firmware,
         "board": values.title,
         "digests": {pcr: list(digests) for pcr, digests in learned.items()},
     }
-    if ctx.server.policy.reference_values == "learned":
+    if (revoked := await site.references.revoked(learned)) is not None:
+        other = f"{revoked.values.id} hold ({revoked.values.title}), which are {revoked.state}"
+        return StepResult(done=False, quarantine=f"its firmware measures what reference values {other}")
+    by_policy = ctx.server.policy.reference_values == "learned"
+    if by_policy and not (await site.approvals.operators()).people:
         facts = {"reference_values": learned, "reference_id": None}
         return StepResult(facts=facts, statements=(("posture", claim | {"origin": "learned", "approved_by": []}),))
     known = await site.references.propose(values, f"measured by {ctx.name} at staging", ctx.name, ctx.now)
-    if known.state in (ReferenceState.SUPERSEDED, ReferenceState.REVOKED):
+    if known.state is ReferenceState.SUPERSEDED:
         why = f"its firmware measures what reference values {values.id} hold ({values.title}), which are {known.state}"
         return StepResult(done=False, quarantine=why)
     if known.state is ReferenceState.PENDING:
         try:
             await site.references.approve(values.id, ctx.now)
         except NotApproved as lacking:
-            return await _unapproved(site, known, lacking)
-    approved = await site.approvals.show(known.approval)
-    claim |= {"origin": known.origin, "approved_by": list(approved.approved_by)}
+            return await _unapproved(site, known, lacking, by_policy=by_policy)
+    try:
+        approved = await site.references.granted(known)
+    except NotApproved as lacking:
+        why = f"reference values {values.id} were kept as approved, and their approval does not verify: {lacking.what}"
+        known = await site.references.propose(values, known.origin, ctx.name, ctx.now, doubted=True)
+        return await _unapproved(site, known, NotApproved(f"{why}; they are asked for anew"), by_policy=by_policy)
+    claim |= {"origin": known.origin, "approved_by": list(approved.names), "approved_at": approved.at}
+    claim |= {"approval": known.approval, artifacts.FIELD: await asyncio.to_thread(_kept, site, approved)}
     return StepResult(
         facts={"reference_values": learned, "reference_id": values.id},
         statements=(("posture", claim),),
@@ -57,12 +71,22 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
     )
 
 
-async def _unapproved(site: Site, known: KnownReference, lacking: NotApproved) -> StepResult:
+def _kept(site: Site, approved: Granted) -> dict[str, str]:
+    """All that it takes to verify an approval again, as artifacts that the statement names."""
+    kept = {"request": approved.request.to_bytes()}
+    for each in approved.signatures:
+        kept |= {f"approval-{each.name}": each.envelope, f"operator-{each.name}": each.key.pem}
+    return {name: site.artifacts.keep(data) for name, data in kept.items()}
+
+
+async def _unapproved(site: Site, known: KnownReference, lacking: NotApproved, *, by_policy: bool) -> StepResult:
     """Wait, and tell people what is asked of them; if the same board has measured something else before, that too."""
     values = known.values
     kin = await site.references.list(vendor=values.vendor, model=values.model, version=values.version)
     other = reference.closest(values, [each.values for each in kin if each.state is ReferenceState.APPROVED])
     differs = "".join(f"; {sentence}" for sentence in reference.diff(other, values)) if other is not None else ""
+    if by_policy:
+        differs += "; its policy says `learned`, which does not count on a site that has operators"
     finding = Finding(
         severity=Severity.CRITICAL if other is not None else Severity.WARNING,
         kind=UNAPPROVED,
