@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -14,12 +16,13 @@ from cli_support import Shell
 
 from freehold.interfaces.cli import audit as audit_module
 from freehold.model.findings import Finding, Severity
-from freehold.model.status import Facts, ServerState, ServerStatus
+from freehold.model.status import Facts, ImageFact, ServerState, ServerStatus
 from freehold.orchestration.opening import open_vault
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import StagedCredential
 from freehold.out_of_band.transport import BmcIdentity, fetch_identity
+from freehold.root_of_trust.secure_boot_keys import SecureBootKeyring
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware
 from freehold_lab.bmc.service import serve
@@ -56,10 +59,13 @@ class Rack:
         self.vault = open_vault(site.state)
         self.vault.put("site/audit-key", bytes(32))
 
-    def own(self, server: str, credential: Credential = OURS) -> None:
+    def own(
+        self, server: str, findings: tuple[Finding, ...] = (), *, credential: Credential = OURS, **more: Any
+    ) -> None:
         self.vault.put(f"bmc/{server}/current", msgspec.json.encode(credential))
-        facts = Facts(bmc_identity=self.key, bmc_credential_committed=True)
-        self.site.set_status(server, ServerStatus(state=ServerState.ACTIVE, state_since=time.time(), facts=facts))
+        facts = Facts(bmc_identity=self.key, bmc_credential_committed=True, **more)
+        status = ServerStatus(state=ServerState.ACTIVE, state_since=time.time(), facts=facts, findings=findings)
+        self.site.set_status(server, status)
 
     def patch(self, path: str, body: dict[str, Any]) -> None:
         async def work() -> None:
@@ -91,14 +97,29 @@ def kinds(answer: Any, server: str) -> set[str]:
 
 def test_findings_end_with_3_and_say_what_to_do(rack: Rack) -> None:
     rack.own("server-1")
-    answer = rack.site("audit", "--output", "json")
+    answer = rack.site("audit", "server-1", "--output", "json")
     assert answer.code == 3
     (found,) = answer.json()["servers"]
     assert (found["server"], found["clean"], found["error"]) == ("server-1", False, None)
     assert {"bmc-ipmi-enabled", "bmc-host-interface-bootstrapping", "ipmi-silent"} <= kinds(answer.json(), "server-1")
     assert all(each["remedy"] and each["severity"] for each in found["findings"])
     assert PASSWORD not in answer.out
-    assert "left out, because not ours yet: 1 of the declared servers" in answer.err
+
+
+def test_a_server_that_is_not_ours_yet_is_listed_and_the_audit_does_not_end_well(rack: Rack) -> None:
+    """Its BMC may stand as open as the factory made it."""
+    rack.own("server-1")
+    answer = rack.site("audit", "--output", "json")
+    assert answer.code == 1
+    audited, other = answer.json()["servers"]
+    assert (audited["server"], audited["error"]) == ("server-1", None)
+    assert (other["server"], other["clean"], other["findings"]) == ("server-2", False, [])
+    assert other["error"]["what"] == "its BMC is not ours yet: enrolled, declared"
+    table = rack.site("audit")
+    assert table.code == 1
+    assert "server-2   not audited" in table.out
+    assert "its BMC is not ours yet" in table.out
+    assert "1 not audited" in table.err
 
 
 def test_the_table_has_a_line_for_each_finding_worst_first(rack: Rack) -> None:
@@ -134,14 +155,14 @@ def test_a_server_that_cannot_be_audited_ends_with_1_and_the_others_are(
 ) -> None:
     monkeypatch.setattr(transport, "_BACK_OFF_SECONDS", 0.01)
     rack.own("server-1")
-    rack.own("server-2", Credential("root", "another-password", generated=True))
+    rack.own("server-2", credential=Credential("root", "another-password", generated=True))
     rack.where[ADDRESSES["server-2"]] = ("127.0.0.1", 1)  # nothing listens there
     answer = rack.site("audit", "-o", "json")
     assert answer.code == 1
     assert kinds(answer.json(), "server-1")
     assert answer.json()["servers"][1]["error"]["server"] == "server-2"
     table = rack.site("audit")
-    assert "1 could not be audited" in table.err
+    assert "1 not audited" in table.err
     assert "server-2   not audited" in table.out
 
 
@@ -151,7 +172,7 @@ def test_a_shared_password_is_found_by_its_digest(rack: Rack) -> None:
     answer = rack.site("audit", "server-1", "-o", "json")
     (shared,) = [each for each in answer.json()["servers"][0]["findings"] if each["kind"] == "bmc-password-shared"]
     assert "server-2" in shared["detail"]
-    rack.own("server-2", Credential("root", "another-password", generated=True))
+    rack.own("server-2", credential=Credential("root", "another-password", generated=True))
     assert "bmc-password-shared" not in kinds(rack.site("audit", "server-1", "-o", "json").json(), "server-1")
 
 
@@ -170,6 +191,21 @@ def test_what_was_found_about_the_site_stands_first_and_counts(rack: Rack) -> No
     assert rack.site("describe", "site", "lab", "-o", "json").json()["findings"][0]["remedy"] == "act"
 
 
+def test_a_server_that_runs_a_revoked_image_is_not_clean(rack: Rack) -> None:
+    image = ImageFact(name="debian", version="12", manifest="ab" * 32)
+    rack.own("server-1", image=image)
+    assert not {"revoked-image", "revocations-unchecked"} & kinds(rack.site("audit", "-o", "json").json(), "server-1")
+    ring = SecureBootKeyring(rack.vault, "lab", UUID(int=0))
+    ring.create(datetime.now(UTC))
+    ring.revoke("cd" * 32, "CVE-2026-1", datetime.now(UTC))
+    assert "revocations-unchecked" in kinds(rack.site("audit", "-o", "json").json(), "server-1")
+    found = Finding(severity=Severity.CRITICAL, kind="revoked-image", subject="server-1", detail="d", remedy="r")
+    rack.own("server-1", (found,), image=image)
+    assert {"revoked-image", "revocations-unchecked"} & kinds(rack.site("audit", "-o", "json").json(), "server-1") == {
+        "revoked-image"
+    }
+
+
 def test_a_bmc_whose_password_is_being_changed_is_left_alone(rack: Rack) -> None:
     rack.own("server-1")
     staged = StagedCredential(credential=OURS, threshold=5, window=60.0)
@@ -179,12 +215,15 @@ def test_a_bmc_whose_password_is_being_changed_is_left_alone(rack: Rack) -> None
     assert "password is being changed" in answer.out
 
 
-def test_a_changed_key_is_not_audited_and_gets_nothing(rack: Rack) -> None:
+def test_a_changed_key_is_a_finding_and_gets_nothing(rack: Rack) -> None:
     rack.key = "ab" * 32
     rack.own("server-1")
     answer = rack.site("audit", "server-1")
-    assert answer.code == 1
+    assert answer.code == 3
     assert "another key" in answer.out
+    assert "nothing was sent to it" in answer.out
+    (found,) = rack.site("audit", "server-1", "-o", "json").json()["servers"][0]["findings"]
+    assert (found["kind"], found["severity"]) == ("bmc-identity", "critical")
 
 
 def test_a_server_that_is_not_ours_is_said_so(site: Shell) -> None:
@@ -194,7 +233,7 @@ def test_a_server_that_is_not_ours_is_said_so(site: Shell) -> None:
     assert not (site.state / "vault.key").exists()  # looking founds no vault
     answer = site("audit", "-o", "json")
     assert answer.code == 1
-    assert "of 2 declared servers none is ours yet" in answer.error()["what"]
+    assert [each["clean"] for each in answer.json()["servers"]] == [False, False]
 
 
 def test_a_name_that_is_not_declared_is_an_error(site: Shell) -> None:

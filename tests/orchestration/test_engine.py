@@ -59,6 +59,8 @@ async def story(rig: Rig, engine: Engine) -> None:
     if not server.rotations:
         await rig.store.record_intent("server-1", IntentKind.ROTATE, by="ann")
     status = await rig.drive(engine, lambda _: server.rotations > 0)
+    await rig.store.announce_secure_boot(2)
+    await rig.drive(engine, lambda status: status.state is not S.ACTIVE or status.facts.revocations_checked == 2)
     rig.clock.now = max(rig.clock.now, LATE)
     status = await rig.drive(engine, lambda status: since(status.facts.bmc_certificate) >= LATE)
     view = await rig.store.ledger.view("server-1")

@@ -673,7 +673,16 @@ def test_an_available_server_takes_newer_secure_boot_keys_over_before_it_is_give
 
 def test_an_active_server_keeps_the_keys_that_its_os_was_made_for() -> None:
     facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, secure_boot_generation=1)
+    facts = msgspec.structs.replace(facts, revocations_checked=2)
     assert isinstance(next_step(view(S.ACTIVE, facts, secure_boot_generation=2), NOW), Idle)
+
+
+def test_a_new_generation_of_keys_makes_every_active_server_be_looked_at_before_all_else() -> None:
+    check = Do("check_revocations", "check_revocations")
+    for checked, newest, due in ((None, 1, False), (None, 2, True), (2, 2, False), (2, 3, True)):
+        decision = next_step(view(S.ACTIVE, Facts(revocations_checked=checked), secure_boot_generation=newest), NOW)
+        assert (decision == check) is due, (checked, newest)
+    assert forget(Facts(revocations_checked=2), S.ACTIVE).revocations_checked is None
 
 
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])

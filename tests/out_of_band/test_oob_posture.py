@@ -1,13 +1,19 @@
 """How open a BMC stands: what the vendors' data tells, and what it amounts to."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freehold.model.findings import Severity
 from freehold.out_of_band.connectors import CloudConnector, connectors_in, service_advisor_uri
+from freehold.out_of_band.errors import BmcError
 from freehold.out_of_band.posture import (
     AccountFact,
     AccountPolicy,
@@ -15,8 +21,15 @@ from freehold.out_of_band.posture import (
     Posture,
     ServiceFact,
     posture_findings,
+    read_accounts,
+    read_posture,
 )
+from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.snmp import Snmp, snmp_in
+from freehold.out_of_band.transport import Answer, BmcIdentity, Call, HttpsTransport, Transport, fetch_identity
+from freehold_lab.bmc.context import BmcConfig
+from freehold_lab.bmc.memory import MemoryHardware
+from freehold_lab.bmc.service import serve
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -191,3 +204,145 @@ def test_strange_data_does_not_crash_snmp(protocol: Any, communities: Any, value
     network = {"SNMP": {"ProtocolEnabled": value, "CommunityStrings": communities, "EnableSNMPv1": value}}
     assert snmp(network, hpe_snmp={"ReadCommunities": communities}, dell_attributes={"Attributes": value}) is not None
     assert snmp({"SNMP": protocol}) is None or isinstance(protocol, dict)
+
+
+# ---- what could not be read
+
+
+class Refusing:
+    """The lab's BMC; answers `status` for each of `paths`, and leaves `without` out of its Manager."""
+
+    def __init__(
+        self, inner: Transport, paths: tuple[str, ...] = (), status: int = 500, without: str = "", adding: Any = None
+    ) -> None:
+        self._adding: dict[str, Any] = adding or {}
+        self._inner, self._paths, self._status, self._without = inner, paths, status, without
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def request(self, call: Call) -> Answer:
+        if call.path in self._paths:
+            return Answer(status=self._status, body={"error": {"message": "internal error"}})
+        answer = await self._inner.request(call)
+        if call.path in self._adding and answer.status == 404:
+            answer = Answer(status=200, body={})
+        if call.path in self._adding and answer.body is not None:
+            answer.body.update(self._adding[call.path])
+        if call.path == MANAGER and answer.body is not None:
+            answer.body.pop(self._without, None)
+            answer.body["Oem"] = {"Hpe": {"Links": {"RemoteSupport": {"@odata.id": SUPPORT}}}}
+        return answer
+
+
+MANAGER, SUPPORT = "/redfish/v1/Managers/1", "/redfish/v1/RemoteSupport"
+ACCOUNTS = "/redfish/v1/AccountService"
+INTERFACES, NETWORK = f"{MANAGER}/HostInterfaces", f"{MANAGER}/NetworkProtocol"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bmc")
+
+
+@asynccontextmanager
+async def refusing(directory: Path, *paths: str, **how: Any) -> AsyncIterator[RedfishClient]:
+    runner = await serve(MemoryHardware(), BmcConfig("factory-pass", directory, port=0))
+    address = f"127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        identity = BmcIdentity(spki_sha256=(await fetch_identity(address)).spki_sha256)
+        transport = Refusing(HttpsTransport(address, identity), paths, **how)
+        async with RedfishClient(transport, Credential("root", "factory-pass")) as client:
+            yield client
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("status", [500, 403, 405])
+@pytest.mark.parametrize("path", [INTERFACES, f"{INTERFACES}/1", SUPPORT])
+async def test_what_could_not_be_read_is_not_taken_for_absent(lab: Path, path: str, status: int) -> None:
+    async with refusing(lab, path, status=status) as client:
+        posture = await read_posture(client)
+    (found,) = [each for each in posture_findings(posture, subject="s1") if each.kind == "bmc-unread"]
+    assert found.severity is Severity.WARNING
+    assert (INTERFACES if path != SUPPORT else SUPPORT) in found.detail
+    assert f"HTTP {status}" in found.evidence or (path, status) == (f"{INTERFACES}/1", 405)
+
+
+async def test_an_account_that_is_listed_and_not_there_is_said(lab: Path) -> None:
+    account = "/redfish/v1/AccountService/Accounts/1"
+    async with refusing(lab, account, status=404) as client:
+        posture = await read_posture(client)
+    assert posture.unread == {account: "listed, and not there"}
+
+
+async def test_what_is_not_there_is_not_there(lab: Path) -> None:
+    async with refusing(lab, INTERFACES, SUPPORT, status=404) as client:
+        posture = await read_posture(client)
+    assert posture.unread == {}
+    assert "bmc-unread" not in kinds(posture)
+
+
+@pytest.mark.parametrize("how", [{"paths": (NETWORK,), "status": 404}, {"without": "NetworkProtocol"}])
+async def test_a_bmc_that_does_not_tell_its_services_is_found(lab: Path, how: dict[str, Any]) -> None:
+    paths = how.pop("paths", ())
+    async with refusing(lab, *paths, **how) as client:
+        posture = await read_posture(client)
+    assert "bmc-services-unknown" in kinds(posture)
+
+
+async def test_services_that_cannot_be_read_stop_the_audit(lab: Path) -> None:
+    async with refusing(lab, NETWORK, status=500) as client:
+        with pytest.raises(BmcError, match="HTTP 500"):
+            await read_posture(client)
+
+
+def test_an_enabled_account_without_a_name_is_found() -> None:
+    anonymous = AccountFact(uri="/a/1", username="", role="Administrator", enabled=True)
+    (found,) = posture_findings(msgspec.structs.replace(CLOSED, accounts=(anonymous,)), subject="s1")
+    assert (found.kind, found.severity) == ("bmc-foreign-account", Severity.CRITICAL)
+    assert found.detail == "an account without a name (Administrator) is enabled"
+    assert found.evidence == "/a/1: Enabled is true"
+
+
+@pytest.mark.parametrize(("enabled", "counts"), [(True, True), (False, False), (None, False)])
+async def test_an_empty_slot_is_an_account_only_if_it_is_enabled(lab: Path, enabled: Any, counts: bool) -> None:
+    async with refusing(lab) as client:
+        slot = {"@odata.id": "/a/9", "UserName": "", "RoleId": "Administrator", "Enabled": enabled}
+        client.members = AsyncMock(return_value=[slot])  # type: ignore[method-assign]
+        found = await read_accounts(client)
+    assert [each.uri for each in found] == (["/a/9"] if counts else [])
+
+
+# ---- directories
+
+
+DIRECTORY = {"ServiceEnabled": True, "ServiceAddresses": ["ldaps://10.0.0.1"]}
+
+
+async def test_a_directory_that_may_log_people_in_is_found(lab: Path) -> None:
+    more = f"{ACCOUNTS}/ExternalAccountProviders"
+    adding = {
+        ACCOUNTS: {
+            "LDAP": DIRECTORY,
+            "ActiveDirectory": {"ServiceEnabled": False},
+            "OAuth2": None,
+            "AdditionalExternalAccountProviders": {"@odata.id": more},
+        },
+        more: {"Members": [{"@odata.id": f"{more}/1", "ServiceEnabled": True}]},
+    }
+    async with refusing(lab, adding=adding) as client:
+        posture = await read_posture(client)
+    assert [each.name for each in posture.external_providers] == ["LDAP", f"{more}/1"]
+    (found,) = [each for each in posture_findings(posture, subject="s1") if each.kind == "bmc-external-accounts"]
+    assert found.severity is Severity.CRITICAL
+    assert "LDAP (ldaps://10.0.0.1)" in found.detail
+
+
+async def test_directories_that_cannot_be_read_are_said(lab: Path) -> None:
+    more = f"{ACCOUNTS}/ExternalAccountProviders"
+    adding = {ACCOUNTS: {"AdditionalExternalAccountProviders": {"@odata.id": more}}}
+    async with refusing(lab, more, status=403, adding=adding) as client:
+        posture = await read_posture(client)
+    assert list(posture.unread) == [more]
+    assert posture.external_providers == ()

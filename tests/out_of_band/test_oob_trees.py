@@ -106,6 +106,7 @@ async def test_posture_of_the_dmtf_server(trees: Path, tmp_path: Path) -> None:
     assert [finding.kind for finding in findings] == [
         "bmc-ipmi-enabled",
         "bmc-telnet-enabled",
+        "bmc-external-accounts",
         "bmc-host-interface-no-auth",
         "bmc-host-interface-bootstrapping",
         "bmc-http-enabled",

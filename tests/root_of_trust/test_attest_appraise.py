@@ -1,6 +1,7 @@
 """The decider, by recorded boots and by attacks on them: attacks are named in words, accidents are untrusted."""
 
 import struct
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -26,7 +27,12 @@ from hypothesis import strategies as st
 
 from freehold.root_of_trust.attestation import predict, uefi
 from freehold.root_of_trust.attestation.appraise import PcrStatus, Verdict, appraise
-from freehold.root_of_trust.attestation.event_log import Event, EventLog, parse_event_log
+from freehold.root_of_trust.attestation.event_log import (
+    EV_EFI_VARIABLE_AUTHORITY,
+    Event,
+    EventLog,
+    parse_event_log,
+)
 
 
 def verdict(log: EventLog | bytes | None = None, mode: str = "secure-boot", **changes: object) -> Verdict:
@@ -280,6 +286,46 @@ def test_more_that_is_forbidden_is_no_reason_but_less_is() -> None:
     assert verdict(changed(measure_dbx(more))).trusted
     (reason,) = verdict(changed(measure_dbx(more[len(old) :]))).reasons
     assert reason.startswith("PCR 7: dbx lacks the SHA-256 hash e3b0c442")
+
+
+def retyped(name: str, kind: int, contents: bytes) -> Callable[[list[Event]], None]:
+    """The variable's event with another type, which no digest protects, and other contents."""
+
+    def change(events: list[Event]) -> None:
+        title = name.encode("utf-16-le")
+        at = next(n for n, one in enumerate(events) if one.pcr == 7 and one.data[32:].startswith(title))
+        variable = uefi.VariableData(vendor=uefi.IMAGE_SECURITY_DATABASE, name=name, data=contents)
+        events[at] = measured(7, kind, variable.encode())
+
+    return change
+
+
+def test_the_type_of_an_event_does_not_say_how_it_is_compared() -> None:
+    """An authority is compared without its first 16 bytes. In dbx these are the list's type: without them firmware
+    forbids nothing."""
+    neutral = uefi.GLOBAL_VARIABLE.bytes_le + keys().dbx[16:]
+    (reason,) = verdict(changed(retyped("dbx", EV_EFI_VARIABLE_AUTHORITY, neutral))).reasons
+    assert reason.startswith("PCR 7: ")
+    neutral = uefi.GLOBAL_VARIABLE.bytes_le + keys().db[16:]
+    assert not verdict(changed(retyped("db", EV_EFI_VARIABLE_AUTHORITY, neutral))).trusted
+
+
+def test_an_authority_is_compared_as_one_whatever_its_type() -> None:
+    """The entry and its owner: as a list of signatures it would be something else."""
+    entry = uefi.parse_signature_lists(keys().db)[0]
+
+    def change(owner: uuid.UUID, data: bytes) -> EventLog:
+        def admit(events: list[Event]) -> None:
+            at = where(events, 7, EV_EFI_VARIABLE_AUTHORITY)
+            encoded = replace(entry, owner=owner, data=data).encode()
+            variable = uefi.VariableData(vendor=uefi.IMAGE_SECURITY_DATABASE, name="db", data=encoded)
+            events[at] = measured(7, 0x80000001, variable.encode())
+
+        return changed(admit)
+
+    assert verdict(change(uefi.GLOBAL_VARIABLE, entry.data)).trusted
+    (reason,) = verdict(change(entry.owner, certificate("KEK"))).reasons
+    assert reason.startswith("PCR 7: the image was admitted by CN=Floor KEK, not by")
 
 
 def test_a_variable_of_the_same_name_but_another_vendor_is_another_variable() -> None:

@@ -1,9 +1,11 @@
 """Vendors' signatures at import: real ones by gpg and openssl, in files, catalogues and cabinets; and forgeries."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
+import random
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from asn1crypto import cms
 from cabarchive import CabArchive, CabFile
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -203,6 +206,68 @@ def test_pkcs7_forgeries(file: BinaryIO, pki: Pki, tmp_path: Path) -> None:
     # nor do certificates without a signature
     bare = run("openssl", "crl2pkcs7", "-nocrl", "-certfile", pki.directory / "leaf.pem", "-outform", "DER")
     refused("PKCS #7", file, DIGEST, NAME, bare, trust)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("form", ["DER", "PEM"])
+@pytest.mark.parametrize("digest", ["md5", "sha1", "sha224"])
+def test_a_pkcs7_signature_by_a_weak_digest(file: BinaryIO, tmp_path: Path, digest: str, form: str) -> None:
+    """`openssl cms -verify` takes each of these for good."""
+    names, trust = rsa_signer(tmp_path, 2048)
+    for more in ((), ("-noattr",)):
+        signed = run("openssl", "cms", "-sign", "-binary", *names, "-md", digest, *more, "-outform", form, data=DATA)
+        refused(f"relies on {digest}", file, DIGEST, NAME, signed, trust)
+
+
+@pytest.mark.host
+def test_one_weak_signer_among_strong_ones(file: BinaryIO, pki: Pki) -> None:
+    both, weak = (cms.ContentInfo.load(pki.sign(DATA, "DER", "-md", digest)) for digest in ("sha256", "sha1"))
+    for name in ("digest_algorithms", "signer_infos"):
+        both["content"][name].append(weak["content"][name][0])
+    refused("relies on sha1", file, DIGEST, NAME, both.dump(force=True), pki.pem(pki.ca))
+
+
+@pytest.mark.host
+def test_the_signature_that_is_judged_is_the_one_that_openssl_verifies(file: BinaryIO, pki: Pki) -> None:
+    """openssl skips blocks of PEM with other labels."""
+    strong, weak = pki.sign(DATA, "PEM"), pki.sign(DATA, "PEM", "-md", "sha1")
+    hidden = strong.replace(b" CMS-", b" X-") + weak
+    refused("2 blocks of PEM", file, DIGEST, NAME, hidden, pki.pem(pki.ca))
+
+
+def rsa_signer(directory: Path, bits: int) -> tuple[tuple[object, ...], bytes]:
+    names = ("-signer", directory / "rsa.pem", "-inkey", directory / "rsa.key")
+    run("openssl", "req", "-x509", "-newkey", f"rsa:{bits}", "-nodes", "-subj", "/CN=ACME", "-sha256",
+        "-keyout", names[3], "-out", names[1])  # fmt: skip
+    return names, (directory / "rsa.pem").read_bytes()
+
+
+@pytest.mark.host
+def test_a_pkcs7_signature_by_a_short_rsa_key(file: BinaryIO, tmp_path: Path) -> None:
+    names, trust = rsa_signer(tmp_path, 1024)
+    signature = run("openssl", "cms", "-sign", "-binary", *names, "-outform", "DER", data=DATA)
+    refused("key too weak", file, DIGEST, NAME, signature, trust)
+
+
+@pytest.mark.host
+def test_a_pkcs7_signature_by_rsa(file: BinaryIO, tmp_path: Path) -> None:
+    names, trust = rsa_signer(tmp_path, 2048)
+    plain = ("openssl", "cms", "-sign", "-binary", *names, "-outform", "DER")
+    pss = (*plain, "-keyopt", "rsa_padding_mode:pss")
+    for command in (plain, pss):
+        assert vendor.verify(file, DIGEST, NAME, run(*command, data=DATA), trust).scheme is Scheme.PKCS7
+    weak = run(*pss, "-keyopt", "rsa_mgf1_md:sha1", data=DATA)
+    refused("relies on sha1", file, DIGEST, NAME, weak, trust)
+
+
+@pytest.mark.host
+def test_a_damaged_pkcs7_signature_never_crashes(pki: Pki) -> None:
+    made, chance = pki.sign(DATA), random.Random(5652)
+    for _ in range(300):
+        damaged = bytearray(made)
+        damaged[chance.randrange(len(made))] = chance.randrange(256)
+        with contextlib.suppress(VendorSignatureRefused):
+            vendor._strong(bytes(damaged[: chance.choice((len(made), chance.randrange(len(made))))]))
 
 
 @pytest.mark.host

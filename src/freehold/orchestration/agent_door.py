@@ -28,6 +28,7 @@ from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
 from freehold.orchestration.planner import restart_awaited
+from freehold.orchestration.revocations import with_revocation
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
 from freehold.orchestration.view import ServerView
@@ -154,6 +155,7 @@ class AgentDoor:
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
         proof = self._proof(greeted, challenge, evidence, proven)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts)
+        verdict = with_revocation(verdict, view.name, image, await self._site.newest_keys())
         # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
         await self._store.agents.saw_tpm(ek, proven.tpm)
         if view.facts.ek_sha256 not in (None, ek):  # bound to another since this one said hello

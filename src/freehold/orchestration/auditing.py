@@ -5,19 +5,28 @@ import asyncio
 import msgspec
 
 from freehold.model.findings import Finding, Severity
+from freehold.model.status import Facts
 from freehold.orchestration.passwords import PasswordIndex, VaultSlots
 from freehold.orchestration.site import open_bmc
+from freehold.orchestration.steps.secure_boot import databases
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit, audit, audit_bmc
+from freehold.out_of_band.errors import BmcIdentityChanged
 from freehold.out_of_band.posture import worst_first
+from freehold.out_of_band.secure_boot import KeyDatabases
 from freehold.root_of_trust.attestation.reference import firmware_id
+from freehold.root_of_trust.keys import secure_boot_keyring
 from freehold.root_of_trust.vault import Vault
 
 
 async def audit_server(vault: Vault, view: ServerView) -> Audit:
-    """Raises what the client raises; a refused log-in is not repeated."""
-    async with open_bmc(vault, view) as client:
-        observed = await audit_bmc(client, view.spec.bmc.address)
+    """Raises what the client raises; a refused log-in is not repeated. A BMC that is not recognised is a finding: there
+    is nothing else to be learned of it, since nothing is sent to it."""
+    try:
+        async with open_bmc(vault, view) as client:
+            observed = await audit_bmc(client, view.spec.bmc.address)
+    except BmcIdentityChanged as stranger:
+        return Audit(server=view.name, findings=(_not_recognised(view.name, stranger),))
     credential = await VaultSlots(vault, view).current()
     assert credential is not None  # we have just logged in with it
     shared = await asyncio.to_thread(PasswordIndex(vault).shared_with, view.name, credential.password)
@@ -25,6 +34,7 @@ async def audit_server(vault: Vault, view: ServerView) -> Audit:
         view.name,
         observed,
         own_account=credential.username,
+        keys=await asyncio.to_thread(_keys_of, vault, view.facts),
         password_shared_with=shared,
     )
     return msgspec.structs.replace(report, findings=tuple(worst_first([*report.findings, *unapproved_firmware(view)])))
@@ -43,3 +53,21 @@ def unapproved_firmware(view: ServerView) -> tuple[Finding, ...]:
         evidence=f"reference values {firmware_id(view.facts.reference_values)}",
     )
     return (finding,)
+
+
+def _keys_of(vault: Vault, facts: Facts) -> KeyDatabases | None:
+    """The Secure Boot keys that the server carries; None: none of ours, or they are being written."""
+    if not facts.secure_boot_enrolled or facts.secure_boot_changing:
+        return None
+    return databases(secure_boot_keyring(vault).key_set(facts.secure_boot_generation or 1))
+
+
+def _not_recognised(server: str, stranger: BmcIdentityChanged) -> Finding:
+    return Finding(
+        severity=Severity.CRITICAL,
+        kind="bmc-identity",
+        subject=server,
+        detail=stranger.what,
+        evidence="the certificate that it showed; nothing was sent to it",
+        remedy=stranger.remedy or "find out what stands at its address",
+    )

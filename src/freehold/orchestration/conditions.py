@@ -167,6 +167,11 @@ def keys_current(server: ServerView, now: float) -> bool:
     return keys_settled(server, now) and (server.facts.secure_boot_generation or 1) >= server.secure_boot_generation
 
 
+def revocations_checked(server: ServerView, _now: float) -> bool:
+    """Nothing was revoked since its OS image was last looked at; the first generation revokes nothing."""
+    return (server.facts.revocations_checked or 1) >= server.secure_boot_generation
+
+
 def attested_last(server: ServerView) -> float:
     """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
     agent = server.agent

@@ -47,7 +47,7 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
         "last_attestation", "certificate_index",
     ),
-    S.ACTIVE: ("last_drift_check",),
+    S.ACTIVE: ("last_drift_check", "revocations_checked"),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",

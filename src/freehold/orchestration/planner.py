@@ -41,6 +41,7 @@ from freehold.orchestration.conditions import (
     os_attested,
     os_ready,
     rechecked,
+    revocations_checked,
     rotation_asked,
     rotation_due,
     silent_for,
@@ -163,7 +164,9 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
     ),
     S.ACTIVE: (
-        # Drift first: it needs only the BMC, so an OS that does not attest cannot keep us from looking.
+        # What needs least comes first: this needs nothing of the server, drift only its BMC, so neither a BMC that is
+        # away nor an OS that does not attest can keep us from looking.
+        Goal("image held against revocations", revocations_checked, "check_revocations"),
         Goal("drift checked", drift_checked, "check_drift"),
         Goal("credential fresh", credential_fresh, "rotate_credential"),
         Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),

@@ -214,6 +214,9 @@ class World:
         await self._hello(context, server)
         return StepResult(done=False, facts={"last_attestation": context.now}, retry_after=0.1)
 
+    async def _check_revocations(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"revocations_checked": context.server.secure_boot_generation})
+
     async def _check_drift(self, context: StepContext, server: SimulatedServer) -> StepResult:
         found = []
         if not server.secure_boot:

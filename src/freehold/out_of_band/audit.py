@@ -8,11 +8,14 @@ from freehold.model.findings import Finding, Severity
 from freehold.out_of_band import transport
 from freehold.out_of_band.advisories import Firmware, advisories, advisory_findings
 from freehold.out_of_band.connectors import at
+from freehold.out_of_band.errors import NotSupported
 from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.ipmi.findings import ipmi_findings
 from freehold.out_of_band.ipmi.probe import PORT, IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import Posture, posture_findings, read_posture, worst_first
 from freehold.out_of_band.redfish import Json, RedfishClient
+from freehold.out_of_band.secure_boot import KeyDatabases, SecureBootState, secure_boot_state
+from freehold.out_of_band.secure_boot_posture import secure_boot_findings
 from freehold.out_of_band.tls_versions import TlsTrial, probe_tls, tls_findings
 
 
@@ -23,6 +26,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     ipmi: IpmiPosture
     tls: tuple[TlsTrial, ...]
     firmware: Firmware
+    secure_boot: SecureBootState | None = None
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +40,21 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         """Nothing worse than a remark."""
         return all(finding.severity is Severity.INFO for finding in self.findings)
 
+    def and_also(self, more: Sequence[Finding]) -> "Audit":
+        """With what others know of the server."""
+        return Audit(server=self.server, findings=tuple(worst_first([*self.findings, *more])))
 
-def audit(server: str, observed: Observed, *, own_account: str, password_shared_with: Sequence[str] = ()) -> Audit:
-    """The verdict on what was observed. `password_shared_with`: servers whose BMC has the same password. Pure."""
+
+def audit(
+    server: str,
+    observed: Observed,
+    *,
+    own_account: str,
+    keys: KeyDatabases | None = None,
+    password_shared_with: Sequence[str] = (),
+) -> Audit:
+    """The verdict on what was observed. `keys`: the Secure Boot keys that the server was given, if any;
+    `password_shared_with`: servers whose BMC has the same password. Pure."""
     ipmi = observed.posture.service("IPMI")
     findings = [
         *posture_findings(observed.posture, subject=server, expected_accounts=frozenset({own_account})),
@@ -47,6 +63,8 @@ def audit(server: str, observed: Observed, *, own_account: str, password_shared_
         *tls_findings(observed.tls, subject=server),
         *advisory_findings(observed.firmware, advisories(), subject=server),
     ]
+    if keys is not None:
+        findings += secure_boot_findings(observed.secure_boot, keys, subject=server)
     if password_shared_with:
         findings.append(
             Finding(
@@ -71,6 +89,7 @@ async def audit_bmc(client: RedfishClient, address: str) -> Observed:
         posture=posture,
         ipmi=await probe_ipmi(transport.split_address(address)[0], port=port),
         tls=await probe_tls(address),
+        secure_boot=await _secure_boot(client),
         firmware=firmware_of(
             client.root,
             await first_member(client, "Systems"),
@@ -78,6 +97,13 @@ async def audit_bmc(client: RedfishClient, address: str) -> Observed:
             [fact.name for fact in posture.services if fact.enabled],
         ),
     )
+
+
+async def _secure_boot(client: RedfishClient) -> SecureBootState | None:
+    try:
+        return await secure_boot_state(client)
+    except NotSupported:
+        return None
 
 
 def firmware_of(root: Json, system: Json, manager: Json, services: Sequence[str]) -> Firmware:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.out_of_band.errors import BmcError, NotSupported
+from freehold.out_of_band.errors import BmcAnswerUnreadable, BmcError, NotSupported
 from freehold.out_of_band.redfish import Json, RedfishClient, link
 
 
@@ -62,14 +62,21 @@ def service_advisor_uri(manager: Json) -> str | None:
     )
 
 
-async def optional(client: RedfishClient, path: str | None) -> Json:
-    """The resource; empty if there is none, or the BMC refuses it."""
+async def optional(client: RedfishClient, path: str | None, unread: dict[str, str]) -> Json:
+    """The resource; empty if there is none. One that is there and cannot be read goes to `unread`, by URI, with why."""
     if path is None:
         return {}
     try:
         return await client.get(path)
-    except (NotSupported, BmcError):
+    except (NotSupported, BmcError, BmcAnswerUnreadable) as error:
+        note_unread(unread, path, error)
         return {}
+
+
+def note_unread(unread: dict[str, str], path: str, error: NotSupported | BmcError | BmcAnswerUnreadable) -> None:
+    """Unless the BMC says that it has no such resource: HTTP 404 or 410."""
+    if not (isinstance(error, NotSupported) and error.status in (404, 410)):
+        unread[path] = error.what
 
 
 def at(value: Any, *names: str) -> Any:

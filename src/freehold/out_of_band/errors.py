@@ -36,7 +36,19 @@ class PasswordChangeRequired(OutOfBandError):
 
 
 class NotSupported(OutOfBandError):
-    """This BMC does not have the resource, action or method."""
+    """This BMC does not have the resource, action or method. `status` (HTTP) is its answer; None: it was not asked."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        server: str | None = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(what, server=server, expected=expected, remedy=remedy)
+        self.status = status
 
 
 class BmcError(OutOfBandError):

@@ -73,7 +73,7 @@ def raise_for(answer: Answer, method: str, path: str, *, server: str | None, log
     if status == 401 or (logging_in and status in (400, 403)):
         raise wrong_credential(server, said)
     if status in (404, 405, 410, 501):
-        raise NotSupported(f"{method} {path}: HTTP {status}{f', {said}' if said else ''}", server=server)
+        raise NotSupported(f"{method} {path}: HTTP {status}{f', {said}' if said else ''}", status=status, server=server)
     raise BmcError(
         f"{method} {path}: HTTP {status}: {said or 'the BMC gives no reason'}",
         status=status,

@@ -9,10 +9,12 @@ from freehold.out_of_band.connectors import (
     CloudConnector,
     connectors_in,
     dell_attributes_uri,
+    note_unread,
     optional,
     service_advisor_uri,
 )
-from freehold.out_of_band.errors import BmcError, NotSupported
+from freehold.out_of_band.errors import BmcAnswerUnreadable, BmcError, NotSupported
+from freehold.out_of_band.external_accounts import ExternalProvider, external_providers
 from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.redfish import Json, RedfishClient, link
 from freehold.out_of_band.snmp import Snmp, snmp_in
@@ -62,6 +64,11 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
     basic_auth: str = ""
     snmp: Snmp | None = None
     host_interfaces: tuple[HostInterfaceFact, ...] = ()
+    external_providers: tuple[ExternalProvider, ...] = ()
+    services_told: bool = True
+    """False: the BMC has no NetworkProtocol, so nobody knows what it serves."""
+    unread: dict[str, str] = {}
+    """What is there and could not be read, by URI, with why."""
     findings: tuple[Finding, ...] = ()
     """Oddities met while reading; judgements come from `posture_findings`."""
 
@@ -73,23 +80,27 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
         return next((fact for fact in self.services if fact.name == name), None)
 
 
-async def read_accounts(client: RedfishClient, findings: list[Finding] | None = None) -> tuple[AccountFact, ...]:
-    """All accounts with a name: some BMCs list empty slots as accounts."""
+async def read_accounts(
+    client: RedfishClient, findings: list[Finding] | None = None, missing: list[str] | None = None
+) -> tuple[AccountFact, ...]:
+    """All accounts. Some BMCs list empty slots as accounts: what has no name is one only if it is enabled.
+    Accounts that the BMC lists and does not have go to `missing`."""
     service = r.read(r.AccountService, await client.get(_account_service(client)), [])
     if service.accounts.uri is None:
         raise NotSupported("the AccountService has no Accounts", server=client.server)
     oddities = [] if findings is None else findings
-    members = [r.read(r.Account, raw, oddities) for raw in await client.members(service.accounts.uri)]
+    listed = await client.members(service.accounts.uri, missing=missing)
+    members = [r.read(r.Account, raw, oddities) for raw in listed]
     return tuple(
         AccountFact(
             uri=account.uri or "",
-            username=account.user_name,
+            username=account.user_name or "",
             role=account.role_id or "",
             enabled=account.enabled is not False,
             locked=account.locked is True,
         )
         for account in members
-        if account.user_name
+        if account.user_name or account.enabled is True
     )
 
 
@@ -114,44 +125,65 @@ def _account_service(client: RedfishClient) -> str:
 async def read_posture(client: RedfishClient) -> Posture:
     """Everything that `posture_findings` judges. Reads only."""
     findings: list[Finding] = []
+    unread: dict[str, str] = {}
     manager = await first_member(client, "Managers")
-    protocol = link(manager, "NetworkProtocol")
-    network = await client.get(protocol) if protocol else {}
+    network = await _network(client, manager)
     services = {name: r.read(r.Service, network[name], findings) for name in _SERVICES if network.get(name)}
-    dell = await optional(client, dell_attributes_uri(manager))
-    auth = r.read(r.AccountService, await client.get(_account_service(client)), findings).http_basic_auth
+    dell = await optional(client, dell_attributes_uri(manager), unread)
+    account_service = await client.get(_account_service(client))
+    auth = r.read(r.AccountService, account_service, findings).http_basic_auth
+    missing: list[str] = []
+    accounts = await read_accounts(client, findings, missing)
+    unread |= dict.fromkeys(missing, "listed, and not there")
     return Posture(
         services=tuple(
             ServiceFact(name=name, enabled=service.protocol_enabled is True, port=service.port)
             for name, service in services.items()
         ),
-        accounts=await read_accounts(client, findings),
+        accounts=accounts,
         policy=await read_account_policy(client),
         connectors=connectors_in(
             manager,
-            remote_support=await optional(client, link(manager, "Oem", "Hpe", "Links", "RemoteSupport")),
+            remote_support=await optional(client, link(manager, "Oem", "Hpe", "Links", "RemoteSupport"), unread),
             dell_attributes=dell,
-            service_advisor=await optional(client, service_advisor_uri(manager)),
+            service_advisor=await optional(client, service_advisor_uri(manager), unread),
         ),
         basic_auth=auth or "",
         snmp=snmp_in(
             network,
-            hpe_snmp=await optional(client, link(manager, "Oem", "Hpe", "Links", "SNMPService")),
+            hpe_snmp=await optional(client, link(manager, "Oem", "Hpe", "Links", "SNMPService"), unread),
             dell_attributes=dell,
         ),
-        host_interfaces=await _host_interfaces(client, manager, findings),
+        host_interfaces=await _host_interfaces(client, manager, findings, unread),
+        external_providers=await external_providers(client, account_service, unread),
+        services_told=bool(network),
+        unread=unread,
         findings=tuple(findings),
     )
 
 
+async def _network(client: RedfishClient, manager: Json) -> Json:
+    """NetworkProtocol; empty if the BMC has none. One that cannot be read is an error: too much rests on it."""
+    path = link(manager, "NetworkProtocol")
+    try:
+        return await client.get(path) if path else {}
+    except NotSupported as error:
+        if error.status in (404, 410):
+            return {}
+        raise
+
+
 async def _host_interfaces(
-    client: RedfishClient, manager: Json, findings: list[Finding]
+    client: RedfishClient, manager: Json, findings: list[Finding], unread: dict[str, str]
 ) -> tuple[HostInterfaceFact, ...]:
     path = link(manager, "HostInterfaces")
+    missing: list[str] = []
     try:
-        members = await client.members(path) if path else []
-    except (NotSupported, BmcError):
+        members = await client.members(path, missing=missing) if path else []
+    except (NotSupported, BmcError, BmcAnswerUnreadable) as error:
         members = []
+        note_unread(unread, path or "", error)
+    unread |= dict.fromkeys(missing, "listed, and not there")
     read = [r.read(r.HostInterface, raw, findings) for raw in members]
     return tuple(
         HostInterfaceFact(
@@ -200,10 +232,37 @@ def posture_findings(
             note(
                 Severity.CRITICAL,
                 "bmc-foreign-account",
-                f"account {account.username!r} ({account.role or 'no role'}) is enabled and not one of ours",
-                "remove it, or declare it with a waiver",
+                f"account {account.username!r} ({account.role or 'no role'}) is enabled and not one of ours"
+                if account.username
+                else f"an account without a name ({account.role or 'no role'}) is enabled",
+                "delete or disable it on the BMC: no account but Freehold's own may stay",
                 f"{account.uri}: Enabled is true",
             )
+    if posture.external_providers:
+        names = [f"{each.name} ({', '.join(each.addresses) or 'no address'})" for each in posture.external_providers]
+        note(
+            Severity.CRITICAL,
+            "bmc-external-accounts",
+            f"whoever a directory vouches for may log in to the BMC: {', '.join(names)}",
+            "turn it off in the BMC's AccountService",
+            "; ".join(f"{each.name}: ServiceEnabled is true" for each in posture.external_providers),
+        )
+    if not posture.services_told:
+        note(
+            Severity.WARNING,
+            "bmc-services-unknown",
+            "the BMC does not tell which network services it has on",
+            "update its firmware, and look at its own web interface meanwhile",
+            "its Manager has no NetworkProtocol",
+        )
+    if posture.unread:
+        note(
+            Severity.WARNING,
+            "bmc-unread",
+            f"could not be read, so nobody knows how it stands: {', '.join(posture.unread)}",
+            "audit it again; if it stays, restart the BMC or update its firmware",
+            "; ".join(f"{path}: {why}" for path, why in posture.unread.items()),
+        )
     for connector in posture.connectors:
         if connector.enabled:
             note(

@@ -167,6 +167,12 @@ class SiteKeys:
         }
 
 
+def secure_boot_keyring(vault: Vault) -> SecureBootKeyring:
+    """The site's Secure Boot keys, without all the others. Raises `SiteKeysError` in a vault without a site."""
+    identity = msgspec.json.decode(_required(vault, "identity"), type=Identity)
+    return SecureBootKeyring(vault, identity.site_name, identity.owner_guid)
+
+
 def make_depot_key(vault: Vault) -> Ed25519Signer:
     """The depot's online key (snapshot and timestamp), made now if it is missing. Its root has to name it."""
     _once(vault, "depot", lambda: _store(ed25519.Ed25519PrivateKey.generate(), None))

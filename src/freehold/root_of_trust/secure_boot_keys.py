@@ -191,5 +191,11 @@ class SecureBootKeyring:
         return Signer(stored.loaded, key)
 
 
+def newest_generation(vault: Vault) -> int:
+    """The number of the site's newest generation; 1 if nothing was ever changed."""
+    stored = vault.get(_GENERATIONS)
+    return msgspec.json.decode(stored, type=tuple[Generation, ...])[-1].number if stored is not None else 1
+
+
 def _unless_there(made: bytes, stored: bytes | None) -> bytes:
     return stored if stored is not None else made

@@ -1,4 +1,5 @@
-"""`freehold audit`: each BMC that is ours, read with the vaulted credential and probed from outside."""
+"""`freehold audit`: each BMC, read with the vaulted credential and probed from outside; of those that are not ours yet,
+that they were not audited."""
 
 import asyncio
 import time
@@ -12,11 +13,13 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, show_table, site_store, state_option
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding, Severity
+from freehold.orchestration import revocations
 from freehold.orchestration.auditing import audit_server
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit
+from freehold.root_of_trust.secure_boot_keys import newest_generation
 from freehold.root_of_trust.vault import Vault
 
 AT_ONCE = 8
@@ -65,7 +68,8 @@ def audit(servers: tuple[str, ...], lab: Path | None, state: Path, output: str) 
 
     What the BMC says is read over Redfish with the credential in the vault; what its ports answer is probed, without
     any log-in, so that no account can be locked out. Run it on the controller: other hosts do not reach the BMCs.
-    Ends with 0 if there are no warnings, with 3 if there are, with 1 if a server could not be audited.
+    Ends with 0 if every server was audited and there are no warnings, with 3 if there are warnings, with 1 if a server
+    could not be audited, or is not ours yet: it is listed as not audited, with why.
 
     \b
     Example:
@@ -101,22 +105,22 @@ def exit_code(outcomes: Sequence[Outcome], about_site: Sequence[Finding]) -> int
 
 
 def summary(outcomes: Sequence[Outcome], about_site: Sequence[Finding]) -> str:
-    """`3 servers audited: 2 critical, 5 warning, 1 info; 1 could not be audited`."""
+    """`3 servers audited: 2 critical, 5 warning, 1 info; 1 not audited`."""
     found = [finding.severity for each in outcomes if each.report for finding in each.report.findings]
     found += [each.severity for each in about_site]
     counts = ", ".join(f"{found.count(severity)} {severity}" for severity in reversed(Severity) if severity in found)
     lost = sum(each.report is None for each in outcomes)
     audited = len(outcomes) - lost
     text = f"{audited} server{'' if audited == 1 else 's'} audited: {counts or 'no findings'}"
-    return text + (f"; {lost} could not be audited" if lost else "")
+    return text + (f"; {lost} not audited" if lost else "")
 
 
 async def _audit_all(state: Path, names: tuple[str, ...]) -> tuple[list[Outcome], tuple[Finding, ...]]:
     """Of each server, and what the controller found about the site."""
     async with site_store(state) as store:
         about_site = await store.site.findings()
-        views = await _named(store, names) if names else await _ours(store)
-    outcomes = {view.name: Outcome(view.name, error=_not_ours(view.name)) for view in views}
+        views = await _named(store, names) if names else await _all(store)
+    outcomes = {view.name: Outcome(view.name, error=_not_ours(view)) for view in views}
     ours = [view for view in views if view.facts.bmc_credential_committed]
     if ours:
         vault = await asyncio.to_thread(open_vault, state)
@@ -135,14 +139,19 @@ async def _audit_all(state: Path, names: tuple[str, ...]) -> tuple[list[Outcome]
 
 async def _one(vault: Vault, view: ServerView) -> Outcome:
     try:
-        return Outcome(view.name, report=await audit_server(vault, view))
+        report = await audit_server(vault, view)
+        more = revocations.audited(view, await asyncio.to_thread(newest_generation, vault))
+        return Outcome(view.name, report=report.and_also(more))
     except FreeholdError as error:
         return Outcome(view.name, error=error)
 
 
-def _not_ours(name: str) -> FreeholdError:
+def _not_ours(view: ServerView) -> FreeholdError:
+    status = view.status
     return FreeholdError(
-        "its BMC is not ours yet", server=name, remedy="wait until `freehold serve` has taken it over, or see why not"
+        f"its BMC is not ours yet: {status.state}, {status.waiting_for or status.reason}",
+        server=view.name,
+        remedy=f"wait until `freehold serve` has taken it over, or see why not: `freehold describe server {view.name}`",
     )
 
 
@@ -152,25 +161,17 @@ async def _named(store: Store, names: tuple[str, ...]) -> list[ServerView]:
     return [view for name in dict.fromkeys(names) if (view := await store.ledger.view(name)) is not None]
 
 
-async def _ours(store: Store) -> list[ServerView]:
-    """Every server whose BMC has been taken over."""
+async def _all(store: Store) -> list[ServerView]:
+    """Every declared server; those that are not ours yet too, so that nobody takes the list for whole without them."""
     found: list[ServerView] = []
-    after, others = ("Server", ""), 0
+    after = ("Server", "")
     while page := await store.list_resources("Server", after=after):
         for each in page:
-            view = await store.ledger.view(each.resource.name)
-            if view is not None and view.facts.bmc_credential_committed:
+            if (view := await store.ledger.view(each.resource.name)) is not None:
                 found.append(view)
-            else:
-                others += 1
         after = page[-1].resource.key
     if not found:
-        raise FreeholdError(
-            f"there is nothing to audit: of {others} declared servers none is ours yet",
-            remedy="run `freehold serve` until their BMCs are taken over",
-        )
-    if others:
-        click.echo(f"left out, because not ours yet: {others} of the declared servers", err=True)
+        raise FreeholdError("there is nothing to audit: no server is declared", remedy="`freehold apply` one")
     return found
 
 

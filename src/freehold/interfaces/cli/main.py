@@ -9,7 +9,7 @@ import click
 EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  failed; the message says what is wrong and what to do
+  1  failed; the message says what is wrong and what to do; `audit`: not every server could be audited
   2  wrong usage, or a document that is not valid
   3  the answer is no: `diff` or `baseline diff` found differences, `verify` refused, `audit` has findings,
      `attest`: in quarantine, `prove`: something left, `lab status` found something broken,

@@ -7,6 +7,7 @@ from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, ServerState
 from freehold.orchestration.conditions import OS_RUNS, given_up
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.revocations import REVOKED, revoked
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
@@ -91,9 +92,16 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
     if view.status.state is ServerState.DECOMMISSIONING:
         facts["media"] = None  # the old OS may have run meanwhile: what was erased before this boot is erased again
+    refused = revoked(view.name, site.agent_image, await site.newest_keys())
     why = given_up(view, ctx.now)
     events = (f"{why}; the machine is started into it anew",) if why is not None else ()
-    return StepResult(facts=facts, statements=(("boot-config", claim),), events=events)
+    return StepResult(
+        facts=facts,
+        statements=(("boot-config", claim),),
+        events=events,
+        findings=(refused,) if refused is not None else (),
+        resolved=(REVOKED,),  # whatever ran before does not run any more
+    )
 
 
 async def release_agent(site: Site, ctx: StepContext) -> StepResult:

@@ -12,6 +12,7 @@ from freehold.model.resources import Waivable
 from freehold.model.status import Facts, Medium, Order
 from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
 from freehold.orchestration import waivers
+from freehold.orchestration.revocations import REVOKED
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import AT_ONCE, as_enrolled, secure_boot_shown
@@ -185,7 +186,8 @@ async def certify(_site: Site, ctx: StepContext) -> StepResult:
         "guidance": "NIST SP 800-88 Rev. 1",
     }
     index = await ctx.record("decommission-certificate", claim)
-    return StepResult(facts={"certificate_index": index}, events=(f"destruction certificate: leaf {index}",))
+    event = f"destruction certificate: leaf {index}"
+    return StepResult(facts={"certificate_index": index}, events=(event,), resolved=(REVOKED,))
 
 
 def _stated(ctx: StepContext, medium: Medium) -> MediumStatement:

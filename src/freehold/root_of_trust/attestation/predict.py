@@ -36,11 +36,13 @@ BOOT_PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")  # systemd-pc
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedEvent:
-    """One predicted measurement: its digest, what it is in words, and what was hashed, where that helps to explain."""
+    """One predicted measurement: its digest, what it is in words, and what was hashed, where that helps to explain.
+    `authority`: what was hashed is a variable that holds one entry of db, the one that vouched for an image."""
 
     digest: bytes
     label: str
     data: bytes | None = None
+    authority: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,9 @@ class SecureBootKeys:
     dbx: bytes = b""
 
 
-def measure(data: bytes, label: str) -> ExpectedEvent:
+def measure(data: bytes, label: str, *, authority: bool = False) -> ExpectedEvent:
     """An event whose digest is the SHA-256 of its data."""
-    return ExpectedEvent(digest=hashlib.sha256(data).digest(), label=label, data=data)
+    return ExpectedEvent(digest=hashlib.sha256(data).digest(), label=label, data=data, authority=authority)
 
 
 def pcr4_events(uki: bytes, *, secure_boot: bool) -> tuple[ExpectedEvent, ...]:
@@ -95,7 +97,7 @@ def pcr7_events(
     return (
         *(measure(variable.encode(), variable.name) for variable in variables),
         measure(SEPARATOR, "the separator"),
-        *(measure(variable.encode(), "the authority in db") for variable in used),
+        *(measure(variable.encode(), "the authority in db", authority=True) for variable in used),
     )
 
 

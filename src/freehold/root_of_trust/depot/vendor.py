@@ -18,12 +18,13 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from freehold.root_of_trust.depot import jcat
+from freehold.root_of_trust.depot import cms, jcat
 from freehold.root_of_trust.depot.errors import DepotError, VendorSignatureRefused
 from freehold.root_of_trust.depot.package import Scheme
 
 _SECONDS = 600
 _WEAK_DIGESTS = ("SHA1", "RIPEMD160")  # gpgv refuses MD5 by itself
+_AUTH_LEVEL = "2"  # 112 bits (openssl-verification-options): RSA of 2048 bits or more, no certificate signed with SHA-1
 _BAD_STATUS = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"}
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _REMEDY = (
@@ -102,18 +103,20 @@ def _verify_pgp(file: BinaryIO | FileIO, signature: bytes, keyring: bytes) -> st
 
 def _verify_pkcs7(file: BinaryIO | FileIO, signature: bytes, anchors: bytes, as_of: datetime | None) -> str:
     """SHA-256 of the signer's certificate. It may be for any purpose: vendors' are for code, not for mail."""
+    binary = _strong(signature)
     with tempfile.TemporaryDirectory(prefix="freehold-pkcs7-") as directory:
         trusted, detached, signer = (Path(directory) / name for name in ("anchors.pem", "signature", "signer.pem"))
         trusted.write_bytes(anchors)
-        detached.write_bytes(signature)
-        form = "PEM" if signature.lstrip().startswith(b"-----BEGIN") else "DER"
+        detached.write_bytes(binary)
         command = [
             "openssl",
             "cms",
             "-verify",
             "-binary",
+            "-auth_level",
+            _AUTH_LEVEL,
             "-inform",
-            form,
+            "DER",
             "-in",
             str(detached),
             "-content",
@@ -126,6 +129,24 @@ def _verify_pkcs7(file: BinaryIO | FileIO, signature: bytes, anchors: bytes, as_
             raise _refused("PKCS #7", done)
         first = signer.read_text().partition("-----END CERTIFICATE-----")
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert("".join(first[:2]).strip())).hexdigest()
+
+
+def _strong(signature: bytes) -> bytes:
+    """The signature in DER, if no signer relies on a weak digest: what is judged here is what openssl verifies."""
+    try:
+        binary = cms.der(signature)
+        weak = cms.weak_digest(binary)
+    except Exception as error:  # what cannot be judged is not trusted
+        raise VendorSignatureRefused(
+            f"the vendor's PKCS #7 signature cannot be read: {error}", remedy=_REMEDY
+        ) from error
+    if weak is None:
+        return binary
+    raise VendorSignatureRefused(
+        f"the vendor's PKCS #7 signature relies on {weak}, which another file can be made to fit",
+        expected="SHA-256 or better",
+        remedy="ask the vendor for a signature of today; what has none is imported only with --unsigned-because",
+    )
 
 
 def _run(command: Sequence[str], file: BinaryIO | FileIO, directory: str) -> subprocess.CompletedProcess[bytes]:

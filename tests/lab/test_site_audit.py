@@ -1,0 +1,67 @@
+"""The audit of a lab: not ours, clean once it is, and then each thing that somebody does to its BMC behind our back is
+named, as a table and as JSON, while the controller undoes what policy lets it undo."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from site_rig import SiteRig, site_rig
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+ROOT = "/redfish/v1"
+ACCOUNTS, PROTOCOLS = f"{ROOT}/AccountService/Accounts", f"{ROOT}/Managers/1/NetworkProtocol"
+DB = f"{ROOT}/Systems/1/SecureBoot/SecureBootDatabases/db/Certificates"
+
+
+def audited(rig: SiteRig, code: int) -> dict[str, dict[str, Any]]:
+    """The findings by kind, once the table has named each of them with all that belongs to it."""
+    command = ("audit", "server-1", "--lab", str(rig.lab))
+    table = rig.freehold(*command, check=False)
+    assert table.returncode == code, table.stdout + table.stderr
+    told = rig.freehold(*command, "-o", "json", check=False)
+    (server,) = json.loads(told.stdout)["servers"]
+    assert server["clean"] is (code == 0)
+    for found in server["findings"]:
+        assert all(found[field] for field in ("kind", "severity", "subject", "detail", "remedy")), found
+        assert found["kind"] in table.stdout
+    return {found["kind"]: found for found in server["findings"] if found["severity"] != "info"}
+
+
+def foreign_certificate() -> str:
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "somebody else's db")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(datetime(2026, 1, 1)).not_valid_after(datetime(2036, 1, 1))
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_the_audit_names_what_is_wrong_and_is_clean_after_securing(tmp_path: Path) -> None:
+    with site_rig(tmp_path, "audit") as rig:
+        rig.declare()
+        not_ours = rig.freehold("audit", "--lab", str(rig.lab), check=False)
+        assert (not_ours.returncode, "not audited" in not_ours.stdout) == (1, True)
+        rig.serve()
+        rig.found_operators()
+        rig.approve_firmware()
+        rig.wait_state("available")
+        assert audited(rig, 0) == {}
+
+        rig.stop()  # nobody undoes it meanwhile
+        intruder = {"UserName": "mallory", "Password": "Mallory-2026-x", "RoleId": "Administrator", "Enabled": True}
+        rig.redfish("POST", ACCOUNTS, intruder)
+        rig.redfish("PATCH", PROTOCOLS, {"IPMI": {"ProtocolEnabled": True}})
+        rig.redfish("POST", DB, {"CertificateString": foreign_certificate(), "CertificateType": "PEM"})
+        found = audited(rig, 3)
+        assert {"bmc-foreign-account", "bmc-ipmi-enabled", "secure-boot-foreign-key"} <= set(found), sorted(found)
+        assert "mallory" in found["bmc-foreign-account"]["detail"]
+        assert found["secure-boot-foreign-key"]["severity"] == "critical"
+
+        rig.in_lab("fault", "factory-certificate", "server-1")
+        (stranger,) = audited(rig, 3).values()
+        assert (stranger["kind"], stranger["severity"]) == ("bmc-identity", "critical")
+        assert "nothing was sent to it" in stranger["evidence"]
