@@ -18,7 +18,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`(?:sudo )?(?:\.venv/bin/)?(freehold [^`]+)`")
 BLOCK = re.compile(r"^ {4}(freehold .+?)\s*&?(?: +#.*)?$", re.MULTILINE)
 GROUPS = {
-    "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw"},
+    "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw", "downgrade"},
     "evidence": {"log", "export"},
     "image": {"build", "import", "list"},
     "vault": {"init", "status", "rekey", "recover", "audit"},

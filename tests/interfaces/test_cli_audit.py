@@ -176,6 +176,39 @@ def test_a_shared_password_is_found_by_its_digest(rack: Rack) -> None:
     assert "bmc-password-shared" not in kinds(rack.site("audit", "server-1", "-o", "json").json(), "server-1")
 
 
+WAIVER = """apiVersion: freehold/v1
+kind: Waiver
+metadata: {name: old-bmc}
+spec: {server: server-1, finding: bmc-certificate, expires: "2099-01-01", reason: no certificate service}
+"""
+
+
+def test_what_two_people_waived_is_listed_and_says_so_and_what_has_no_waiver_counts(rack: Rack, tmp_path: Path) -> None:
+    site = rack.site
+    rack.own("server-1")
+    facts = Facts(bmc_identity=rack.key, bmc_credential_committed=True, bmc_certificate_waived=True)
+    site.set_status("server-1", ServerStatus(state=ServerState.ACTIVE, state_since=time.time(), facts=facts))
+    (unsigned,) = [each for each in site("audit", "server-1", "-o", "json").json()["servers"][0]["findings"]
+                   if each["kind"] == "bmc-certificate"]  # fmt: skip
+    assert unsigned["severity"] == "warning"
+    assert "the waiver of that has ended" in unsigned["detail"]
+    site.declare(WAIVER)
+    for name in ("ann", "bob"):
+        site("operator", "keygen", tmp_path / f"{name}.key", "--no-passphrase")
+    site("operator", "found", *(f"{name}={tmp_path}/{name}.key.pub" for name in ("ann", "bob")))
+    (request,) = [each["id"] for each in site("approval", "list", "-o", "json").json()["items"]]
+    for name in ("ann", "bob"):
+        assert site("approval", "sign", request, "--key", tmp_path / f"{name}.key").code == 0
+    (waived,) = [each for each in site("audit", "server-1", "-o", "json").json()["servers"][0]["findings"]
+                 if each["kind"] == "bmc-certificate"]  # fmt: skip
+    assert waived["severity"] == "info"
+    assert "waived until 2099-01-01 00:00:00Z: no certificate service" in waived["detail"]
+    assert waived["evidence"] == "Waiver old-bmc, signed by ann, bob"
+    described = site("describe", "server-1").out
+    assert "INFO bmc-certificate (server-1): its BMC serves no certificate of the site's BMC CA; waived" in described
+    assert "bmc-certificate by old-bmc, until 2099-01-01 00:00:00Z, signed by ann, bob" in described
+
+
 def test_what_was_found_about_the_site_stands_first_and_counts(rack: Rack) -> None:
     rack.own("server-1")
     finding = Finding(
@@ -254,3 +287,11 @@ def test_a_long_audit_says_how_far_it_is(rack: Rack, monkeypatch: pytest.MonkeyP
     assert "audited 0 of 1 after 0 s" in rack.site("audit").err
     monkeypatch.setattr(audit_module, "QUIET_SECONDS", 60.0)
     assert "after" not in rack.site("audit").err
+
+
+def test_factory_credentials_are_tried_only_on_demand(rack: Rack) -> None:
+    rack.own("server-1")
+    plain = rack.site("audit", "server-1", "-o", "json")
+    assert "bmc-defaults-untried" not in kinds(plain.json(), "server-1")
+    probed = rack.site("audit", "server-1", "--probe-defaults", "-o", "json")
+    assert "bmc-defaults-untried" in kinds(probed.json(), "server-1")  # nobody documents the lab's vendor

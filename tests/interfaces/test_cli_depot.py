@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from freehold.interfaces.cli.depot_packages import Meter
+from freehold.model.status import Facts, FirmwareFact, ServerState, ServerStatus
 from freehold.orchestration.opening import open_vault
 from freehold.root_of_trust.depot import Depot, Kind, Wanted
 from freehold.root_of_trust.keys import depot_key
@@ -441,3 +442,32 @@ def test_a_depot_of_others_is_found_fault_with_and_publishes_nothing_until_they_
     answer = published("depot", "publish")
     assert answer.code == 0, answer
     assert published("depot", "verify", "-o", "json").json()["findings"] == []
+
+
+def test_a_downgrade_is_asked_for_and_signed_like_everything_that_needs_two(
+    published: Shell, keys: Path, tmp_path: Path
+) -> None:
+    enrol(published, keys, *PEOPLE)
+    words = ("depot", "downgrade", "server-1", "--version", "1.1.0", "--reason", "it loses the NIC")
+    assert "its board is not known yet" in published(*words).err
+    board = FirmwareFact(vendor="QEMU", model="Standard PC", version="2.0.0")
+    published.set_status("server-1", ServerStatus(state=ServerState.AVAILABLE, facts=Facts(firmware=board)))
+    assert "BIOS 1.1.0 is not below the security floor: it needs no ticket" in published(*words).err
+    newer = tmp_path / "bios-2.0.0.fw"
+    newer.write_bytes(firmware_package.pack("2.0.0", CODE))
+    answer = published(
+        "depot", "import", newer, *WORDS[:4], "--version", "2.0.0", *WORDS[6:], "--floor", "2.0.0",
+        "--unsigned-because", "made in the lab",
+    )  # fmt: skip
+    assert answer.code == 0, answer
+    for name in ("alice", "bob"):
+        sign(published, keys, name)
+    assert published("depot", "publish").code == 0
+    request = published(*words, "-o", "json").json()["request"]
+    asked = published("approval", "show", request, "-o", "json").json()["request"]
+    assert (asked["act"], asked["subject"]) == ("downgrade", "server/server-1")
+    assert asked["details"] == {
+        "vendor": "QEMU", "component": "bios", "model": "Standard PC", "from": "2.0.0", "to": "1.1.0",
+        "sha256": hashlib.sha256(PACKAGE).hexdigest(), "reason": "it loses the NIC",
+    }  # fmt: skip
+    assert "asks for BIOS 1.1.0: it loses the NIC" in published("events", "server-1").out

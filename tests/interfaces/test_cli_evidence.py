@@ -153,3 +153,14 @@ def test_the_log_of_a_bundle_is_listed_once_the_bundle_verifies(site: Shell, bun
     report = bundle / "report.json"
     report.write_bytes(report.read_bytes().replace(b"5", b"6"))
     assert site("evidence", "log", "--bundle", bundle).code == 3
+
+
+def test_waivers_stand_in_the_report_of_an_export(site: Shell, tmp_path: Path) -> None:
+    keys = SiteKeys.load(site.state, open_vault(site.state))
+    waived = {"server": "server-1", "finding": "bmc-certificate", "reason": "old", "approved_by": ["ann", "bob"]}
+    with open_log(site.state, "lab", keys) as log:
+        log.append(Statement.claim(Predicate.WAIVER, [Subject.of_name("server/server-1")], waived))
+    assert site("evidence", "export", "--out", tmp_path / "bundle").code == 0
+    report = json.loads((tmp_path / "bundle" / "report.json").read_bytes())
+    assert report["waivers"] == [{"entry": 5, **waived}]
+    assert site("verify", tmp_path / "bundle").code == 0

@@ -19,6 +19,14 @@ from freehold.model.status import AgentSession, Drift, Facts, ImageFact, Medium,
 from freehold.orchestration.store import Store
 
 NOW = time.time()
+"""Ages are counted from here; the commands of this file believe that it is still this second."""
+
+
+@pytest.fixture(autouse=True)
+def _still_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: NOW)
+
+
 FINDING = Finding(
     severity=Severity.WARNING,
     kind="stuck",

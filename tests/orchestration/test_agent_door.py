@@ -191,6 +191,12 @@ async def test_a_server_without_a_tpm_is_refused_and_people_see_it(door: Door) -
     assert await door.place.intents() == []
 
 
+async def test_whoever_comes_again_and_again_fills_no_journal(door: Door) -> None:
+    for _ in range(5):
+        assert "it has no usable TPM 2.0" in await door.refused(TpmError("none"))
+    assert len(await agent_events(door)) == 1
+
+
 @pytest.mark.host
 async def test_a_tpm_without_an_ek_certificate_is_refused(trusting: Door, vendor: Vendor) -> None:
     with running(vendor.directory / "uncertified") as path:
@@ -501,7 +507,7 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
         ek, ak = tpm.create_ek(), tpm.create_ak()
         smbios = Smbios(uuid=None, serial=None, vendor=None, product=None)
         hello = Hello(
-            protocol=1,
+            protocol=2,
             mode="ramdisk",
             boot_id="b",
             smbios=smbios,

@@ -262,6 +262,31 @@ def test_a_waiver_holds_in_place_of_a_certificate_until_it_ends() -> None:
     assert next_step(view(S.SECURING, untried, waivers=(waiver,)), NOW) == install
 
 
+def test_a_waiver_holds_in_place_of_secure_boot_keys_until_it_ends() -> None:
+    waiver = ActiveWaiver(
+        name="w", finding=Waivable.SECURE_BOOT_DATABASES, reason="old", expires=NOW + 60, approved_by=("a", "b")
+    )
+    enroll = Do("enroll_secure_boot", "enroll_secure_boot")
+    fresh = {
+        "bmc_credential_since": NOW,
+        "bmc_certificate": CERTIFICATE,
+        "learned_reference": {},
+        "agent_released": True,
+    }
+    facts = {**PREPARED, **fresh, "bios_applied": True, "secure_boot_enrolled": False, "secure_boot_waived": True}
+    waived = Facts(**facts)
+    idle = next_step(view(S.AVAILABLE, waived, waivers=(waiver,), secure_boot_generation=3), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == waiver.expires
+    assert next_step(view(S.AVAILABLE, waived, waivers=(waiver,)), NOW + 60) == enroll
+    assert next_step(view(S.AVAILABLE, waived), NOW) == enroll  # withdrawn
+    moved = next_step(view(S.PREPARING, waived, waivers=(waiver,)), NOW)
+    assert moved == Move(S.AVAILABLE, "prepared as declared")
+    assert next_step(view(S.PREPARING, waived), NOW) == enroll
+    untried = msgspec.structs.replace(waived, secure_boot_waived=False)
+    assert next_step(view(S.PREPARING, untried, waivers=(waiver,)), NOW) == enroll
+
+
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
 def test_a_renewal_falls_due_at_the_beginning_of_the_last_third(name: str, life: float) -> None:
     installed = msgspec.structs.replace(CERTIFICATE, not_before=NOW, not_after=NOW + life)

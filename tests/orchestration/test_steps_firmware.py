@@ -18,6 +18,7 @@ from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
 from freehold.model.status import FirmwareFact, SentFirmware
 from freehold.orchestration.controller import depot_seen, recorder, tls_context
+from freehold.orchestration.downgrades import request_for
 from freehold.orchestration.opening import open_log
 from freehold.orchestration.steps.firmware import BACK_WITHIN
 from freehold.out_of_band.errors import BmcUnreachable
@@ -31,10 +32,12 @@ from freehold.root_of_trust.depot import (
     PackageForAnotherModel,
     TargetChanged,
     TrustedStateLost,
+    Wanted,
 )
 from freehold.root_of_trust.depot.metadata import Days
 from freehold.root_of_trust.depot.staging import sign_staged
 from freehold.root_of_trust.keys import make_depot_key
+from freehold.root_of_trust.operators import Act, Request, approve
 from freehold.root_of_trust.pki import utc_now
 from freehold_lab import firmware_package
 
@@ -195,6 +198,99 @@ async def test_an_old_version_below_the_floor_needs_a_ticket(wanting: Place) -> 
     publish(wanting, b"HALDEN-BIOS 3.0.0\n", "3.0.0", (board(wanting).model,), floor="2.5.0")
     with pytest.raises(BelowSecurityFloor, match=r"below the security floor 2\.5\.0"):
         await wanting.step("apply_firmware")
+
+
+async def below(place: Place) -> Request:
+    """2.0.0, which is wanted, is below the floor; the request for exactly what is needed."""
+    publish(place, NEW, "2.0.0", (board(place).model,))
+    publish(place, b"HALDEN-BIOS 3.0.0\n", "3.0.0", (board(place).model,), floor="2.5.0")
+    await place.store.approvals.found({name: key.public_key for name, key in PEOPLE.items()}, 1.0)
+    wanted = Wanted(Kind.FIRMWARE, board(place).vendor, "bios", "2.0.0", model=board(place).model)
+    target = place.site.depot.client().package(wanted)
+    now = time.time()
+    return request_for(
+        SERVER, wanted, board(place).version, target, reason="a test", by="eve", at=now, expires=now + 600.0
+    )
+
+
+async def ask(place: Place, request: Request, *names: str) -> None:
+    await place.store.approvals.ask(request)
+    for name in names:
+        await place.store.approvals.sign(request.id, approve(request, PEOPLE[name]).to_bytes())
+
+
+def changed(request: Request, **details: object) -> Request:
+    return msgspec.structs.replace(request, details=request.details | details)
+
+
+async def test_a_ticket_of_two_people_lets_exactly_this_package_in_once_and_is_in_the_statement(wanting: Place) -> None:
+    request = await below(wanting)
+    await ask(wanting, request, "alice", "bob")
+    before = board(wanting)
+    ((_, claim),) = (await wanting.step("apply_firmware")).statements
+    assert (claim["from"], claim["to"], claim["below_floor"]) == (before.version, "2.0.0", "2.5.0")
+    assert claim["downgrade"]["request_id"] == request.id
+    assert [each["name"] for each in claim["downgrade"]["approved_by"]] == ["alice", "bob"]
+    assert claim["downgrade"]["request"]["details"]["sha256"] == hashlib.sha256(NEW).hexdigest()
+    async with wanting.own_bmc() as client:
+        await power(client, "reset")
+    agent = await wanting.speak("ramdisk", details={"reference": {"0": ["aa"], "2": []}})
+    assert (await wanting.step("learn_reference", agent=agent)).done
+    await wanting.establish(firmware=before)  # as if the newer version had been put back
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await wanting.step("apply_firmware")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sha256": "ab" * 32}, "the ticket is for SHA-256"),
+        ({"model": "another board"}, "the ticket is for model"),
+        ({"to": "1.9.0"}, "there is no downgrade ticket"),
+        ({"from": "2.6.0"}, "there is no downgrade ticket"),
+    ],
+)
+async def test_a_ticket_for_something_else_lets_nothing_in(wanting: Place, change: dict[str, str], reason: str) -> None:
+    await ask(wanting, changed(await below(wanting), **change), "alice", "bob")
+    with pytest.raises(BelowSecurityFloor, match=reason):
+        await wanting.step("apply_firmware")
+
+
+async def test_a_ticket_for_another_server_lets_nothing_in(wanting: Place) -> None:
+    request = msgspec.structs.replace(await below(wanting), subject="server/server-2")
+    await ask(wanting, request, "alice", "bob")
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await wanting.step("apply_firmware")
+
+
+async def test_one_person_who_signs_twice_is_one_person(wanting: Place) -> None:
+    await ask(wanting, await below(wanting), "alice", "alice")
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await wanting.step("apply_firmware")
+
+
+async def test_a_ticket_that_expired_lets_nothing_in(wanting: Place) -> None:
+    request = msgspec.structs.replace(await below(wanting), expires=time.time() - 1.0)
+    await ask(wanting, request, "alice", "bob")
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await wanting.step("apply_firmware")
+
+
+async def test_a_ticket_whose_signer_is_no_operator_any_more_lets_nothing_in(wanting: Place) -> None:
+    request = await below(wanting)
+    await ask(wanting, request, "alice", "bob")
+    people = {name: PEOPLE[name].public_key.pem.decode() for name in ("alice", "carol")}
+    replacing = msgspec.structs.replace(request, act=Act.OPERATORS, subject="site", details={"people": people})
+    await ask(wanting, replacing, "alice", "carol")
+    await wanting.store.approvals.replace(replacing.id, time.time())
+    with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
+        await wanting.step("apply_firmware")
+
+
+async def test_what_is_not_below_the_floor_needs_and_uses_no_ticket(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    ((_, claim),) = (await wanting.step("apply_firmware")).statements
+    assert (claim["below_floor"], claim["downgrade"]) == (None, None)
 
 
 async def test_the_evidence_log_remembers_what_was_seen_when_the_depot_s_state_is_lost(

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -10,12 +11,16 @@ import pytest
 from site_support import SERVER, Place, booted, recorded
 
 from freehold.model.errors import FreeholdError
+from freehold.model.resources import Waivable
 from freehold.model.status import DriftKind, ServerState
 from freehold.orchestration.key_generations import announce_generations
 from freehold.orchestration.opening import open_log
 from freehold.orchestration.steps import secure_boot
 from freehold.orchestration.steps.secure_boot import IMAGE_PATIENCE, databases
+from freehold.orchestration.waivers import ActiveWaiver
 from freehold.out_of_band import server as oob
+from freehold.out_of_band.errors import NotSupported
+from freehold.out_of_band.inventory import first_member
 from freehold.out_of_band.secure_boot import secure_boot_state
 from freehold.provisioning.images import enrolment, uki
 from freehold.root_of_trust.pki import utc_now
@@ -256,6 +261,97 @@ async def test_an_image_that_does_not_end_or_did_nothing_is_begun_anew_and_a_per
     assert "console" in again.findings[0].remedy
     assert await mute.hardware.power_state() == "Off"
     assert (await mute.view()).facts.secure_boot_changing
+
+
+def waiver(**changes: Any) -> ActiveWaiver:
+    made = ActiveWaiver(
+        name="old-board",
+        finding=Waivable.SECURE_BOOT_DATABASES,
+        reason="its firmware takes no keys",
+        expires=time.time() + 3600.0,
+        approved_by=("alice", "bob"),
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+async def test_what_neither_bmc_nor_image_can_do_needs_a_waiver_that_holds(mute: Place) -> None:
+    for lacking in ((), (waiver(expires=time.time() - 1.0),), (waiver(finding=Waivable.BMC_CERTIFICATE),)):
+        await until_booted(mute)
+        await ends(mute, enrolls=False)
+        again = await mute.step("enroll_secure_boot", waivers=lacking)
+        assert not again.done
+        assert "declare a Waiver of secure-boot-databases for server-1" in again.findings[0].remedy
+        assert not (await mute.view()).facts.secure_boot_waived
+    await until_booted(mute)
+    await ends(mute, enrolls=False)
+    done = await mute.step("enroll_secure_boot", waivers=(waiver(),))
+    assert done.done
+    ((name, claim),) = done.statements
+    assert (name, claim["finding"], claim["approved_by"]) == ("waiver", "secure-boot-databases", ("alice", "bob"))
+    assert claim["why"] == "the BMC still reports setup mode after the enrolment image"
+    facts = (await mute.view()).facts
+    assert (facts.secure_boot_enrolled, facts.secure_boot_waived, facts.secure_boot_changing) == (False, True, False)
+    # What it measures is what a machine in setup mode measures, and nothing of ours is missed afterwards.
+    assert (await mute.step("check_drift")).facts["drift"] == ()
+    ((_, reasserted),) = (await mute.step("reassert_state")).statements
+    assert (reasserted["secure_boot"], reasserted["secure_boot_generation"]) == (False, None)
+
+
+async def test_a_waiver_does_not_spare_the_attempt_and_ends_with_one_that_succeeds(mute: Place) -> None:
+    await mute.establish(secure_boot_waived=True)
+    await until_booted(mute)
+    await ends(mute)
+    assert (await mute.step("enroll_secure_boot", waivers=(waiver(),))).done
+    facts = (await mute.view()).facts
+    assert (facts.secure_boot_enrolled, facts.secure_boot_waived) == (True, False)
+
+
+async def test_a_server_that_has_our_keys_is_not_let_down_to_none(mute: Place) -> None:
+    await until_booted(mute)
+    await ends(mute)
+    assert (await mute.step("enroll_secure_boot")).done
+    keyring(mute).rotate("db", "yearly", utc_now())
+    await until_booted(mute)
+    booted_at = (await mute.view()).facts.enrolment_booted_at
+    await mute.establish(enrolment_booted_at=(booted_at or 0.0) - IMAGE_PATIENCE)
+    again = await mute.step("enroll_secure_boot", waivers=(waiver(),))
+    assert (again.done, again.findings[0].kind) == (False, "secure-boot-enrolment")
+    assert not (await mute.view()).facts.secure_boot_waived
+
+
+async def test_under_a_waiver_nothing_starts_into_the_image_any_more(mute: Place) -> None:
+    await until_booted(mute)
+    booted_at = (await mute.view()).facts.enrolment_booted_at
+    await mute.establish(enrolment_booted_at=(booted_at or 0.0) - IMAGE_PATIENCE)
+    assert (await mute.step("enroll_secure_boot", waivers=(waiver(),))).done
+    assert mute.site.due_to_boot[SERVER] == ()
+    async with mute.own_bmc() as client:
+        system = await first_member(client, "Systems")
+    assert system["Boot"]["BootSourceOverrideEnabled"] == "Disabled"
+
+
+async def test_a_board_that_cannot_be_started_into_the_image_either_is_waived_alike(
+    mute: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cannot(*_: Any) -> None:
+        raise NotSupported("the BMC has no UEFI HTTP Boot")
+
+    monkeypatch.setattr(oob, "set_boot_http", cannot)
+    await mute.step("enroll_secure_boot")
+    again = await mute.step("enroll_secure_boot")
+    assert "no enrolment image: the BMC has no UEFI HTTP Boot" in again.findings[0].detail
+    assert (await mute.step("enroll_secure_boot", waivers=(waiver(),))).done
+
+
+async def test_a_bmc_that_says_nothing_of_secure_boot_has_no_drift_of_it(
+    mute: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_: Any) -> None:
+        raise NotSupported("the BMC has no SecureBoot resource")
+
+    monkeypatch.setattr(secure_boot, "secure_boot_state", nothing)
+    await mute.establish(secure_boot_waived=True)
+    assert (await mute.step("check_drift")).facts["drift"] == ()
 
 
 @pytest.mark.host

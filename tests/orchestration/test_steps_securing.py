@@ -19,6 +19,7 @@ from freehold.model.resources import PolicySpec, Resource, ServerSpec
 from freehold.model.status import Intent, IntentKind, ServerState, ServerStatus
 from freehold.orchestration.planner import GOALS
 from freehold.orchestration.steps import securing
+from freehold.out_of_band import factory_credentials
 from freehold.out_of_band.posture import read_accounts, read_posture
 from freehold.out_of_band.redfish import Credential
 from freehold.out_of_band.transport import fetch_identity
@@ -336,3 +337,18 @@ async def test_a_factory_credential_of_the_vault_takes_a_bmc_over(place: Place) 
     await declare_bmc(place, credential=DeclaredCredential(vault_ref="factory/rack-7"))
     assert (await place.step("pin_identity")).done
     assert (await place.finish("take_over_credential")).done
+
+
+async def test_a_factory_password_that_still_works_after_the_take_over_is_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
+    await place.secured()
+    assert "bmc-default-credential" not in {each.kind for each in (await place.step("record_posture")).findings}
+    async with place.own_bmc() as client:
+        body = {"UserName": "field", "Password": "service-pass", "RoleId": "Operator"}
+        await client.post("/redfish/v1/AccountService/Accounts", body)
+    result = await place.step("record_posture")
+    (found,) = [each for each in result.findings if each.kind == "bmc-default-credential"]
+    assert "'field'" in found.detail
+    assert "service-pass" not in str(result)

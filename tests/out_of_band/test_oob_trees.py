@@ -8,6 +8,7 @@ import pytest
 from oob_support import TREES, Keys, running, tree_handler, unpack_trees
 
 from freehold.out_of_band import server
+from freehold.out_of_band.component_integrity import component_certificates, component_integrity
 from freehold.out_of_band.inventory import Cpu, Nic, Tpm
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.snmp import Snmp
@@ -136,3 +137,20 @@ async def test_logs_firmware_and_secure_boot_of_the_trees(trees: Path, tmp_path:
         versions = {v.name: v.version for v in await server.firmware_versions(client)}
         assert versions["iLO 5"] == "3.14 Jun 16 2025"
         assert (await server.bios_attributes(client))["AcpiHpet"] == "Enabled"
+
+
+async def test_what_the_dmtf_server_offers_to_prove(trees: Path, tmp_path: Path) -> None:
+    async with client_of(trees, DMTF, tmp_path) as client:
+        offered = await component_integrity(client)
+        assert [(each.id, each.kind) for each in offered] == [
+            ("SS-SPDM-0", "SPDM"),
+            ("SS-SPDM-1", "SPDM"),
+            ("USB-Integrity", "SPDM"),
+            ("TPM-0", "TPM"),
+        ]
+        tpm = offered[-1]
+        assert (tpm.target, tpm.enabled) == ("/redfish/v1/Chassis/1U/TrustedComponents/TPM", True)
+        assert (tpm.longest_nonce, tpm.quotes) == (32, False)  # the mock-up shows no action
+        assert await component_certificates(client, tpm)
+    async with client_of(trees, HPE, tmp_path) as client:
+        assert await component_integrity(client) == ()

@@ -13,7 +13,7 @@ from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.agent_messages import Admission, Challenge, UnknownCertificateError, UnknownOrderError
 
 HELLO = {
-    "protocol": 1, "mode": "ramdisk", "boot_id": "b", "macs": ["52:54:00:00:00:10"], "ek_public": "ZWs=",
+    "protocol": 2, "mode": "ramdisk", "boot_id": "b", "macs": ["52:54:00:00:00:10"], "ek_public": "ZWs=",
     "smbios": {"uuid": None, "serial": None, "vendor": None, "product": None},
     "ek_certificate": None, "ak_public": "YWs=",
 }  # fmt: skip
@@ -87,7 +87,7 @@ async def test_hello_becomes_bytes_and_the_challenge_base64(client, backend):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"mode": "kiosk"}, "$.mode"), ({"protocol": 2}, "$.protocol"), ({"ek_public": "?"}, "$.ek_public"),
+        ({"mode": "kiosk"}, "$.mode"), ({"protocol": 1}, "$.protocol"), ({"ek_public": "?"}, "$.ek_public"),
         ({"macs": ["x"]}, "$.macs"), ({"smbios": {}}, "$.smbios"), ({"admin": True}, "admin"),
         ({"boot_id": 1}, "$.boot_id"),
         ({"boot_id": "x" * 257}, "$.boot_id"),

@@ -237,3 +237,34 @@ def test_a_token_that_is_gone_or_has_another_pin_is_named_with_what_to_do(tmp_pa
     assert "SigningTokenUnavailable" in said
     assert "is not there" in said
     assert "freehold secureboot rotate" in said
+
+
+LOOSE = """
+import os, sys
+import pkcs11
+from freehold.root_of_trust.secure_boot_keys import TokenPlace
+from freehold.root_of_trust.secure_boot_token import open_key
+
+module, token, pin, loose = sys.argv[1:]
+found = pkcs11.lib(module).get_token(token_label=token)
+key_id = os.urandom(16)
+template = {pkcs11.Attribute.EXTRACTABLE: True} if loose == "extractable" else {pkcs11.Attribute.SENSITIVE: False}
+with found.open(rw=True, user_pin=pin) as session:
+    session.generate_keypair(pkcs11.KeyType.RSA, 2048, id=key_id, store=True, private_template=template)
+serial = found.serial.decode().strip()
+try:
+    open_key(TokenPlace(module=module, token=token, serial=serial, key_id=key_id.hex(), pin=pin))
+    print("opened")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("loose", ["extractable", "readable"])
+def test_a_key_that_could_leave_its_token_does_not_sign(softhsm: SoftHsm, loose: str) -> None:
+    said = in_a_process(softhsm, LOOSE, MODULE, softhsm.token("secure boot"), PIN, loose).stdout
+    assert said.startswith("SigningTokenUnavailable")
+    assert "can leave it, or once could: " in said
+    assert ("NEVER_EXTRACTABLE" if loose == "extractable" else "ALWAYS_SENSITIVE") in said
+    assert "freehold secureboot rotate" in said

@@ -49,6 +49,29 @@ def test_no_evidence_is_not_proven_and_stage_one():
     assert maturity(answers).stage == 1
 
 
+CERTIFIED = ("bmc-identity", {"method": "certificate of the site's BMC CA"})
+ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
+
+
+@pytest.mark.parametrize(
+    ("number", "finding", "mended", "others"),
+    [
+        (2, "bmc-certificate", CERTIFIED, [("bmc-identity", {"method": "accepted by eve"}), ENROLLED]),
+        (5, "secure-boot-databases", ENROLLED, [("secure-boot", {"event": "generation"}), CERTIFIED]),
+    ],
+)
+def test_what_a_waiver_lets_be_missing_is_never_a_pass(number, finding, mended, others):
+    lowered = ("waiver", {"finding": finding})
+    for changes in ([lowered], [mended, lowered]):
+        answers = answer(run(changes))
+        assert [each.number for each in answers if each.verdict is not Verdict.PASS] == [number]
+        assert answers[number - 1].verdict is Verdict.DEGRADED
+        assert "under a waiver" in answers[number - 1].reason
+        assert maturity(answers).stage == 3
+    assert verdicts(run([lowered, mended])) == [Verdict.PASS] * 7
+    assert verdicts(run([lowered, *(each for each in others if each != mended)]))[number - 1] is Verdict.DEGRADED
+
+
 @pytest.mark.parametrize(
     ("number", "change", "verdict"),
     [

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 WAIT_S = 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PROGRESS_EVERY_S = 1.0

@@ -15,10 +15,10 @@ from freehold.model.status import Drift
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of one server as its BMC reports it. `accounts` maps user name to role, enabled accounts only;
-    `firmware` maps component to version; `secure_boot_keys` maps database to what it holds: SHA-256 of
-    certificates, `sha256:` before digests of images."""
+    `firmware` maps component to version; `secure_boot` is None if the BMC says nothing of it; `secure_boot_keys` maps
+    database to what it holds: SHA-256 of certificates, `sha256:` before digests of images."""
 
-    secure_boot: bool
+    secure_boot: bool | None
     boot_order: tuple[str, ...]
     accounts: dict[str, str]
     bios: dict[str, str | int | bool | None]

@@ -28,6 +28,7 @@ from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
 from freehold.orchestration.planner import restart_awaited
+from freehold.orchestration.refusals import Refusals
 from freehold.orchestration.revocations import with_revocation
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store, Stored
@@ -87,6 +88,7 @@ class AgentDoor:
         self._greeted: dict[str, _Greeted] = {}
         self._admitted = AdmittedAgents()
         self._bells: dict[str, asyncio.Event] = {}
+        self._refusals = Refusals()
         self.nudge: Callable[[], None] = lambda: None
         """The engine looks at what is due now: what an agent says has woken its server in the store."""
 
@@ -183,7 +185,7 @@ class AgentDoor:
         deadline = time.monotonic() + wait
         while True:
             bell.clear()
-            order = await self._store.agents.next_order(agent.server) if _takes_orders(agent) else None
+            order = await self._store.agents.next_order(agent.server) if agent.takes_orders else None
             if order is not None:
                 return Order(id=order.id, kind=order.kind, args=order.args)
             left = deadline - time.monotonic()
@@ -317,6 +319,7 @@ class AgentDoor:
                 details={
                     "ek_sha256": greeted.ek.identity,
                     "ek_issuers": list(greeted.ek.issuers),
+                    "ak_public": (greeted.hello.ak_public or b"").hex(),
                     "reference": learned_reference(proven),
                     "attestation": index,
                     "findings": msgspec.to_builtins(verdict.findings),
@@ -369,10 +372,10 @@ class AgentDoor:
         return await self._record("attestation", greeted.server, predicate)
 
     async def _refuse(self, server: str, what: str, remedy: str | None) -> AgentRefusedError:
-        """The refusal to raise; people see it as an event."""
-        error = AgentRefusedError(what, server=server, remedy=remedy)
-        await self._store.add_event(server, "agent-refused", f"{what}; {remedy}" if remedy else what)
-        return error
+        """The refusal to raise; people see it as an event, unless they have just seen it."""
+        if (told := self._refusals.tell(server, f"{what}; {remedy}" if remedy else what, time.monotonic())) is not None:
+            await self._store.add_event(server, "agent-refused", told)
+        return AgentRefusedError(what, server=server, remedy=remedy)
 
     async def _session(self, certificate: str) -> Admitted:
         """Whom the holder of this certificate speaks for; the server's agent was heard of now."""
@@ -383,14 +386,8 @@ class AgentDoor:
         return agent
 
 
-def _takes_orders(agent: Admitted) -> bool:
-    """Only our own ramdisk does what changes or certifies a server. In the installed OS the tenant is root: what it
-    says about an erase is worth nothing."""
-    return agent.mode == "ramdisk"
-
-
 def _require_orders(agent: Admitted, order_id: str) -> None:
-    if not _takes_orders(agent):
+    if not agent.takes_orders:
         raise UnknownOrderError(f"order {order_id} is not for an installed OS")
 
 

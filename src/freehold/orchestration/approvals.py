@@ -18,6 +18,7 @@ from freehold.orchestration.site_ledger import owe
 from freehold.orchestration.waivers import ActiveWaiver, request_of, signed
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
+    THRESHOLD,
     Act,
     Asked,
     Granted,
@@ -36,6 +37,14 @@ OPERATORS = "operators"
 
 class UnknownRequest(FreeholdError):
     """Nobody has asked for an approval of that id."""
+
+
+class Approved(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that at least two people signed, and what the evidence log says of that."""
+
+    request: Request
+    by: tuple[str, ...]
+    claim: dict[str, Any]
 
 
 class ApprovalLedger:
@@ -139,6 +148,17 @@ class ApprovalLedger:
         """Who approved it; at least two people. Raises `UnknownRequest`, `NotApproved`."""
         async with self._database.read() as connection:
             return await require_signatures(connection, request_id, now)
+
+    async def approved(self, act: Act, subject: str, now: float) -> tuple[Approved, ...]:
+        """What two people let be done to `subject` and nobody has done yet, oldest first."""
+        async with self._database.read() as connection:
+            found = await _open(connection, act, subject)
+            valid = [each for each in found if len(each.approved_by) >= THRESHOLD and now < each.request.expires]
+            claims = [await approval_claim(connection, each.request) for each in valid]
+        return tuple(
+            Approved(request=each.request, by=each.approved_by, claim=claim)
+            for each, claim in zip(valid, claims, strict=True)
+        )
 
     async def show_credential(self, request_id: str, server: str, shown_to: str, now: float) -> tuple[str, ...]:
         """Close an approved request to show the password of a BMC; who approved it. What the evidence log shall say of
@@ -260,6 +280,13 @@ async def _asked(connection: AsyncConnection, request_id: str) -> Asked:
         request.to_bytes(), PAYLOAD_TYPE, await _envelopes(connection, request_id), await _people(connection)
     )
     return Asked(request=request, approved_by=names, spent=row.spent)
+
+
+async def _open(connection: AsyncConnection, act: Act, subject: str) -> list[Asked]:
+    """There are few open requests at any time, so nobody keeps an index of them."""
+    rows = await connection.execute(select(approvals).where(approvals.c.spent.is_(None)).order_by(approvals.c.at))
+    requests = [Request.from_bytes(row.request.encode()) for row in rows]
+    return [await _asked(connection, each.id) for each in requests if (each.act, each.subject) == (act, subject)]
 
 
 async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes]:

@@ -1,6 +1,7 @@
 """What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
 
 import hashlib
+import math
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
@@ -163,7 +164,23 @@ def keys_settled(server: ServerView, _now: float) -> bool:
     return not server.facts.secure_boot_changing
 
 
+def secure_boot_waiver_ends(server: ServerView) -> float:
+    """When a server that goes without our Secure Boot keys may not any longer, UNIX seconds; never, if it has them."""
+    if server.facts.secure_boot_enrolled or not server.facts.secure_boot_waived:
+        return math.inf
+    ends = (each.expires for each in server.waivers if each.finding is Waivable.SECURE_BOOT_DATABASES)
+    return max(ends, default=0.0)
+
+
+def keys_enrolled(server: ServerView, now: float) -> bool:
+    """Our Secure Boot keys are on the server, or two people signed that it goes without."""
+    facts = server.facts
+    return facts.secure_boot_enrolled or (facts.secure_boot_waived and now < secure_boot_waiver_ends(server))
+
+
 def keys_current(server: ServerView, now: float) -> bool:
+    if server.facts.secure_boot_waived and not server.facts.secure_boot_enrolled:
+        return keys_settled(server, now) and keys_enrolled(server, now)
     return keys_settled(server, now) and (server.facts.secure_boot_generation or 1) >= server.secure_boot_generation
 
 
@@ -242,7 +259,9 @@ def until(done: str, condition: Condition) -> Condition:
 def unprepared(facts: Facts) -> list[str]:
     """What a server in the pool must have and this one lacks."""
     needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
-    return [name for name in needed if not getattr(facts, name)]
+    lacking = [name for name in needed if not getattr(facts, name)]
+    # Whether the waiver still holds is the business of the goal that `available` has for it.
+    return [name for name in lacking if name != "secure_boot_enrolled" or not facts.secure_boot_waived]
 
 
 def every_medium(check: Callable[[Medium], bool]) -> Condition:

@@ -36,6 +36,7 @@ from freehold.orchestration.conditions import (
     first_medium,
     fresh_or_drifted,
     keys_current,
+    keys_enrolled,
     keys_settled,
     or_drifted,
     os_attested,
@@ -44,6 +45,7 @@ from freehold.orchestration.conditions import (
     revocations_checked,
     rotation_asked,
     rotation_due,
+    secure_boot_waiver_ends,
     silent_for,
     unprepared,
     unremediated,
@@ -145,7 +147,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         established("approve_reference", "reference_values"),
         Goal("firmware at its baseline", firmware_current, "apply_firmware"),
         established("apply_bios", "bios_applied"),
-        established("enroll_secure_boot", "secure_boot_enrolled"),
+        Goal("Secure Boot keys enrolled", keys_enrolled, "enroll_secure_boot"),
     ),
     S.AVAILABLE: (
         Goal("credential fresh", credential_fresh, "rotate_credential"),
@@ -273,7 +275,7 @@ def _onward(server: ServerView) -> Decision:
                 return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(min(rotation_due(server), certificate_due(server)))
+                return Idle(min(rotation_due(server), certificate_due(server), secure_boot_waiver_ends(server)))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from freehold.model.findings import Finding, Severity
 from freehold.model.resources import Waivable, WaiverSpec
+from freehold.model.status import Facts
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     THRESHOLD,
@@ -53,6 +55,45 @@ def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Oper
 def waiver_for(waivers: Iterable[ActiveWaiver], finding: Waivable, now: float) -> ActiveWaiver | None:
     """The waiver of `finding` that holds now."""
     return next((each for each in waivers if each.finding == finding and now < each.expires), None)
+
+
+def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: float) -> tuple[Finding, ...]:
+    """What the server goes without: a remark while a waiver holds, a warning when it has ended."""
+    known = tuple(waivers)
+    lacking = {
+        Waivable.BMC_CERTIFICATE: facts.bmc_certificate is None and facts.bmc_certificate_waived,
+        Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
+        Waivable.MISSING_MEDIUM: bool(facts.missing_media),
+    }
+    return tuple(_exception(known, finding, server, now) for finding, lacks in lacking.items() if lacks)
+
+
+_WITHOUT = {
+    Waivable.BMC_CERTIFICATE: "its BMC serves no certificate of the site's BMC CA",
+    Waivable.SECURE_BOOT_DATABASES: "its firmware has not the site's Secure Boot keys: it starts what anybody signed",
+    Waivable.MISSING_MEDIUM: "disks that were in it are unaccounted for",
+}
+
+
+def _exception(waivers: tuple[ActiveWaiver, ...], finding: Waivable, server: str, now: float) -> Finding:
+    waiver = waiver_for(waivers, finding, now)
+    if waiver is None:
+        return Finding(
+            severity=Severity.WARNING,
+            kind=finding.value,
+            subject=server,
+            detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
+            remedy=f"mend it, {remedy(server, finding)}",
+        )
+    until = f"{datetime.fromtimestamp(waiver.expires, UTC):%Y-%m-%d %H:%M:%SZ}"
+    return Finding(
+        severity=Severity.INFO,
+        kind=finding.value,
+        subject=server,
+        detail=f"{_WITHOUT[finding]}; waived until {until}: {waiver.reason}",
+        remedy="mend it before the waiver ends",
+        evidence=f"Waiver {waiver.name}, signed by {', '.join(waiver.approved_by)}",
+    )
 
 
 def claim(waiver: ActiveWaiver, **what: object) -> dict[str, object]:

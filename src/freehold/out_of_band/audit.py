@@ -90,12 +90,16 @@ async def audit_bmc(client: RedfishClient, address: str) -> Observed:
         ipmi=await probe_ipmi(transport.split_address(address)[0], port=port),
         tls=await probe_tls(address),
         secure_boot=await _secure_boot(client),
-        firmware=firmware_of(
-            client.root,
-            await first_member(client, "Systems"),
-            await first_member(client, "Managers"),
-            [fact.name for fact in posture.services if fact.enabled],
-        ),
+        firmware=await read_firmware(client, posture),
+    )
+
+
+async def read_firmware(client: RedfishClient, posture: Posture) -> Firmware:
+    return firmware_of(
+        client.root,
+        await first_member(client, "Systems"),
+        await first_member(client, "Managers"),
+        [fact.name for fact in posture.services if fact.enabled],
     )
 
 

@@ -1,6 +1,14 @@
-"""From a BMC's refusal to a typed error in words. Pure: an answer in, an exception out (DSP0266, 8.6; DSP8011)."""
+"""From a BMC's refusal to a typed error in words. Pure: an answer in, an exception out (DSP0266, 8.6; DSP8011).
 
+A BMC may well repeat what was sent to it, a refused password too, and these words go into events, findings and logs.
+So what was secret in the conversation is struck out of them.
+"""
+
+import html
+import re
+from collections.abc import Collection
 from typing import Any
+from urllib.parse import quote
 
 from freehold.out_of_band.errors import (
     AccountLocked,
@@ -21,8 +29,36 @@ def extended_info(body: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [message for message in (info if isinstance(info, list) else [info]) if isinstance(message, dict)]
 
 
-def text(body: dict[str, Any] | None) -> str:
-    """What the BMC says, as one line; empty if it says nothing."""
+STRUCK = "[struck out]"
+_LONG = 6
+_SECRET_NAMES = ("password", "secret", "token")
+
+
+def secrets_in(body: Any) -> set[str]:
+    """The values of a request's body that nobody may be shown again: of every property that is named like a secret."""
+    found: set[str] = set()
+    if isinstance(body, dict):
+        for name, value in body.items():
+            secret = isinstance(value, str) and any(word in name.lower() for word in _SECRET_NAMES)
+            found |= {value} if secret else secrets_in(value)
+    elif isinstance(body, list):
+        for value in body:
+            found |= secrets_in(value)
+    return found
+
+
+def strike(words: str, secrets: Collection[str]) -> str:
+    """`words` without any of `secrets`, as they are or as HTML or a URI has them. The longest first: one may be part of
+    another. A very short one is struck out where it stands alone: it is part of many innocent words."""
+    forms = {form for secret in secrets for form in (secret, html.escape(secret), quote(secret, safe=""))}
+    for form in sorted(forms - {""}, key=len, reverse=True):
+        pattern = re.escape(form) if len(form) >= _LONG else rf"(?<!\w){re.escape(form)}(?!\w)"
+        words = re.sub(pattern, STRUCK, words)
+    return words
+
+
+def text(body: dict[str, Any] | None, secrets: Collection[str] = ()) -> str:
+    """What the BMC says, as one line, with `secrets` struck out; empty if it says nothing."""
     said = []
     for message in extended_info(body):
         words = message.get("Message") or message.get("MessageId")
@@ -30,7 +66,7 @@ def text(body: dict[str, Any] | None) -> str:
             said.append(words)
     if not said and body and isinstance(error := body.get("error"), dict) and isinstance(error.get("message"), str):
         said.append(error["message"])
-    return " ".join(said)
+    return strike(" ".join(said), secrets)
 
 
 def password_change_account(body: dict[str, Any] | None) -> str | None:
@@ -51,9 +87,17 @@ def wrong_credential(server: str | None, said: str = "") -> WrongCredential:
     )
 
 
-def raise_for(answer: Answer, method: str, path: str, *, server: str | None, logging_in: bool = False) -> None:
-    """Raise what a status of 300 or more means; return on success."""
-    status, said = answer.status, text(answer.body)
+def raise_for(
+    answer: Answer,
+    method: str,
+    path: str,
+    *,
+    server: str | None,
+    logging_in: bool = False,
+    secrets: Collection[str] = (),
+) -> None:
+    """Raise what a status of 300 or more means; return on success. `secrets` are struck out of the BMC's words."""
+    status, said = answer.status, text(answer.body, secrets)
     if status < 300:
         return
     ids = tuple(str(message.get("MessageId", "")) for message in extended_info(answer.body))

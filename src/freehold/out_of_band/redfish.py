@@ -75,6 +75,8 @@ class RedfishClient:
         self._authorization: dict[str, str] = {}
         self._session_uri: str | None = None
         self._refused = False
+        self._secrets: set[str] = set()
+        """All that was sent in this conversation and must not come back in an error."""
 
     @classmethod
     def connect(
@@ -111,7 +113,7 @@ class RedfishClient:
     async def login(self) -> None:
         """One attempt: a session where the BMC has them (DSP0266, 13.3.4), else Basic, proven on a resource."""
         answer = await self._send(Call(method="GET", path=ROOT, timeout=self.timeout))
-        messages.raise_for(answer, "GET", ROOT, server=self.server)
+        messages.raise_for(answer, "GET", ROOT, server=self.server, secrets=self._secrets)
         self.root = answer.body or {}
         self._authorization = {}
         sessions = link(self.root, "Links", "Sessions")
@@ -131,7 +133,7 @@ class RedfishClient:
         if answer.status in (404, 405, 501):
             return False
         try:
-            messages.raise_for(answer, "POST", sessions, server=self.server, logging_in=True)
+            messages.raise_for(answer, "POST", sessions, server=self.server, logging_in=True, secrets=self._secrets)
         except WrongCredential:
             self._refused = True
             raise
@@ -150,6 +152,8 @@ class RedfishClient:
         if self._refused:
             raise messages.wrong_credential(self.server)
         headers = {**call.headers, **self._authorization}
+        shown = {value.removeprefix("Basic ") for value in self._authorization.values()}
+        self._secrets |= {self._credential.password, *shown, *messages.secrets_in(call.body)}
         return await self._transport.request(msgspec.structs.replace(call, headers=headers))
 
     async def _call(self, method: str, path: str, **parts: Any) -> Answer:
@@ -162,7 +166,7 @@ class RedfishClient:
             await self.login()
             answer = await self._send(call)
         try:
-            messages.raise_for(answer, method, path, server=self.server)
+            messages.raise_for(answer, method, path, server=self.server, secrets=self._secrets)
         except WrongCredential:
             self._refused = True
             raise
@@ -214,7 +218,7 @@ class RedfishClient:
         answer = await self._send(Call(method="GET", path=path, timeout=self.timeout))
         if answer.status in (404, 410):
             return False
-        messages.raise_for(answer, "GET", path, server=self.server)
+        messages.raise_for(answer, "GET", path, server=self.server, secrets=self._secrets)
         return True
 
     async def action(self, resource: Json, name: str, body: Json, *, timeout: float | None = None) -> Answer:
@@ -267,7 +271,7 @@ class RedfishClient:
             body = now.body or {}
             state = body.get("TaskState")
             if state in ("Exception", "Killed", "Cancelled"):
-                reason = messages.text(body) or body.get("TaskStatus") or "no reason given"
+                reason = messages.text(body, self._secrets) or body.get("TaskStatus") or "no reason given"
                 raise BmcError(f"task {monitor} ended as {state}: {reason}", status=now.status, server=self.server)
             if state == "Completed" or (now.status != 202 and "TaskState" not in body):
                 return body

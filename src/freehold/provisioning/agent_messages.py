@@ -33,7 +33,7 @@ class Smbios(Strict, frozen=True):
 class Hello(Strict, frozen=True):
     """`*_public` are TPMT_PUBLIC; both None when the server has no usable TPM."""
 
-    protocol: Literal[1]
+    protocol: Literal[2]
     mode: Literal["ramdisk", "os"]
     boot_id: Name
     smbios: Smbios

@@ -16,7 +16,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from freehold.model.errors import FreeholdError
 from freehold.root_of_trust.kek import CustodyUnavailable
 from freehold.root_of_trust.kek.pkcs11 import Where as Token
-from freehold.root_of_trust.kek.pkcs11 import find_token, log_in, serial_of
+from freehold.root_of_trust.kek.pkcs11 import find_token, log_in, not_in_custody, serial_of
 from freehold.root_of_trust.secure_boot_keys import TokenPlace
 
 BITS = 2048
@@ -114,6 +114,16 @@ def _in(session: pkcs11.Session, place: TokenPlace) -> TokenKey:
         raise _unavailable(place, f"did not find the key: {type(error).__name__}") from None
     if (len(private), len(public)) != (1, 1):
         raise _unavailable(place, f"holds {len(private)} private and {len(public)} public keys {place.key_id}, not one")
+    try:
+        wrong = not_in_custody(private[0])
+    except pkcs11.PKCS11Error as error:
+        raise _unavailable(place, f"does not say what its key may do: {type(error).__name__}") from None
+    if wrong:
+        raise SigningTokenUnavailable(
+            f"the key {place.key_id} in the token {place.token!r} can leave it, or once could: {', '.join(wrong)}",
+            expected="CKA_SENSITIVE and CKA_NEVER_EXTRACTABLE, from its first day",
+            remedy="make another: `freehold secureboot rotate`; what this key has signed may be signed by others, too",
+        )
     exponent, modulus = (int.from_bytes(public[0][name]) for name in (Attribute.PUBLIC_EXPONENT, Attribute.MODULUS))
     return TokenKey(place, session, private[0], rsa.RSAPublicNumbers(exponent, modulus).public_key())
 

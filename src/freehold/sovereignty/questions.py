@@ -192,11 +192,38 @@ QUESTIONS: tuple[tuple[str, Callable[[Run], Finding]], ...] = (
 )
 
 
+def _under_the_ca(claim: Claim) -> bool:
+    return claim.name == "bmc-identity" and str(claim.predicate.get("method", "")).startswith("certificate of")
+
+
+def _keys_enrolled(claim: Claim) -> bool:
+    return claim.name == "secure-boot" and "written_by" in claim.predicate
+
+
+WAIVED: dict[int, tuple[str, Callable[[Claim], bool], str]] = {
+    2: ("bmc-certificate", _under_the_ca, "its BMC serves no certificate of the site's CA"),
+    5: ("secure-boot-databases", _keys_enrolled, "its firmware has not the site's Secure Boot keys"),
+}
+"""Question -> the waiver that lowers its answer, the claim after which it does not any more, and why it does."""
+
+
+def under_waiver(run: Run, number: int, found: Finding) -> Finding:
+    """No question is answered PASS by what two people signed that it may be missing. The missing medium is judged
+    with its question."""
+    verdict, reason, claims = found
+    if number not in WAIVED or verdict is not Verdict.PASS:
+        return found
+    finding, mends, lack = WAIVED[number]
+    mended = max((c.index for name in ("bmc-identity", "secure-boot") for c in run.of(name) if mends(c)), default=-1)
+    waivers = [claim for claim in run.of("waiver", finding=finding) if claim.index > mended]
+    return (Verdict.DEGRADED, f"{reason}; but {lack}, under a waiver", claims + waivers) if waivers else found
+
+
 def answer(run: Run) -> tuple[Answer, ...]:
     """The seven answers, in the order of the test."""
     answers = []
     for number, (question, judge) in enumerate(QUESTIONS, 1):
-        verdict, reason, claims = judge(run)
+        verdict, reason, claims = under_waiver(run, number, judge(run))
         leaves = tuple(claim.index for claim in claims)
         answers.append(Answer(number=number, question=question, verdict=verdict, reason=reason, evidence=leaves))
     return tuple(answers)

@@ -59,15 +59,21 @@ class Outcome(msgspec.Struct, frozen=True):
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Audit from inside this lab's controller, as `serve --lab` does.",
 )
+@click.option(
+    "--probe-defaults",
+    is_flag=True,
+    help="Also try the vendor's documented factory credentials, one attempt each, below the BMC's lockout threshold.",
+)
 @state_option
 @output_option()
-def audit(servers: tuple[str, ...], lab: Path | None, state: Path, output: str) -> None:
+def audit(servers: tuple[str, ...], lab: Path | None, probe_defaults: bool, state: Path, output: str) -> None:
     """Audit how open the BMCs of all SERVERs (or of those named) stand: accounts, services, SNMP, host interface, cloud
     connectors, TLS versions, IPMI, known-vulnerable firmware, shared passwords. What the controller found about the
     site itself (its depot) stands before them.
 
     What the BMC says is read over Redfish with the credential in the vault; what its ports answer is probed, without
-    any log-in, so that no account can be locked out. Run it on the controller: other hosts do not reach the BMCs.
+    any log-in, so that no account can be locked out; --probe-defaults does log in, below the BMC's threshold and never
+    as our own account. Run it on the controller: other hosts do not reach the BMCs.
     Ends with 0 if every server was audited and there are no warnings, with 3 if there are warnings, with 1 if a server
     could not be audited, or is not ours yet: it is listed as not audited, with why.
 
@@ -75,6 +81,7 @@ def audit(servers: tuple[str, ...], lab: Path | None, state: Path, output: str) 
     Example:
       freehold audit
       freehold audit server-1 --output json
+      freehold audit --probe-defaults
       sudo freehold audit --lab ./lab
     """
     if lab is not None:
@@ -82,7 +89,7 @@ def audit(servers: tuple[str, ...], lab: Path | None, state: Path, output: str) 
         from freehold.interfaces.cli.serve import enter_network_namespace
 
         enter_network_namespace(facts_of(lab)["controller_namespace"])
-    outcomes, about_site = run(_audit_all(state, servers))
+    outcomes, about_site = run(_audit_all(state, servers, probe_defaults))
     if output == "json":
         show_json({"site": about_site, "servers": [each.to_dict() for each in outcomes]})
     else:
@@ -115,7 +122,9 @@ def summary(outcomes: Sequence[Outcome], about_site: Sequence[Finding]) -> str:
     return text + (f"; {lost} not audited" if lost else "")
 
 
-async def _audit_all(state: Path, names: tuple[str, ...]) -> tuple[list[Outcome], tuple[Finding, ...]]:
+async def _audit_all(
+    state: Path, names: tuple[str, ...], probe_defaults: bool
+) -> tuple[list[Outcome], tuple[Finding, ...]]:
     """Of each server, and what the controller found about the site."""
     async with site_store(state) as store:
         about_site = await store.site.findings()
@@ -129,7 +138,7 @@ async def _audit_all(state: Path, names: tuple[str, ...]) -> tuple[list[Outcome]
 
         async def one(view: ServerView) -> None:
             async with turn:
-                outcomes[view.name] = await _one(vault, view)
+                outcomes[view.name] = await _one(vault, view, probe_defaults)
             done.append(view.name)
 
         async with _progress(done, len(ours)):
@@ -137,9 +146,9 @@ async def _audit_all(state: Path, names: tuple[str, ...]) -> tuple[list[Outcome]
     return list(outcomes.values()), about_site
 
 
-async def _one(vault: Vault, view: ServerView) -> Outcome:
+async def _one(vault: Vault, view: ServerView, probe_defaults: bool) -> Outcome:
     try:
-        report = await audit_server(vault, view)
+        report = await audit_server(vault, view, probe_defaults=probe_defaults)
         more = revocations.audited(view, await asyncio.to_thread(newest_generation, vault))
         return Outcome(view.name, report=report.and_also(more))
     except FreeholdError as error:

@@ -11,6 +11,7 @@ import click
 from freehold.evidence import PublicKey, Signer
 from freehold.interfaces.cli import depot_packages
 from freehold.interfaces.cli.common import exits, output_option, printable, show_json, show_table, state_option
+from freehold.interfaces.cli.depot_downgrade import downgrade
 from freehold.interfaces.cli.depot_packages import (
     PACKAGE_COLUMNS,
     Meter,
@@ -330,5 +331,5 @@ def show_staged(staged: Staged) -> None:
         click.echo("")
 
 
-for command in depot_packages.COMMANDS:
+for command in (*depot_packages.COMMANDS, downgrade):
     depot.add_command(command)

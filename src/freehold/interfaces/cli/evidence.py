@@ -14,6 +14,7 @@ from freehold.evidence import (
     BundleRefused,
     CertificateVerification,
     LogView,
+    Predicate,
     Statement,
     dsse,
     export,
@@ -142,11 +143,13 @@ def export_bundle(out: Path | None, state: Path, output: str) -> None:
     keys = SiteKeys.load(state, open_vault(state))
     site = keys.identity.site_name
     view = LogView.open(state / "evidence", keys.evidence.public_key, origin_of(site))
+    claims = [(entry.index, _claim(entry.envelope)) for entry in view.entries()]
     report = {
         "site": site,
         "exported": f"{now:%Y-%m-%dT%H:%M:%SZ}",
         "entries": view.size,
-        "statements": dict(Counter(_claim(entry.envelope).kind.value for entry in view.entries())),
+        "statements": dict(Counter(each.kind.value for _, each in claims)),
+        "waivers": [{"entry": index, **each.predicate} for index, each in claims if each.kind is Predicate.WAIVER],
     }
     public = {
         name.partition(".")[0]: pem for name, pem in keys.public_files().items() if name.endswith((".pem", ".pub"))

@@ -21,6 +21,7 @@ from freehold.model.resources import (
 from freehold.model.status import Facts, Order, OrderState, ServerStatus
 from freehold.orchestration.store import Event, Stored
 from freehold.orchestration.view import ServerView
+from freehold.orchestration.waivers import ActiveWaiver, exceptions
 
 Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 
@@ -216,7 +217,10 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         ("came from", f"{status.quarantined_from}: a release leads back there" if status.quarantined_from else ""),
         ("asked for", "; ".join(f"{i.kind} by {i.by}" + (f": {i.reason}" if i.reason else "") for i in view.intents)),
     )
-    yield from _section("Findings", _findings(status.findings) or ["none"])
+    without = exceptions(view.waivers, facts, view.name, now)
+    yield from _section("Findings", _findings((*status.findings, *without)) or ["none"])
+    if view.waivers:
+        yield from _section("Waivers", [_signed_waiver(each, now) for each in view.waivers])
     yield from _section("Identity", _pairs(
         ("BMC", view.spec.bmc.address),
         ("BMC key", f"SHA-256 {facts.bmc_identity}" if facts.bmc_identity else "not pinned yet"),
@@ -256,6 +260,11 @@ def _reference(facts: Facts) -> str:
     if facts.reference_values is None:
         return "none yet"
     return f"{facts.reference_id}, approved" if facts.reference_id else "learned: approved by NOBODY"
+
+
+def _signed_waiver(waiver: ActiveWaiver, now: float) -> str:
+    until = f"until {moment(waiver.expires)}" if now < waiver.expires else f"ended {moment(waiver.expires)}"
+    return f"{waiver.finding} by {waiver.name}, {until}, signed by {', '.join(waiver.approved_by)}: {waiver.reason}"
 
 
 def site_description(stored: Stored, findings: Sequence[Finding]) -> Iterator[str]:

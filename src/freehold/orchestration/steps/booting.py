@@ -146,7 +146,7 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
         "boots": image.name,
         "uki_sha256": image.sha256,
         "method": "disk",
-        "secure_boot_enrolled": True,
+        "secure_boot_enrolled": view.facts.secure_boot_enrolled,
         "secure_boot_generation": generation_of(view.facts),
     }
     # Any OS that says hello after this agent did is the one that was just written.

@@ -7,9 +7,13 @@ import msgspec
 from freehold.model.findings import Finding
 from freehold.model.status import AgentSession, FirmwareFact
 from freehold.operations.inventory import compare
+from freehold.orchestration.measurements import policy_for
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepResult
+from freehold.orchestration.steps import agentless
 from freehold.out_of_band.inventory import read_inventory
+from freehold.root_of_trust.attestation.errors import AttestationError
+from freehold.root_of_trust.attestation.structures import parse_public
 
 
 async def read_oob_inventory(site: Site, ctx: StepContext) -> StepResult:
@@ -49,7 +53,7 @@ async def compare_inventory(_site: Site, ctx: StepContext) -> StepResult:
     return StepResult(facts={"inventory_agrees": True}, statements=(("inventory", claim),))
 
 
-async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
+async def bind_ek(site: Site, ctx: StepContext) -> StepResult:
     """From now on the server is its endorsement key. The reference values of its firmware are taken down with it."""
     agent = ctx.server.agent
     assert agent is not None
@@ -68,12 +72,30 @@ async def bind_ek(_site: Site, ctx: StepContext) -> StepResult:
         "attestation": agent.details["attestation"],
     }
     findings = msgspec.convert(agent.details.get("findings", []), tuple[Finding, ...])
+    offered = await _component_integrity(site, ctx, agent, identity)
+    second = {"source": "component-integrity", "components": offered}
     return StepResult(
         facts={"ek_sha256": identity, "learned_reference": reference},
-        statements=(("inventory", claim),),
-        findings=findings,
-        resolved=("pcr-banks",),
+        statements=(("inventory", claim), *((("inventory", second),) if offered else ())),
+        findings=(*findings, *agentless.findings(ctx.name, offered)),
+        resolved=("pcr-banks", agentless.FINDING),
     )
+
+
+async def _component_integrity(
+    site: Site, ctx: StepContext, agent: AgentSession, identity: str
+) -> list[dict[str, Any]]:
+    """What the BMC says of the TPM by itself; empty if it offers nothing. That it fails at it does not hold us up."""
+    image = site.agent_build(ctx.facts.agent_uki)
+    if image is None:
+        return []
+    try:
+        ak = parse_public(bytes.fromhex(str(agent.details.get("ak_public", ""))))
+        policy = policy_for(image, ctx.facts, await site.keys_of(ctx.facts), ek_identity=identity)
+    except AttestationError as error:
+        return [{"relied_on": False, "why": error.what}]
+    async with site.bmc(ctx.server) as client:
+        return await agentless.ask(client, ak, policy)
 
 
 def measured_reference(agent: AgentSession) -> dict[str, tuple[str, ...]]:

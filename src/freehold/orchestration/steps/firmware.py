@@ -8,6 +8,8 @@ import msgspec
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import FirmwareFact, SentFirmware
+from freehold.orchestration import downgrades
+from freehold.orchestration.approvals import Approved
 from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
 from freehold.orchestration.site import BMC_COMMAND, Site
@@ -23,6 +25,7 @@ from freehold.out_of_band.update import (
     update_running,
 )
 from freehold.root_of_trust.depot import Kind, Seen, Target, Wanted
+from freehold.root_of_trust.operators import Act
 
 BACK_WITHIN = 1800.0
 """Seconds in which a BMC starts anew into firmware that it was sent."""
@@ -33,7 +36,9 @@ async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
     """Bring the BIOS to the wanted version: a package out of the depot, verified on the very bytes that are sent. What
     the new firmware measures is then taken down by a boot, and approved, before anything else happens."""
     board, version = _board(ctx), firmware_wanted(ctx.server) or ""
-    package = await _package(site, board, "bios", version)
+    package = await _package(
+        site, ctx, Wanted(Kind.FIRMWARE, board.vendor, "bios", version, model=board.model), board.version
+    )
     async with site.bmc(ctx.server) as client:
         if ctx.resumed and await update_running(client):
             return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for="an update that is under way")
@@ -54,6 +59,7 @@ async def apply_bmc_firmware(site: Site, ctx: StepContext) -> StepResult:
     async with site.bmc(ctx.server) as client:
         told = await firmware_version(client, "BMC")
         if told == version:
+            await _spend_tickets(site, ctx, "bmc", told)
             facts = {"bmc_version": told, "bmc_firmware_sent": None, **UNCLOSED}
             return StepResult(facts=facts, events=(f"BMC firmware {was} -> {told}",))
         if await update_running(client):
@@ -63,7 +69,8 @@ async def apply_bmc_firmware(site: Site, ctx: StepContext) -> StepResult:
                 return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
             why = f"after the update to BMC firmware {version} the BMC tells of version {told or 'none'}"
             return StepResult(done=False, facts={"bmc_firmware_sent": None}, quarantine=why)
-        package = await _package(site, board, "bmc", version)
+        wanted = Wanted(Kind.FIRMWARE, board.vendor, "bmc", version, model=board.model)
+        package = await _package(site, ctx, wanted, told)
         item = await find_firmware(client, "BMC")
         sent_by = await _send(site, ctx, client, package, item.uri, restarts=True)
     site.depot_seen = package.seen
@@ -91,11 +98,14 @@ async def _send(
 
 
 class _Package(NamedTuple):
-    """What is sent, verified and in memory: nobody can change it after that."""
+    """What is sent, verified and in memory: nobody can change it after that. `floor`: the security floor that it is
+    below, because `ticket` lets it be."""
 
     target: Target
     content: bytes
     seen: Seen
+    floor: str | None
+    ticket: Approved | None
 
     def claim(self, board: FirmwareFact, was: str, sent_by: str) -> dict[str, Any]:
         about = self.target.about
@@ -111,19 +121,31 @@ class _Package(NamedTuple):
             "verified": True,
             "vendor_signature": msgspec.to_builtins(about.vendor_signature),
             "unsigned_because": about.unsigned_because,
+            "below_floor": self.floor,
+            "downgrade": self.ticket.claim if self.ticket is not None and self.floor is not None else None,
             "sent_by": sent_by,
             "depot": msgspec.to_builtins(self.seen),
         }
 
 
-async def _package(site: Site, board: FirmwareFact, component: str, version: str) -> _Package:
-    wanted = Wanted(Kind.FIRMWARE, board.vendor, component, version, model=board.model)
-    return _Package(*await asyncio.to_thread(_verified, site, wanted))
+async def _package(site: Site, ctx: StepContext, wanted: Wanted, installed: str) -> _Package:
+    """Raises what the depot raises, `BelowSecurityFloor` without a ticket of two operators for just this."""
+    tickets = await site.approvals.approved(Act.DOWNGRADE, downgrades.subject_of(ctx.name), ctx.now)
+    ticket = downgrades.fitting(tickets, wanted, installed)
+    return await asyncio.to_thread(_verified, site, wanted, ticket, ctx.name, installed)
 
 
-def _verified(site: Site, wanted: Wanted) -> tuple[Target, bytes, Seen]:
+def _verified(site: Site, wanted: Wanted, ticket: Approved | None, server: str, installed: str) -> _Package:
     client = site.depot.client(site.depot_seen)
-    return *client.fetch(wanted), client.seen
+    target, data = client.fetch(wanted, downgrades.used(ticket, server, installed) if ticket is not None else None)
+    return _Package(target, data, client.seen, client.floor_above(wanted, target), ticket)
+
+
+async def _spend_tickets(site: Site, ctx: StepContext, component: str, version: str) -> None:
+    """A ticket is for one downgrade: once the firmware that it let in is there, it lets nothing in any more."""
+    for each in await site.approvals.approved(Act.DOWNGRADE, downgrades.subject_of(ctx.name), ctx.now):
+        if (each.request.details["component"], each.request.details["to"]) == (component, version):
+            await site.approvals.spend(each.request.id, ctx.now)
 
 
 async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
@@ -136,4 +158,5 @@ async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
     if board is not None and told != board.version:
         why = f"after the update to BIOS {board.version} the BMC tells of version {told or 'none'}"
         return StepResult(done=False, quarantine=why)
+    await _spend_tickets(site, ctx, "bios", told)
     return StepResult(facts={"learned_reference": measured_reference(agent)})

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from freehold.model.findings import Finding, Severity
+from freehold.model.resources import Waivable
+from freehold.orchestration import waivers
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.booting import boot_hosts, require_bootable
@@ -74,7 +76,10 @@ async def enroll(site: Site, ctx: StepContext) -> StepResult:
         try:
             state = await enroll_secure_boot(client, databases(keys))
         except NotSupported as lacking:
-            return await _boot_the_image(site, ctx, client, keys, lacking)
+            try:
+                return await _boot_the_image(site, ctx, client, keys, lacking)
+            except NotSupported as neither:
+                return await _failed(site, ctx, client, f"{lacking.what}; and no enrolment image: {neither.what}")
     return _done(keys, state, "the BMC")
 
 
@@ -90,6 +95,7 @@ def _done(keys: KeySet, state: SecureBootState | None, by: str) -> StepResult:
     facts = {
         "secure_boot_enrolled": True,
         "secure_boot_generation": keys.generation,
+        "secure_boot_waived": False,
         "secure_boot_changing": False,
         "enrolment_booted_at": None,
     }
@@ -138,25 +144,45 @@ async def _after_the_image(site: Site, ctx: StepContext, client: RedfishClient, 
     if await oob.power_state(client) != "Off":
         if ctx.now - booted < IMAGE_PATIENCE:
             return _not_yet({}, LOOK_AGAIN)
-        return await _anew(client, "the enrolment image did not come to its end")
+        return await _failed(site, ctx, client, "the enrolment image did not come to its end")
+    await _take_back(site, ctx, client)
+    state = await secure_boot_shown(client)
+    if state is not None and state.mode == "SetupMode":
+        return await _failed(site, ctx, client, "the BMC still reports setup mode after the enrolment image")
+    return _done(keys, await enable_secure_boot(client) if state is not None else None, "the enrolment image")
+
+
+async def _take_back(site: Site, ctx: StepContext, client: RedfishClient) -> None:
+    """Nothing starts into the image any more."""
     await oob.clear_boot_override(client)
     if ctx.server.spec.boot_method == "virtualMedia":
         await oob.eject_media(client)
     await site.answer_dhcp(ctx.name, ())
-    state = await secure_boot_shown(client)
-    if state is not None and state.mode == "SetupMode":
-        return await _anew(client, "the BMC still reports setup mode after the enrolment image")
-    return _done(keys, await enable_secure_boot(client) if state is not None else None, "the enrolment image")
 
 
-async def _anew(client: RedfishClient, why: str) -> StepResult:
+async def _failed(site: Site, ctx: StepContext, client: RedfishClient, why: str) -> StepResult:
+    """Neither BMC nor image could do it. Under a waiver a server that never had our keys goes without them: it is
+    measured as one in setup mode. Otherwise it begins anew, and a person is told what to do: a server that has our keys
+    is not let down to none."""
     await oob.power(client, "off")
+    waiver = waivers.waiver_for(ctx.server.waivers, Waivable.SECURE_BOOT_DATABASES, ctx.now)
+    if waiver is not None and not ctx.facts.secure_boot_enrolled:
+        await _take_back(site, ctx, client)
+        facts = {
+            "secure_boot_waived": True,
+            "secure_boot_changing": False,
+            "enrolment_booted_at": None,
+        }
+        claim = waivers.claim(waiver, why=why)
+        event = f"it goes without the site's Secure Boot keys, by waiver {waiver.name}: {why}"
+        return StepResult(facts=facts, statements=(("waiver", claim),), events=(event,), resolved=(FINDING,))
     finding = Finding(
         severity=Severity.WARNING,
         kind=FINDING,
         subject="Secure Boot",
         detail=why,
-        remedy="look at the server's console; if its firmware has keys that its BMC cannot clear, do it in its set-up",
+        remedy="look at the server's console; if its firmware has keys that its BMC cannot clear, do it in its set-up, "
+        + waivers.remedy(ctx.name, Waivable.SECURE_BOOT_DATABASES),
     )
     return _not_yet({"enrolment_booted_at": None}, ANEW, findings=(finding,), events=(why,))
 

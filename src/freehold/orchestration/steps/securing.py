@@ -7,6 +7,7 @@ import msgspec
 
 from freehold.model.findings import Finding, Severity
 from freehold.model.status import Intent, IntentKind
+from freehold.orchestration.default_probe import probe
 from freehold.orchestration.passwords import PasswordIndex
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -14,6 +15,7 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
+from freehold.out_of_band.audit import read_firmware
 from freehold.out_of_band.errors import NotSupported
 from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
@@ -178,8 +180,12 @@ async def record_posture(site: Site, ctx: StepContext) -> StepResult:
     """How open the BMC still stands, as findings and as evidence."""
     async with site.bmc(ctx.server) as client:
         posture = await read_posture(client)
-    own = frozenset({await site.own_account(ctx.server)})
-    findings: list[Finding] = posture_findings(posture, subject=ctx.name, expected_accounts=own)
+        firmware = await read_firmware(client, posture)
+    own, connect = await site.own_account(ctx.server), await site.connector(ctx.server)
+    findings: list[Finding] = posture_findings(posture, subject=ctx.name, expected_accounts=frozenset({own}))
+    await ctx.ensure_lease(BMC_COMMAND)
+    probed = await probe(site.vault, ctx.name, connect, posture, firmware, own=own, now=ctx.now)
+    findings += [each for each in probed if each.severity is not Severity.INFO]  # an audit says what was not tried
     claim = {
         "kind": "configuration",
         "services": msgspec.to_builtins(posture.services),

@@ -11,13 +11,13 @@ from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration.conditions import attested_last
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
-from freehold.orchestration.steps.secure_boot import databases
+from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
-from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot, secure_boot_state
+from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot
 from freehold.out_of_band.takeover import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
@@ -25,10 +25,10 @@ OWN_ROLE = "Administrator"
 
 async def observe(client: RedfishClient) -> Observation:
     """The configuration as the BMC reports it now."""
-    state, posture = await secure_boot_state(client), await read_posture(client)
+    state, posture = await secure_boot_shown(client), await read_posture(client)
     return Observation(
-        secure_boot=state.enabled,
-        secure_boot_keys=state.entries,
+        secure_boot=state.enabled if state is not None else None,
+        secure_boot_keys=state.entries if state is not None else {},
         boot_order=await oob.boot_order(client),
         accounts={account.username: account.role for account in posture.accounts if account.enabled},
         bios=await oob.bios_attributes(client),
@@ -38,17 +38,21 @@ async def observe(client: RedfishClient) -> Observation:
 
 
 def accepted(
-    observed: Observation, declared_bios: dict[str, Any], keys: KeyDatabases, own: str = OWN_ACCOUNT
+    observed: Observation, declared_bios: dict[str, Any], keys: KeyDatabases | None, own: str = OWN_ACCOUNT
 ) -> Observation:
     """The baseline of a server that becomes active: what only the machine knows as observed, what is ours as declared.
     So an account or a key that came in before the first check is drift, not part of the baseline. In dbx, what the
-    firmware forbids beside ours may stay."""
-    held, ours = observed.secure_boot_keys, keys.entries
-    dbx = tuple(sorted({*held.get("dbx", ()), *ours["dbx"]}))
+    firmware forbids beside ours may stay. `keys` None: a waiver lets the server go without ours."""
+    held, enabled = observed.secure_boot_keys, observed.secure_boot
+    if keys is not None and enabled is not None:
+        enabled = True
+    if keys is not None and held:  # a BMC that shows none cannot tell of drift
+        dbx = tuple(sorted({*held.get("dbx", ()), *keys.entries["dbx"]}))
+        held = held | keys.entries | {"dbx": dbx}
     return msgspec.structs.replace(
         observed,
-        secure_boot=True,
-        secure_boot_keys=held | ours | {"dbx": dbx} if held else held,  # a BMC that shows none cannot tell of drift
+        secure_boot=enabled,
+        secure_boot_keys=held,
         accounts={own: OWN_ROLE},
         bios=observed.bios | declared_bios,
         ipmi=False,
@@ -61,7 +65,7 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
     stored = ctx.facts.baseline
     if stored is None:
         own = await site.own_account(ctx.server)
-        keys = databases(await site.keys_of(ctx.facts))
+        keys = None if ctx.facts.secure_boot_waived else databases(await site.keys_of(ctx.facts))
         baseline = accepted(observed, ctx.server.spec.bios, keys, own)
     else:
         baseline = msgspec.convert(stored, Observation)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from freehold.root_of_trust.attestation.errors import AttestationKeyError, QuoteError
 from freehold.root_of_trust.attestation.structures import (
@@ -109,12 +109,21 @@ def _check_signature(ak: Public, attest: bytes, signature: Signature) -> None:
         raise QuoteError(
             f"the quote is signed by scheme {signature.scheme:#06x} with {signature.hash}, not the AK's own"
         )
-    algorithm = STRONG_HASHES[signature.hash]
+    verify_signature(ak.key, attest, signature)
+
+
+def verify_signature(
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey | None, attest: bytes, signature: Signature
+) -> None:
+    """The signature is the key's, by ECDSA or RSASSA, over SHA-256 or more. Raises `QuoteError`."""
+    algorithm = STRONG_HASHES.get(signature.hash)
+    if algorithm is None or signature.scheme not in (ALG_ECDSA, ALG_RSASSA):
+        raise QuoteError(f"the quote is signed by scheme {signature.scheme:#06x} with {signature.hash}")
     try:
-        if isinstance(ak.key, ec.EllipticCurvePublicKey) and isinstance(signature.value, tuple):
-            ak.key.verify(utils.encode_dss_signature(*signature.value), attest, ec.ECDSA(algorithm))
-        elif not isinstance(ak.key, ec.EllipticCurvePublicKey) and isinstance(signature.value, bytes):
-            ak.key.verify(signature.value, attest, padding.PKCS1v15(), algorithm)
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(signature.value, tuple):
+            key.verify(utils.encode_dss_signature(*signature.value), attest, ec.ECDSA(algorithm))
+        elif isinstance(key, rsa.RSAPublicKey) and isinstance(signature.value, bytes):
+            key.verify(signature.value, attest, padding.PKCS1v15(), algorithm)
         else:
             raise QuoteError("the quote's signature does not fit the attestation key's type")
     except InvalidSignature as error:

@@ -135,12 +135,19 @@ def verify_response(
     expected = qualifying_data(challenge.nonce, challenge.session, tls_certificate, response.public_key)
     quote = check_quote(ak, response.quote, response.signature, qualifying_data=expected, selection=challenge.selection)
     log = parse_event_log(response.event_log)
-    values = _values(ak, quote, log, tuple(phases))
+    return evidence_of(ak, ek_identity(challenge.ek_public), challenge.nonce, quote, log, now, tuple(phases))
+
+
+def evidence_of(
+    ak: Public, ek: str, nonce: bytes, quote: Attest, log: EventLog, now: datetime, phases: Sequence[str]
+) -> Evidence:
+    """Of a quote that `check_quote` passed, if the log replays to it; else a `QuoteError`."""
+    values = _values(ak, quote, log, phases)
     banks = {bank: bool(indices) for bank, indices in quote.selection.items()}
     return Evidence(
-        ek_identity=ek_identity(challenge.ek_public),
+        ek_identity=ek,
         ak_name=ak.name,
-        nonce=challenge.nonce,
+        nonce=nonce,
         pcrs=values[BANK],
         log=log,
         tpm=TpmState(clock=quote.clock, firmware_version=quote.firmware_version, banks=banks),

@@ -22,13 +22,12 @@ from freehold.root_of_trust.depot.errors import (
     TrustedStateLost,
 )
 from freehold.root_of_trust.depot.expiry import expiring
-from freehold.root_of_trust.depot.floors import PAYLOAD_TYPE, Downgrade, DowngradeTicket, downgrade_allowed
+from freehold.root_of_trust.depot.floors import Downgrade, DowngradeTicket, downgrade_allowed
 from freehold.root_of_trust.depot.mirror import mirror
 from freehold.root_of_trust.depot.package import Description, Kind, Target, VendorSignature
 from freehold.root_of_trust.depot.seen import Seen
 
 __all__ = [
-    "PAYLOAD_TYPE",
     "BelowSecurityFloor",
     "DataEndless",
     "Depot",

@@ -68,11 +68,8 @@ class DepotClient:
             view, seen = advance(source, copy)
         return cls(source, view, seen)
 
-    def find(self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None) -> Target:
-        """The package for exactly this model.
-
-        Raises `TargetNotFound`, `PackageForAnotherModel`, or `BelowSecurityFloor`.
-        """
+    def package(self, wanted: Wanted) -> Target:
+        """The package for exactly this model, whatever its floor. Raises `TargetNotFound`, `PackageForAnotherModel`."""
         name = f"{wanted.vendor} {wanted.component} {wanted.version}"
         alike = [
             each
@@ -93,19 +90,31 @@ class DepotClient:
                 expected=f"one of: {', '.join(models)}",
                 remedy="import the package for this model; firmware for another one can destroy the machine",
             )
-        scope = (wanted.vendor, wanted.component, wanted.model if found[0].about.models else "")
-        floor = floor_of(self.seen.floors, *scope)
-        if is_below(wanted.version, floor):
-            decision = downgrade_allowed(
-                downgrade, wanted.component, wanted.model, wanted.version, now or pki.utc_now()
-            )
+        return found[0]
+
+    def floor_above(self, wanted: Wanted, target: Target) -> str | None:
+        """The security floor that the package is below; None if it is not."""
+        model = wanted.model if target.about.models else ""
+        floor = floor_of(self.seen.floors, wanted.vendor, wanted.component, model)
+        return floor if is_below(wanted.version, floor) else None
+
+    def find(self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None) -> Target:
+        """The package for exactly this model, if it may be installed: below its security floor only with a ticket.
+
+        Raises `TargetNotFound`, `PackageForAnotherModel`, or `BelowSecurityFloor`.
+        """
+        target = self.package(wanted)
+        if (floor := self.floor_above(wanted, target)) is not None:
+            decision = downgrade_allowed(downgrade, target, wanted.model, now or pki.utc_now())
             if not decision.allowed:
                 raise BelowSecurityFloor(
-                    f"{name} is below the security floor {floor}: {decision.reason}",
+                    f"{wanted.vendor} {wanted.component} {wanted.version} is below the security floor {floor}: "
+                    f"{decision.reason}",
                     expected=f"version {floor} or newer, or a downgrade ticket signed by two operators",
-                    remedy="install a newer version; whoever must fall back needs a second person to agree",
+                    remedy="install a newer version; who must fall back asks with `freehold depot downgrade`, and two "
+                    "operators sign",
                 )
-        return found[0]
+        return target
 
     def open_verified(self, target: Target, progress: Progress = silent) -> BinaryIO:
         """The package as a file that checks its bytes again as it hands them out (`verified`). The caller closes it.

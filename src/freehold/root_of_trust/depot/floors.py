@@ -11,13 +11,11 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from freehold.evidence import canonical
 from freehold.root_of_trust.depot import versions
 from freehold.root_of_trust.depot.errors import VersionsNotComparable
 from freehold.root_of_trust.depot.package import Target
 
 APPROVERS = 2
-PAYLOAD_TYPE = "application/vnd.freehold.downgrade-ticket+json"
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,24 +32,26 @@ class Floor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DowngradeTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What two operators sign to let one model's component fall below its floor, once, until `expires` (RFC 3339)."""
+    """What two operators sign to let one component of one server fall below its floor, once, until `expires`: from the
+    version that is installed to exactly one package (`sha256`, hex)."""
 
+    server: str
+    vendor: str
     component: str
     model: str
     from_version: str = msgspec.field(name="from")
     to_version: str = msgspec.field(name="to")
+    sha256: str
     expires: Annotated[datetime, msgspec.Meta(tz=True)]
-
-    def payload(self) -> bytes:
-        """Canonical JSON: the payload of each operator's DSSE envelope, of type `PAYLOAD_TYPE`."""
-        return canonical.dumps(msgspec.to_builtins(self))
 
 
 class Downgrade(NamedTuple):
-    """A ticket, the people whose signatures over its payload were verified, and the version that is installed now."""
+    """A ticket, the people whose signatures for it were verified, and where it is to be used: on which server, and
+    which version is installed there now."""
 
     ticket: DowngradeTicket
     approvers: Collection[str]
+    server: str
     installed: str
 
 
@@ -93,15 +93,20 @@ def is_below(version: str, floor: str | None) -> bool:
         return True
 
 
-def downgrade_allowed(downgrade: Downgrade | None, component: str, model: str, wanted: str, now: datetime) -> Decision:
+def downgrade_allowed(downgrade: Downgrade | None, target: Target, model: str, now: datetime) -> Decision:
     """Whether there is a ticket for exactly this, which still holds, and which two different people approved."""
     if downgrade is None:
         return Decision(False, "there is no downgrade ticket")
-    ticket = downgrade.ticket
-    asked = (component, model, downgrade.installed, wanted)
-    given = (ticket.component, ticket.model, ticket.from_version, ticket.to_version)
-    names = ("component", "model", "installed version", "wanted version")
-    for name, one, other in zip(names, asked, given, strict=True):
+    ticket, about = downgrade.ticket, target.about
+    for name, one, other in (
+        ("server", downgrade.server, ticket.server),
+        ("vendor", about.vendor, ticket.vendor),
+        ("component", about.component, ticket.component),
+        ("model", model, ticket.model),
+        ("installed version", downgrade.installed, ticket.from_version),
+        ("wanted version", about.version, ticket.to_version),
+        ("SHA-256", target.sha256, ticket.sha256),
+    ):
         if one != other:
             return Decision(False, f"the ticket is for {name} {other!r}, not {one!r}")
     if now >= ticket.expires:

@@ -109,7 +109,7 @@ class Pkcs11Kek:
                     remedy="give the token that the vault was made with, or recover with two people: "
                     "`freehold vault recover`",
                 )
-            wrong = [name.name for name, value in _CUSTODY.items() if keys[0][name] is not value]
+            wrong = not_in_custody(keys[0])
         except pkcs11.PKCS11Error as error:
             raise _unavailable(where, "did not find the key", error) from None
         if wrong:
@@ -147,6 +147,11 @@ class Pkcs11Kek:
 
 def _gcm(nonce: bytes, context: bytes) -> dict[str, Any]:
     return {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(nonce, context, 128)}
+
+
+def not_in_custody(key: Any) -> list[str]:
+    """The attributes by which a key can leave its token, or could once; empty: it never could."""
+    return [name.name for name, value in _CUSTODY.items() if key[name] is not value]
 
 
 def find_token(module: str, label: str, serial: str | None) -> pkcs11.Token:
