@@ -2,6 +2,7 @@
 named, as a table and as JSON, while the controller undoes what policy lets it undo."""
 
 import json
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from site_rig import SiteRig, site_rig
+
+from freehold.orchestration.opening import open_vault
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 ROOT = "/redfish/v1"
@@ -32,6 +35,36 @@ def audited(rig: SiteRig, code: int) -> dict[str, dict[str, Any]]:
     return {found["kind"]: found for found in server["findings"] if found["severity"] != "info"}
 
 
+def recorded(rig: SiteRig) -> str:
+    stored = open_vault(rig.state).get("bmc/server-1/current")
+    assert stored is not None
+    return str(json.loads(stored)["password"])
+
+
+def rotated_in_spite_of(rig: SiteRig, killed_after: float | None) -> str:
+    """The new password of a rotation in which the controller is killed so many seconds after it was asked for, or else
+    the BMC starts anew. The BMC answers slowly, so that it happens in the middle. Nobody is locked out, and nothing is
+    quarantined."""
+    asked = time.time()
+    rig.in_lab("fault", "bmc-slow", "server-1", "0.4")
+    rig.freehold("rotate", "server-1", "--reason", "test")
+    time.sleep(killed_after if killed_after is not None else 2.0)
+    if killed_after is not None:
+        rig.kill()
+    else:
+        rig.in_lab("fault", "bmc-reboot", "server-1", "2")
+    rig.in_lab("fault", "bmc-slow", "server-1", "0")
+    if killed_after is not None:
+        rig.serve()
+
+    def rotated(status: dict[str, Any]) -> bool:
+        assert status["state"] == "available", status["reason"]
+        return bool(status["facts"]["bmc_credential_since"] > asked)
+
+    rig.wait("new password", rotated)
+    return recorded(rig)
+
+
 def foreign_certificate() -> str:
     key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "somebody else's db")])
@@ -49,6 +82,12 @@ def test_the_audit_names_what_is_wrong_and_is_clean_after_securing(tmp_path: Pat
         rig.found_operators()
         rig.approve_firmware()
         rig.wait_state("available")
+        assert audited(rig, 0) == {}
+
+        passwords = [recorded(rig)]
+        for seconds in (1.0, 2.5, 4.0, None):
+            passwords.append(rotated_in_spite_of(rig, seconds))
+        assert len(set(passwords)) == len(passwords)
         assert audited(rig, 0) == {}
 
         rig.stop()  # nobody undoes it meanwhile
