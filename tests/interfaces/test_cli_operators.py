@@ -98,6 +98,7 @@ def test_who_approved_stays_known_when_the_operators_are_others(site: Shell, peo
     assert site("operator", "replace", "--approved", change).code == 0
     assert site.store(lambda store: store.approvals.granted(request)).names == ("alice", "bob")
     assert site.store(lambda store: store.approvals.granted(change)).names == ("alice", "carol")
+    assert site("approval", "show", request, "-o", "json").json()["approved_by"] == ["alice", "bob"]
     told = [due.facts for due in site.store(lambda store: store.site.due())]
     assert [each["event"] for each in told] == ["founded", "operators"]
     assert [each["name"] for each in told[1]["approved_by"]] == ["alice", "carol"]

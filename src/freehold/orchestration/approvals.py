@@ -276,9 +276,8 @@ async def _asked(connection: AsyncConnection, request_id: str) -> Asked:
             f"nobody has asked for an approval {request_id}", remedy="see `freehold approval list` for those that are"
         )
     request = Request.from_bytes(row.request.encode())
-    names = approvers(
-        request.to_bytes(), PAYLOAD_TYPE, await _envelopes(connection, request_id), await _people(connection)
-    )
+    people = await (_people(connection) if row.spent is None else _people_before(connection, row.spent))
+    names = approvers(request.to_bytes(), PAYLOAD_TYPE, await _envelopes(connection, request_id), people)
     return Asked(request=request, approved_by=names, spent=row.spent)
 
 
