@@ -297,9 +297,9 @@ def test_a_site_keeps_its_keys_there_and_says_when_it_is_sealed(
     assert made.returncode == 0, made
     keys = SiteKeys.create(state, site_vault.open_vault(state), "lab", ["172.30.2.2"], bmc_networks=["172.30.1.0/24"])
     status = json.loads(freehold("status", "-o", "json").stdout)
-    assert (status["kind"], status["opens"], status["secrets"]) == (kind, True, 9)
+    assert (status["kind"], status["opens"], status["secrets"]) == (kind, True, 10)
     audit = freehold("audit", "-o", "json")
-    assert (audit.returncode, len(json.loads(audit.stdout)["records"])) == (0, 9)
+    assert (audit.returncode, len(json.loads(audit.stdout)["records"])) == (0, 10)
     again = freehold("init", "--kek", kind, *where, *more)
     assert "has a vault already" in again.stderr
     server.seal()
