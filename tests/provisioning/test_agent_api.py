@@ -132,7 +132,9 @@ async def test_cve_2022_23951_a_body_that_inflates_is_cut_off_at_the_limit(clien
     ("method", "path"),
     [("GET", "orders"), ("POST", "orders/1/progress"), ("POST", "orders/1/result"), ("POST", "ready")],
 )
-async def test_without_the_certificate_of_a_live_session_nothing_is_heard(client, backend, method, path, headers):
+async def test_cve_2026_1709_without_the_certificate_of_a_live_session_nothing_is_heard(
+    client, backend, method, path, headers
+):
     response = await client.request(method, f"/agent/v1/{path}", headers=headers, data=b"{}")
     assert response.status == 401
     assert backend.seen == []
