@@ -175,3 +175,29 @@ def test_durations(text: str, seconds: int) -> None:
 def test_not_durations(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
+
+
+WAIVER = """---
+apiVersion: freehold/v1
+kind: Waiver
+metadata: {name: w}
+spec: {server: SERVER, finding: FINDING, expires: "2099-01-01", reason: a contractMORE}
+"""
+
+
+@pytest.mark.parametrize(
+    ("finding", "more", "wrong"),
+    [
+        ("bmc-account", ", account: field", None),
+        ("bmc-account", "", "is the user name that a waiver of bmc-account lets stay"),
+        ("bmc-account", ', account: ""', "is empty"),
+        ("bmc-certificate", ", account: field", "is the user name that a waiver of bmc-account lets stay"),
+    ],
+)
+def test_a_waived_account_has_a_name_and_no_other_waiver_has(finding: str, more: str, wrong: str | None) -> None:
+    server = named(load_documents(RACK, "rack.yaml"), "Server").name
+    text = RACK + WAIVER.replace("SERVER", server).replace("FINDING", finding).replace("MORE", more)
+    if wrong is None:
+        validate_set(load_documents(text, "rack.yaml"))
+    else:
+        assert f"spec.account: {wrong}" in refused(text)

@@ -50,6 +50,10 @@ def test_no_evidence_is_not_proven_and_stage_one():
 
 
 CERTIFIED = ("bmc-identity", {"method": "certificate of the site's BMC CA"})
+ROTATED = (
+    "credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": True, "event": "rotated"},
+)  # fmt: skip
+WITH_ANOTHER = ("credential", ROTATED[1] | {"waived_accounts": ["field"]})
 ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
 
 
@@ -57,6 +61,7 @@ ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
     ("number", "finding", "mended", "others"),
     [
         (2, "bmc-certificate", CERTIFIED, [("bmc-identity", {"method": "accepted by eve"}), ENROLLED]),
+        (2, "bmc-account", ROTATED, [WITH_ANOTHER, CERTIFIED]),
         (5, "secure-boot-databases", ENROLLED, [("secure-boot", {"event": "generation"}), CERTIFIED]),
     ],
 )

@@ -212,6 +212,7 @@ class Waivable(StrEnum):
     """The findings that may be waived. Everything else is not skipped, whoever signs."""
 
     BMC_CERTIFICATE = "bmc-certificate"
+    BMC_ACCOUNT = "bmc-account"
     SECURE_BOOT_DATABASES = "secure-boot-databases"
     MISSING_MEDIUM = "missing-medium"
     DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
@@ -219,12 +220,13 @@ class Waivable(StrEnum):
 
 class WaiverSpec(Spec, frozen=True, kw_only=True):
     """An exception that expires (`expires`: RFC 3339 date or time) and that counts once two operators have signed it.
-    Nothing is ever skipped silently."""
+    Nothing is ever skipped silently. `account`: for `bmc-account`, the user name on the BMC that may stay."""
 
     server: str
     finding: Waivable
     expires: str
     reason: str
+    account: str | None = None
 
 
 class FirmwareBaselineSpec(Spec, frozen=True, kw_only=True):

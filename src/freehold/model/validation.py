@@ -14,6 +14,7 @@ from freehold.model.resources import (
     Resource,
     ServerSpec,
     SiteSpec,
+    Waivable,
     WaiverSpec,
     is_factory_ref,
     parse_duration,
@@ -88,6 +89,7 @@ class _Checker:
             case WaiverSpec() as waiver:
                 self._refer("Server", waiver.server, "spec.server", report)
                 _expiry(waiver.expires, report)
+                _account(waiver, report)
 
     def _site(self, site: SiteSpec, report: Report) -> None:
         for role in ("oob", "provisioning"):
@@ -218,6 +220,13 @@ def _image(image: ImageSpec, report: Report) -> None:
         report("spec.digest", "is missing: an image from a file needs its SHA-256")
     if image.digest is not None and not _SHA256.fullmatch(image.digest):
         report("spec.digest", "must be a SHA-256 digest: 64 hexadecimal digits")
+
+
+def _account(waiver: WaiverSpec, report: Report) -> None:
+    if (waiver.finding is Waivable.BMC_ACCOUNT) != (waiver.account is not None):
+        report("spec.account", f"is the user name that a waiver of {Waivable.BMC_ACCOUNT} lets stay, and of no other")
+    if waiver.account == "":
+        report("spec.account", "is empty")
 
 
 def _expiry(text: str, report: Report) -> None:

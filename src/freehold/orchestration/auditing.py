@@ -35,6 +35,7 @@ async def audit_server(vault: Vault, view: ServerView, *, probe_defaults: bool =
         view.name,
         observed,
         own_account=credential.username,
+        waived_accounts=frozenset(waivers.of_accounts(view.waivers, time.time())),
         keys=await asyncio.to_thread(_keys_of, vault, view.facts),
         password_shared_with=shared,
     )

@@ -29,6 +29,7 @@ class ActiveWaiver(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     expires: float
     approved_by: tuple[str, ...]
+    account: str | None = None
 
 
 def request_of(name: str, spec: WaiverSpec) -> Request:
@@ -49,12 +50,25 @@ def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Oper
     names = approvers(request.to_bytes(), PAYLOAD_TYPE, envelopes, people)
     if len(names) < THRESHOLD:
         return None
-    return ActiveWaiver(name=name, finding=spec.finding, reason=spec.reason, expires=request.expires, approved_by=names)
+    return ActiveWaiver(
+        name=name,
+        finding=spec.finding,
+        reason=spec.reason,
+        expires=request.expires,
+        approved_by=names,
+        account=spec.account,
+    )
 
 
 def waiver_for(waivers: Iterable[ActiveWaiver], finding: Waivable, now: float) -> ActiveWaiver | None:
     """The waiver of `finding` that holds now."""
     return next((each for each in waivers if each.finding == finding and now < each.expires), None)
+
+
+def of_accounts(waivers: Iterable[ActiveWaiver], now: float) -> dict[str, ActiveWaiver]:
+    """The accounts on the BMC that may stay now beside ours, and who said so."""
+    found = (each for each in waivers if each.finding is Waivable.BMC_ACCOUNT and now < each.expires)
+    return {each.account: each for each in found if each.account is not None}
 
 
 def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: float) -> tuple[Finding, ...]:
@@ -65,7 +79,10 @@ def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: 
         Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
         Waivable.MISSING_MEDIUM: bool(facts.missing_media),
     }
-    return tuple(_exception(known, finding, server, now) for finding, lacks in lacking.items() if lacks)
+    found = [_exception(known, finding, server, now) for finding, lacks in lacking.items() if lacks]
+    for account, waiver in of_accounts(known, now).items():
+        found.append(_waived(waiver, f"account {account} of its BMC, which is not ours, may stay", server))
+    return tuple(found)
 
 
 _WITHOUT = {
@@ -85,12 +102,16 @@ def _exception(waivers: tuple[ActiveWaiver, ...], finding: Waivable, server: str
             detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
             remedy=f"mend it, {remedy(server, finding)}",
         )
+    return _waived(waiver, _WITHOUT[finding], server)
+
+
+def _waived(waiver: ActiveWaiver, what: str, server: str) -> Finding:
     until = f"{datetime.fromtimestamp(waiver.expires, UTC):%Y-%m-%d %H:%M:%SZ}"
     return Finding(
         severity=Severity.INFO,
-        kind=finding.value,
+        kind=waiver.finding.value,
         subject=server,
-        detail=f"{_WITHOUT[finding]}; waived until {until}: {waiver.reason}",
+        detail=f"{what}; waived until {until}: {waiver.reason}",
         remedy="mend it before the waiver ends",
         evidence=f"Waiver {waiver.name}, signed by {', '.join(waiver.approved_by)}",
     )

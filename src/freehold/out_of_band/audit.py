@@ -50,6 +50,7 @@ def audit(
     observed: Observed,
     *,
     own_account: str,
+    waived_accounts: frozenset[str] = frozenset(),
     keys: KeyDatabases | None = None,
     password_shared_with: Sequence[str] = (),
 ) -> Audit:
@@ -57,7 +58,7 @@ def audit(
     `password_shared_with`: servers whose BMC has the same password. Pure."""
     ipmi = observed.posture.service("IPMI")
     findings = [
-        *posture_findings(observed.posture, subject=server, expected_accounts=frozenset({own_account})),
+        *posture_findings(observed.posture, subject=server, expected_accounts=waived_accounts | {own_account}),
         *observed.posture.findings,
         *ipmi_findings(observed.ipmi, subject=server, declared=None if ipmi is None else ipmi.enabled),
         *tls_findings(observed.tls, subject=server),

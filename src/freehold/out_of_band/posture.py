@@ -235,7 +235,7 @@ def posture_findings(
                 f"account {account.username!r} ({account.role or 'no role'}) is enabled and not one of ours"
                 if account.username
                 else f"an account without a name ({account.role or 'no role'}) is enabled",
-                "delete or disable it on the BMC: no account but Freehold's own may stay",
+                "delete or disable it on the BMC; one that has to stay needs a Waiver of bmc-account",
                 f"{account.uri}: Enabled is true",
             )
     if posture.external_providers:

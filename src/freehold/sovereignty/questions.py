@@ -200,23 +200,31 @@ def _keys_enrolled(claim: Claim) -> bool:
     return claim.name == "secure-boot" and "written_by" in claim.predicate
 
 
-WAIVED: dict[int, tuple[str, Callable[[Claim], bool], str]] = {
-    2: ("bmc-certificate", _under_the_ca, "its BMC serves no certificate of the site's CA"),
-    5: ("secure-boot-databases", _keys_enrolled, "its firmware has not the site's Secure Boot keys"),
-}
-"""Question -> the waiver that lowers its answer, the claim after which it does not any more, and why it does."""
+def _no_account_waived(claim: Claim) -> bool:
+    return claim.name == "credential" and not claim.predicate.get("waived_accounts")
+
+
+WAIVED: tuple[tuple[int, str, Callable[[Claim], bool], str], ...] = (
+    (2, "bmc-account", _no_account_waived, "its BMC has an account that is not ours"),
+    (2, "bmc-certificate", _under_the_ca, "its BMC serves no certificate of the site's CA"),
+    (5, "secure-boot-databases", _keys_enrolled, "its firmware has not the site's Secure Boot keys"),
+)
+"""Question, the waiver that lowers its answer, the claim after which it does not any more, and why it does."""
 
 
 def under_waiver(run: Run, number: int, found: Finding) -> Finding:
     """No question is answered PASS by what two people signed that it may be missing. The missing medium is judged
     with its question."""
-    verdict, reason, claims = found
-    if number not in WAIVED or verdict is not Verdict.PASS:
-        return found
-    finding, mends, lack = WAIVED[number]
-    mended = max((c.index for name in ("bmc-identity", "secure-boot") for c in run.of(name) if mends(c)), default=-1)
-    waivers = [claim for claim in run.of("waiver", finding=finding) if claim.index > mended]
-    return (Verdict.DEGRADED, f"{reason}; but {lack}, under a waiver", claims + waivers) if waivers else found
+    for question, finding, mends, lack in WAIVED:
+        verdict, reason, claims = found
+        if question != number or verdict not in (Verdict.PASS, Verdict.DEGRADED):
+            continue
+        names = ("bmc-identity", "credential", "secure-boot")
+        mended = max((claim.index for name in names for claim in run.of(name) if mends(claim)), default=-1)
+        waivers = [claim for claim in run.of("waiver", finding=finding) if claim.index > mended]
+        if waivers:
+            found = (Verdict.DEGRADED, f"{reason}; but {lack}, under a waiver", claims + waivers)
+    return found
 
 
 def answer(run: Run) -> tuple[Answer, ...]:

@@ -149,7 +149,8 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
                 done=False, facts=facts, retry_after=AT_ONCE, events=("its Secure Boot keys were changed",)
             )
         own = await site.own_account(ctx.server)
-        for account in foreign_accounts(await read_accounts(client), own):
+        waived = frozenset(waivers.of_accounts(ctx.server.waivers, ctx.now))
+        for account in foreign_accounts(await read_accounts(client), own, waived):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
         await harden(client)
@@ -161,7 +162,7 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
         "secure_boot": secure_boot.enabled if secure_boot is not None else None,
         "secure_boot_generation": keys.generation if enforced else None,
         "ipmi": ipmi,
-        "accounts": [own],
+        "accounts": [own, *sorted(waived)],
     }
     return StepResult(facts={"state_reasserted": True}, statements=(("posture", claim),))
 

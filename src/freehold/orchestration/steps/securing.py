@@ -6,7 +6,9 @@ import hmac
 import msgspec
 
 from freehold.model.findings import Finding, Severity
+from freehold.model.resources import Waivable
 from freehold.model.status import Intent, IntentKind
+from freehold.orchestration import waivers
 from freehold.orchestration.default_probe import probe
 from freehold.orchestration.passwords import PasswordIndex
 from freehold.orchestration.site import BMC_COMMAND, Site
@@ -93,7 +95,8 @@ async def rotate_credential(site: Site, ctx: StepContext) -> StepResult:
 
 async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> StepResult:
     door = RedfishDoor(await site.connector(ctx.server), ensure=lambda: ctx.ensure_lease(BMC_COMMAND))
-    result = await take_over(door, site.slots(ctx.server), server=ctx.name, rotate=rotate)
+    kept = frozenset(waivers.of_accounts(ctx.server.waivers, ctx.now))
+    result = await take_over(door, site.slots(ctx.server), server=ctx.name, rotate=rotate, keep=kept)
     credential = await site.slots(ctx.server).current()
     assert credential is not None
     index = PasswordIndex(site.vault)
@@ -107,6 +110,7 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
         "steps": list(result.steps),
         "factory_accounts_disabled": not result.remaining,
         "remaining_accounts": list(result.remaining),
+        "waived_accounts": sorted(kept),
     }
     facts: dict[str, object] = {"bmc_credential_committed": True, "bmc_credential_since": ctx.now}
     if ctx.facts.bmc_address is None:  # pinned before the address was kept
@@ -115,19 +119,26 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
 
 
 async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
-    """No enabled account but ours. Read back; an account that cannot be disabled stops the server here."""
+    """No enabled account but ours and those that are waived. Read back; an account that cannot be disabled stops the
+    server here."""
+    waived = waivers.of_accounts(ctx.server.waivers, ctx.now)
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
         own = await site.own_account(ctx.server)
-        for account in foreign_accounts(await read_accounts(client), own):
+        for account in foreign_accounts(await read_accounts(client), own, frozenset(waived)):
             await oob.disable_account(client, account.uri)
-        left = foreign_accounts(await read_accounts(client), own)
-    if left:
+        enabled = foreign_accounts(await read_accounts(client), own)
+    if left := [account for account in enabled if account.username not in waived]:
         names = ", ".join(account.username for account in left)
+        hint = waivers.remedy(ctx.name, Waivable.BMC_ACCOUNT)
         raise NotSupported(
-            f"accounts {names} are still enabled", server=ctx.name, remedy="delete them by hand on the BMC, then resume"
+            f"accounts {names} are still enabled",
+            server=ctx.name,
+            remedy=f"delete them by hand on the BMC, then resume, {hint}",
         )
-    return StepResult(facts={"factory_accounts_disabled": True})
+    kept = [waived[account.username] for account in enabled]
+    statements = tuple(("waiver", waivers.claim(each, why="declared")) for each in kept)
+    return StepResult(facts={"factory_accounts_disabled": True}, statements=statements)
 
 
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:

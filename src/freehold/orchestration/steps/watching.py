@@ -8,6 +8,7 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind, parse_duration
 from freehold.operations.drift import Observation, diff, finding, sentence
+from freehold.orchestration import waivers
 from freehold.orchestration.conditions import attested_last
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -68,8 +69,12 @@ def accepted(
 
 
 async def check_drift(site: Site, ctx: StepContext) -> StepResult:
+    """An account that is waived now is not looked at, and is drift on the day after."""
+    waived = waivers.of_accounts(ctx.server.waivers, ctx.now)
     async with site.bmc(ctx.server) as client:
         observed = await observe(client)
+    accounts = {name: role for name, role in observed.accounts.items() if name not in waived}
+    observed = msgspec.structs.replace(observed, accounts=accounts)
     stored = ctx.facts.baseline
     if stored is None:
         own = await site.own_account(ctx.server)
@@ -101,6 +106,8 @@ async def remediate(site: Site, ctx: StepContext) -> StepResult:
             f"{kind} cannot be remediated", server=ctx.name, remedy=f"declare spec.remediation.{kind}: quarantine"
         )
     baseline = msgspec.convert(ctx.facts.baseline, Observation)
+    waived = dict.fromkeys(waivers.of_accounts(ctx.server.waivers, ctx.now), OWN_ROLE)
+    baseline = msgspec.structs.replace(baseline, accounts=waived | baseline.accounts)
     drift = [each for each in ctx.facts.drift if each.kind is kind]
     keys = databases(await site.keys_of(ctx.facts))
     await ctx.ensure_lease(BMC_COMMAND)
