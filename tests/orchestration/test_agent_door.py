@@ -28,7 +28,7 @@ from freehold.agent.session_key import SessionKey
 from freehold.agent.tpm import Tpm, TpmError
 from freehold.agent.wire import Connection
 from freehold.model.resources import PolicySpec, Resource
-from freehold.model.status import ImageFact, IntentKind, OrderState, ServerState
+from freehold.model.status import AgentSession, ImageFact, IntentKind, OrderState, ServerState
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.controller import tls_context
 from freehold.provisioning.agent_api import create_agent_app
@@ -285,18 +285,24 @@ async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: 
     assert datetime.fromisoformat(claim["expires"]) > datetime.now(UTC) + timedelta(hours=23)
 
 
+async def attested_os(door: Door, own: Any) -> AgentSession:
+    """The session of an OS that has just attested under our Secure Boot keys."""
+    fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
+    await door.place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
+    agent = await door.enter(own, log="secure-boot", mode="os")
+    agent.controller.close()
+    session = (await door.place.view()).agent
+    assert session is not None
+    return session
+
+
 @pytest.mark.host
 async def test_after_enrolment_our_secure_boot_keys_and_the_reference_values_must_match(
     trusting: Door, vendor: Vendor
 ) -> None:
     place = trusting.place
     with booted_tpm(vendor, "own", "secure-boot") as own:
-        fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
-        await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
-        agent = await trusting.enter(own, log="secure-boot", mode="os")
-        agent.controller.close()
-        session = (await place.view()).agent
-        assert session is not None
+        session = await attested_os(trusting, own)
         wrong = session.details["reference"] | {"0": ("00" * 32,)}
         await place.establish(reference_values=wrong)
         words = await trusting.refused(own, log="secure-boot", mode="os")
@@ -310,12 +316,7 @@ async def test_revoked_measurements_vouch_for_nobody_not_even_for_a_server_that_
 ) -> None:
     place = trusting.place
     with booted_tpm(vendor, "own", "secure-boot") as own:
-        fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
-        await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
-        agent = await trusting.enter(own, log="secure-boot", mode="os")
-        agent.controller.close()
-        session = (await place.view()).agent
-        assert session is not None
+        session = await attested_os(trusting, own)
         measured = {pcr: tuple(digests) for pcr, digests in session.details["reference"].items()}
         await place.establish(reference_values=measured, reference_id=None)
         values = ReferenceValues(vendor="v", model="m", version="1", digests=measured)
