@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from cli_support import Shell
 
 from freehold.orchestration.opening import open_vault
+from freehold.orchestration.store import Store
+from freehold.out_of_band.credential_slots import StagedCredential
 from freehold.out_of_band.redfish import Credential
-from freehold.out_of_band.takeover import StagedCredential
 
 PASSWORD = "Vault-word-7"
 
@@ -19,6 +21,17 @@ PASSWORD = "Vault-word-7"
 def put(site: Shell, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
     assert site("credential", "set", *words, "--username", "ops", "--password-stdin").code == 0
+
+
+def at_work(site: Shell, step: str, ttl: float) -> None:
+    """A controller took the server on, and is not done."""
+
+    async def begin(store: Store) -> None:
+        await store.ledger.enter("e", time.time(), ttl)
+        (claim,) = await store.ledger.claim("e", time.time(), 1)
+        assert await store.ledger.open_journal(claim, step, step, time.time()) is not None
+
+    site.store(begin)
 
 
 def events(site: Shell) -> str:
@@ -37,6 +50,36 @@ def test_a_credential_goes_into_the_vault_and_an_older_pending_one_goes(
     assert vault.get("bmc/server-1/pending") is None
     assert "put a credential into the vault for server server-1" in events(site)
     assert PASSWORD not in events(site)
+
+
+def test_a_credential_is_not_set_while_the_controller_is_at_work_on_the_server(
+    site: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+    at_work(site, "rotate_credential", 60.0)
+    refused = site("credential", "set", "server-1", "--username", "ops", "--password-stdin")
+    assert refused.code == 1
+    assert "the controller is at work on it (rotate_credential)" in refused.err
+    assert "freehold pause server-1" in refused.err
+    assert open_vault(site.state).get("bmc/server-1/current") is None
+
+
+def test_a_controller_that_died_at_work_does_not_keep_a_person_from_setting_a_credential(
+    site: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work(site, "rotate_credential", 0.05)
+    time.sleep(0.06)
+    put(site, monkeypatch, "server-1")
+
+
+def test_a_generated_password_that_was_pending_is_kept(
+    site: Shell, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = StagedCredential(credential=Credential("freehold", "New-word-1", generated=True))
+    open_vault(site.state).put("bmc/server-1/pending", msgspec.json.encode(staged))
+    put(site, monkeypatch, "server-1")
+    assert open_vault(site.state).get("bmc/server-1/pending") is None
+    assert broken_glass(site, people, "server-1")["or"] == [{"username": "freehold", "password": "New-word-1"}]
 
 
 def test_a_reference_is_for_servers_that_are_not_ours_yet(site: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ class Place:
 
     @asynccontextmanager
     async def own_bmc(self) -> AsyncIterator[RedfishClient]:
-        async with self.site.bmc(await self.view()) as client:
+        async with self.site.bmc(await self.view(), (await self.context("check_drift")).ensure_lease) as client:
             yield client
 
     async def secured(self) -> None:

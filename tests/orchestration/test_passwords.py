@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from freehold.orchestration.passwords import COMPLETE, INDEX, PasswordIndex, VaultSlots
+from freehold.model.errors import FreeholdError
+from freehold.orchestration.passwords import COMPLETE, INDEX, PasswordIndex, VaultSlots, recorded, set_aside
+from freehold.out_of_band.credential_slots import StagedCredential
 from freehold.out_of_band.redfish import Credential
-from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.vault import DestroyedKey, EmbeddedVault, TamperedRecord
 
@@ -89,11 +90,11 @@ async def test_a_rotation_leaves_one_entry_and_no_password_in_it(vault: Counting
     one = slots(vault)
     await one.replace(OLD)
     await one.stage(StagedCredential(credential=NEW))
-    await one.commit()
+    await one.commit(StagedCredential(credential=NEW))
     index = PasswordIndex(vault)
     assert entries(vault) == {index.digest(NEW.password): ["s1"]}
     await one.stage(StagedCredential(credential=OTHER))
-    await one.discard()
+    await one.discard(StagedCredential(credential=OTHER))
     assert entries(vault) == {index.digest(NEW.password): ["s1"]}
 
 
@@ -101,11 +102,11 @@ async def test_a_discarded_password_that_is_the_current_one_keeps_its_entry(vaul
     one = slots(vault)
     await one.replace(NEW)
     await one.stage(StagedCredential(credential=NEW))
-    await one.discard()
+    await one.discard(StagedCredential(credential=NEW))
     assert PasswordIndex(vault).shared_with("s2", NEW.password) == ("s1",)
 
 
-@pytest.mark.parametrize("writes", range(7))
+@pytest.mark.parametrize("writes", range(8))
 async def test_a_crash_anywhere_leaves_no_password_unknown_and_no_entry_that_blocks(
     vault: CountingVault, writes: int
 ) -> None:
@@ -115,18 +116,19 @@ async def test_a_crash_anywhere_leaves_no_password_unknown_and_no_entry_that_blo
     vault.writes_left = writes
     try:
         await one.stage(StagedCredential(credential=NEW))
-        await one.commit()
+        await one.commit(StagedCredential(credential=NEW))
         done = True
     except Killed:
         done = False
-    assert done == (writes >= 5)  # entry, pending; current, pending destroyed, the old entry
+    assert done == (writes >= 6)  # entry, pending; kept, current, pending destroyed, the old entry
     vault.writes_left = None
     index, current, pending = PasswordIndex(vault), await one.current(), await one.pending()
     held = {each.password for each in (current, pending.credential if pending else None) if each is not None}
     for password in (OLD.password, NEW.password):
         assert index.shared_with("s2", password) == (("s1",) if password in held else ())
+    assert current == NEW or pending is not None or writes < 2
     if pending is not None:  # the resumed take-over finds that it works
-        await one.commit()
+        await one.commit(StagedCredential(credential=NEW))
         assert index.shared_with("s2", NEW.password) == ("s1",)
         assert index.shared_with("s2", OLD.password) == ()
 
@@ -158,7 +160,7 @@ async def test_what_is_read_for_one_rotation_does_not_grow_with_the_fleet(vault:
         before = vault.reads
         one = slots(vault)
         await one.stage(StagedCredential(credential=NEW))
-        await one.commit()
+        await one.commit(StagedCredential(credential=NEW))
         assert PasswordIndex(vault).shared_with("s1", NEW.password) == ()
         return vault.reads - before
 
@@ -179,3 +181,42 @@ async def test_a_record_that_cannot_be_read_can_be_replaced_by_a_person(vault: C
         PasswordIndex(vault).shared_with("s2", OLD.password)  # fails closed: nobody says that it is unique
     await slots(vault).replace(NEW)
     assert PasswordIndex(vault).shared_with("s2", OLD.password) == ()
+
+
+async def test_what_another_has_changed_meanwhile_is_neither_committed_nor_set_aside_nor_written_over(
+    vault: CountingVault,
+) -> None:
+    one, mine, another = slots(vault), StagedCredential(credential=NEW), StagedCredential(credential=OTHER)
+    await one.replace(OLD)
+    for change in (one.commit, one.discard):
+        with pytest.raises(FreeholdError, match="server s1: somebody else changed the credential"):
+            await change(mine)
+    await one.stage(another)
+    for change in (one.commit, one.discard, one.stage):
+        with pytest.raises(FreeholdError, match="somebody else changed the credential"):
+            await change(mine)
+    assert (await one.current(), await one.pending()) == (OLD, another)
+
+
+async def test_no_generated_password_is_forgotten_that_a_bmc_may_have(vault: CountingVault) -> None:
+    one, staged = slots(vault), StagedCredential(credential=NEW)
+    await one.replace(OLD)
+    await one.stage(staged)
+    by_a_person = Credential("root", "by-hand-1")
+    await one.replace(by_a_person)
+    assert [each.credential for each in await one.kept()] == [NEW, OLD]
+    await one.stage(StagedCredential(credential=OTHER))
+    await one.discard(StagedCredential(credential=OTHER))
+    assert [each.credential for each in await one.kept()] == [OTHER, NEW, OLD]
+    assert recorded(vault, "s1") == [by_a_person, OTHER, NEW, OLD]
+    set_aside(vault, "s1", 7.0)
+    assert vault.paths("bmc/s1") == []
+    assert set(recorded(vault, "s1")) == {by_a_person, OTHER, NEW, OLD}
+
+
+async def test_kept_passwords_that_cannot_be_read_do_not_keep_a_person_from_setting_one(
+    vault: CountingVault,
+) -> None:
+    vault.put("bmc/s1/kept", b"?")
+    await slots(vault).replace(OLD)
+    assert await slots(vault).kept() == ()

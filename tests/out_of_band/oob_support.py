@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from freehold.out_of_band.credential_slots import StagedCredential, keeping, superseded
+from freehold.out_of_band.errors import BmcUnreachable
 from freehold.out_of_band.redfish import Credential
-from freehold.out_of_band.takeover import StagedCredential
 from freehold.out_of_band.transport import Answer, Call
 from freehold.root_of_trust import pki
 
@@ -175,11 +176,12 @@ class Crashes:
 
 @dataclass
 class MemorySlots:
-    """The vault's two slots; what is in them outlives a crash."""
+    """The vault's slots; what is in them outlives a crash."""
 
     crashes: Crashes
     now: Credential | None
     next: StagedCredential | None = None
+    before: tuple[StagedCredential, ...] = ()
 
     async def current(self) -> Credential | None:
         return self.now
@@ -187,20 +189,31 @@ class MemorySlots:
     async def pending(self) -> StagedCredential | None:
         return self.next
 
+    async def kept(self) -> tuple[StagedCredential, ...]:
+        return self.before
+
     async def stage(self, staged: StagedCredential) -> None:
         self.crashes.point()
+        assert self.next is None or self.next.credential == staged.credential
         self.next = staged
         self.crashes.point()
 
-    async def commit(self) -> None:
+    async def commit(self, staged: StagedCredential) -> None:
         self.crashes.point()
         assert self.next is not None
-        self.now, self.next = self.next.credential, None
+        assert self.next.credential == staged.credential
+        self.before = keeping(self.before, *superseded(self.now, staged))
+        self.now, self.next = staged.credential, None
         self.crashes.point()
 
-    async def discard(self) -> None:
+    async def discard(self, staged: StagedCredential) -> None:
         self.crashes.point()
-        self.next = None
+        self.before, self.next = keeping(self.before, staged), None
+        self.crashes.point()
+
+    async def count(self, kept: StagedCredential) -> None:
+        self.crashes.point()
+        self.before = tuple(kept if each.credential == kept.credential else each for each in self.before)
         self.crashes.point()
 
 
@@ -216,9 +229,17 @@ class ModelAccount:
     locked_until: float = 0.0
 
 
+LATER = 30.0
+
+
 @dataclass
 class ModelBmc:
-    """AccountService and SessionService in memory, as a `Transport`. `ever_locked` and `attempts` are for asserts."""
+    """AccountService and SessionService in memory, as a `Transport`. `ever_locked` and `attempts` are for asserts.
+
+    `slow` says how it takes the next changes of a password: `at once`, as a `task`, as a task that `fails`; or it lets
+    the caller run into his timeout, and makes the change later (`late`) or never (`dropped`); or says that it is done
+    and does it later (`says so`). Later is `LATER` seconds of its clock.
+    """
 
     crashes: Crashes
     accounts: dict[str, ModelAccount]
@@ -231,6 +252,10 @@ class ModelBmc:
     tokens: dict[str, str] = field(default_factory=dict)
     ever_locked: list[str] = field(default_factory=list)
     attempts: list[tuple[str, str, bool]] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+    ends_sessions: bool = False
+    _due: list[tuple[float, str, str, str, dict[str, Any]]] = field(default_factory=list)
+    _failed: set[str] = field(default_factory=set)
     _issued: int = 0
 
     async def close(self) -> None:
@@ -249,12 +274,18 @@ class ModelBmc:
         )
 
     def _answer(self, call: Call) -> Answer:
+        self._carry_out_what_is_due()
         path, body = call.path.rstrip("/"), call.body or {}
         if path == "/redfish/v1":
             sessions = {"Sessions": {"@odata.id": "/redfish/v1/S"}}
             return _ok({"Links": sessions, "AccountService": {"@odata.id": "/redfish/v1/A"}})
         if path == "/redfish/v1/S":
             return self._login(body)
+        if path.startswith("/redfish/v1/T/"):
+            running = any(path == task for _, task, *_ in self._due)
+            state = "Running" if running else "Exception" if path in self._failed else "Completed"
+            if call.headers.get("X-Auth-Token", "") in self.tokens:
+                return Answer(status=202 if running else 200, body={"TaskState": state})
         number = self.tokens.get(call.headers.get("X-Auth-Token", ""))
         if number is None:
             return Answer(status=401)
@@ -263,7 +294,26 @@ class ModelBmc:
         own = f"/redfish/v1/A/A/{number}"
         if self.accounts[number].must_change and path != own:
             return Answer(status=403, body=_must_change(own))
+        if "Password" in body and self.slow and (how := self.slow.pop(0)) != "at once":
+            return self._slowly(how, call.method, path, body)
         return self._account_service(call.method, path, body)
+
+    def _slowly(self, how: str, method: str, path: str, body: dict[str, Any]) -> Answer:
+        self._issued += 1
+        task = f"/redfish/v1/T/{self._issued}"
+        if how == "fails":
+            self._failed.add(task)
+        if how in ("late", "task", "says so"):
+            self._due.append((self.clock + LATER, task, method, path, body))
+        if how in ("late", "dropped"):
+            raise BmcUnreachable("timed out; whether it took effect is unknown")
+        return Answer(status=204) if how == "says so" else Answer(status=202, headers={"location": task})
+
+    def _carry_out_what_is_due(self) -> None:
+        now = [each for each in self._due if each[0] <= self.clock]
+        self._due = [each for each in self._due if each[0] > self.clock]
+        for _, _, *change in now:
+            self._account_service(*change)
 
     def _account_service(self, method: str, path: str, body: dict[str, Any]) -> Answer:
         if path == "/redfish/v1/A":
@@ -288,6 +338,8 @@ class ModelBmc:
             account.username = body.get("UserName", account.username)
             account.password = body.get("Password", account.password)
             account.must_change = account.must_change and "Password" not in body
+            if "Password" in body and self.ends_sessions:
+                self.tokens.clear()
             account.enabled = body.get("Enabled", account.enabled)
             if body.get("Locked") is False:
                 account.failures, account.locked_until = 0, 0.0

@@ -5,19 +5,19 @@ import contextlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oob_support import Crash, Crashes, MemorySlots, ModelAccount, ModelBmc, no_sleep
+from oob_support import LATER, Crash, Crashes, MemorySlots, ModelAccount, ModelBmc, no_sleep
 
 from freehold.out_of_band.accounts import RedfishDoor
-from freehold.out_of_band.errors import TakeoverStopped
+from freehold.out_of_band.credential_slots import KEPT, StagedCredential, keeping
+from freehold.out_of_band.errors import BmcUnreachable, ChangeRefused, TakeoverStopped
+from freehold.out_of_band.generated_password import generate_password
 from freehold.out_of_band.posture import AccountPolicy
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import (
     Login,
-    StagedCredential,
     StepKind,
     TakeoverResult,
     TakeoverState,
-    generate_password,
     next_takeover_step,
     take_over,
 )
@@ -37,28 +37,35 @@ def _bmc(crashes: Crashes, **options: object) -> ModelBmc:
 
 
 async def _resume(
-    bmc: ModelBmc, slots: MemorySlots, crashes: Crashes, at: int | None, *, rotate: bool = False
+    bmc: ModelBmc, slots: MemorySlots, crashes: Crashes, at: int | None, **how: bool
 ) -> TakeoverResult | None:
     """One life of the controller. None if it died."""
     crashes.at, crashes.passed = at, 0
     bmc.tokens.clear()
-    door = RedfishDoor(lambda credential: RedfishClient(bmc, credential, sleep=no_sleep))
+
+    async def sleep(seconds: float) -> None:
+        bmc.clock += seconds
+
+    door = RedfishDoor(lambda credential: RedfishClient(bmc, credential, sleep=sleep))
     before = len(bmc.attempts)
     try:
-        return await take_over(door, slots, rotate=rotate, now=lambda: bmc.clock)
+        return await take_over(door, slots, **how, now=lambda: bmc.clock)
     except Crash:
         return None
     except TakeoverStopped as stopped:
-        if "resume in" in str(stopped):
+        if stopped.wait is not None:
             raise WaitForTheBmc from stopped
         raise
     finally:
         tried = [(name, word) for name, word, _ in bmc.attempts[before:]]
-        assert len(tried) == len(set(tried)), "one attempt per credential and resume"
+        again = {credential for credential in tried if tried.count(credential) > 1}
+        assert len(again) <= 1, "one attempt per credential and resume, and one after it was put on the BMC"
+        assert all(tried.count(credential) == 2 for credential in again)
 
 
 def _recorded(slots: MemorySlots) -> list[Credential]:
-    return [c for c in (slots.now, slots.next and slots.next.credential) if c is not None]
+    two = [c for c in (slots.now, slots.next and slots.next.credential) if c is not None]
+    return [*two, *(each.credential for each in slots.before)]
 
 
 def _check(bmc: ModelBmc, slots: MemorySlots) -> None:
@@ -110,6 +117,143 @@ async def test_wherever_it_crashes_it_is_never_locked_out(
     left = {a.username for a in bmc.accounts.values() if a.enabled} - {slots.now.username}
     assert left == set(result.remaining)
     assert bool(left) is not bool(options["retirable"])
+
+
+SLOW = st.lists(st.sampled_from(["at once", "task", "fails", "late", "dropped", "says so"]), max_size=6)
+
+
+async def _end(bmc: ModelBmc, slots: MemorySlots, crashes: Crashes) -> TakeoverResult:
+    """A controller that lives on: the engine tries again, and a person lets the server go on."""
+    for _ in range(4 + KEPT):
+        try:
+            result = await _resume(bmc, slots, crashes, None)
+            assert result is not None
+            return result
+        except (WaitForTheBmc, TakeoverStopped, BmcUnreachable, ChangeRefused):
+            bmc.clock += 5000
+    raise AssertionError("it does not end")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    options=OPTIONS,
+    slow=SLOW,
+    lives=st.lists(st.tuples(st.none() | st.integers(1, 70), st.sampled_from(["", "rotate", "settle"])), max_size=6),
+    pause=st.sampled_from([1, 40, 5000]),
+    ends_sessions=st.booleans(),
+)
+async def test_a_bmc_that_makes_the_change_late_or_never_does_not_leave_an_unknown_password(
+    options: dict[str, object],
+    slow: list[str],
+    lives: list[tuple[int | None, str]],
+    pause: int,
+    ends_sessions: bool,
+) -> None:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, **options), MemorySlots(crashes, FACTORY)
+    bmc.slow, bmc.ends_sessions = slow, ends_sessions
+    for at, how in lives:
+        with contextlib.suppress(WaitForTheBmc, TakeoverStopped, BmcUnreachable, ChangeRefused):
+            await _resume(bmc, slots, crashes, at, **({how: True} if how else {}))
+        bmc.clock += pause
+        _check(bmc, slots)
+    bmc.slow = []
+    await _end(bmc, slots, crashes)
+    bmc.clock += 5000  # whatever the BMC is still at happens now
+    await _end(bmc, slots, crashes)
+    _check(bmc, slots)
+    assert slots.next is None
+    assert slots.now is not None
+    assert bmc.works(slots.now)
+
+
+async def _ours(**options: object) -> tuple[ModelBmc, MemorySlots, Crashes]:
+    crashes = Crashes()
+    bmc, slots = _bmc(crashes, **options), MemorySlots(crashes, FACTORY)
+    await _resume(bmc, slots, crashes, None)
+    return bmc, slots, crashes
+
+
+@pytest.mark.parametrize("wait", [2.0, LATER + 1])
+async def test_a_change_that_the_bmc_makes_after_the_timeout_is_to_the_password_in_the_vault(wait: float) -> None:
+    bmc, slots, crashes = await _ours()
+    bmc.slow = ["late"]
+    with pytest.raises(BmcUnreachable):
+        await _resume(bmc, slots, crashes, None, rotate=True)
+    assert slots.next is not None
+    sent = slots.next.credential
+    bmc.clock += wait
+    await _resume(bmc, slots, crashes, None, settle=True)
+    bmc.clock += 2 * LATER
+    await _resume(bmc, slots, crashes, None)
+    assert (slots.now, slots.next) == (sent, None)
+    assert bmc.works(sent)
+
+
+@pytest.mark.parametrize("ends_sessions", [False, True])
+async def test_the_task_of_a_change_is_waited_for(ends_sessions: bool) -> None:
+    bmc, slots, crashes = await _ours()
+    bmc.slow, bmc.ends_sessions = ["task"], ends_sessions
+    refused = [right for *_, right in bmc.attempts].count(False)
+    assert await _resume(bmc, slots, crashes, None, rotate=True) is not None
+    assert slots.now is not None
+    assert bmc.works(slots.now)
+    assert [right for *_, right in bmc.attempts].count(False) == refused
+
+
+async def test_a_bmc_that_says_done_before_it_is_done_is_waited_for_and_then_a_person_looks() -> None:
+    bmc, slots, crashes = await _ours()
+    bmc.slow = ["says so"] * 9
+    for _ in range(2):
+        with pytest.raises(WaitForTheBmc):
+            await _resume(bmc, slots, crashes, None, rotate=True)
+    bmc.clock += 5000
+    assert await _resume(bmc, slots, crashes, None, settle=True) is not None
+    assert slots.now is not None
+    assert bmc.works(slots.now)
+
+
+async def test_a_password_that_the_bmc_says_no_to_is_replaced_and_kept() -> None:
+    bmc, slots, crashes = await _ours()
+    before, bmc.slow = slots.now, ["fails"]
+    with pytest.raises(ChangeRefused, match="ended as Exception"):
+        await _resume(bmc, slots, crashes, None, rotate=True)
+    assert (slots.now, slots.next) == (before, None)
+    assert [each.refused for each in slots.before] == [True]
+    assert await _resume(bmc, slots, crashes, None, rotate=True) is not None
+    assert slots.now not in (before, slots.before[-1].credential)
+
+
+@pytest.mark.parametrize("threshold", [3, 5])
+async def test_an_earlier_password_that_came_back_is_found_among_those_that_were_kept(threshold: int) -> None:
+    bmc, slots, crashes = await _ours(threshold=threshold)
+    first = slots.now
+    await _resume(bmc, slots, crashes, None, rotate=True)
+    await _resume(bmc, slots, crashes, None, rotate=True)
+    assert first is not None
+    assert slots.now is not None
+    assert [each.credential for each in slots.before][-1] == first
+    bmc.accounts["3"].password = first.password  # the BMC carried out a change of long ago
+    try:
+        await _resume(bmc, slots, crashes, None, settle=True, refused=True)
+    except WaitForTheBmc:
+        assert threshold == 3  # one guess, and current, were all that it could bear
+        bmc.clock += 5000
+        await _resume(bmc, slots, crashes, None, settle=True, refused=True)
+    assert (slots.now, slots.next) == (first, None)
+    assert not bmc.ever_locked
+    assert await _resume(bmc, slots, crashes, None, rotate=True) is not None
+    assert slots.now != first
+
+
+def test_what_is_kept_is_generated_and_what_the_bmc_refused_goes_first() -> None:
+    made = [StagedCredential(credential=Credential("freehold", str(n), generated=True)) for n in range(KEPT + 2)]
+    refused = StagedCredential(credential=Credential("freehold", "no", generated=True), refused=True)
+    kept = keeping((), StagedCredential(credential=FACTORY), refused, made[0])
+    assert kept == (made[0], refused)
+    for each in made:
+        kept = keeping(kept, each)
+    assert kept == tuple(reversed(made))[:KEPT]
 
 
 @pytest.mark.parametrize("options", [{}, {"can_add": False}, {"must_change": True}], ids=["add", "no-add", "change"])
@@ -264,14 +408,19 @@ def test_out_of_tries_on_one_account_waits_instead_of_guessing() -> None:
     assert next_takeover_step(later).kind is StepKind.LOGIN_PENDING
 
 
-def test_a_pending_credential_that_never_reached_the_bmc_is_discarded_only_if_current_works() -> None:
+def test_a_pending_credential_that_the_bmc_refuses_is_put_on_it_again_only_if_current_works() -> None:
     pending = StagedCredential(credential=Credential("freehold", "new", generated=True))
     refused = TakeoverState(now=0, current=FACTORY, pending=pending, pending_login=Login.REFUSED)
     assert next_takeover_step(refused).kind is StepKind.LOGIN_CURRENT
     works = TakeoverState(
-        now=0, current=FACTORY, pending=pending, pending_login=Login.REFUSED, current_login=Login.WORKS
+        now=0,
+        current=FACTORY,
+        pending=pending,
+        pending_login=Login.REFUSED,
+        current_login=Login.WORKS,
+        policy=AccountPolicy(),
     )
-    assert next_takeover_step(works).kind is StepKind.DISCARD
+    assert next_takeover_step(works).kind is StepKind.CREATE
 
 
 @given(st.integers(0, 64), st.none() | st.integers(0, 64))

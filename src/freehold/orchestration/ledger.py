@@ -158,6 +158,14 @@ class Ledger:
 
         return await self._database.write(work)
 
+    async def at_work(self, server: str, now: float) -> str | None:
+        """The step that a controller whose lease lives is doing on the server."""
+        alive = select(replicas.c.epoch).where(replicas.c.expires_at > now)
+        held = select(servers.c.name).where(servers.c.name == server, servers.c.epoch.in_(alive)).exists()
+        unfinished = (journal.c.server == server) & journal.c.finished.is_(None)
+        async with self._database.read() as connection:
+            return await connection.scalar(select(journal.c.key).where(unfinished, held).limit(1))
+
     async def complete(self, claim: Claim, completion: Completion, now: float) -> bool:
         """Write the outcome and let go of the server. False if the fence has moved on: then nothing is written."""
 

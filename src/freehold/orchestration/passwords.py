@@ -1,6 +1,7 @@
 """The BMC passwords of a site: two slots a server in the vault, and an index of digests that shows which are the same.
 
     bmc/<server>/current, .../pending   the credentials: the only truth about who has which password
+    bmc/<server>/kept                   generated ones that are neither: a slow BMC may yet go over to one of them
     former/bmc/<server>/<UNIX time>/…   those of servers that are no longer declared
     site/audit-key                      the key of the digests
     site/passwords/<two hex digits>     {digest: servers}, for the digests that begin with them
@@ -16,22 +17,24 @@ import hashlib
 import hmac
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TypeVar
 
 import msgspec
 
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.view import ServerView
+from freehold.out_of_band.credential_slots import StagedCredential, keeping, superseded
 from freehold.out_of_band.redfish import Credential
-from freehold.out_of_band.takeover import StagedCredential
-from freehold.root_of_trust.vault import Vault, VaultError
+from freehold.root_of_trust.vault import TamperedRecord, Vault, VaultError
 
 KEY = "site/audit-key"
 INDEX = "site/passwords"
 COMPLETE = f"{INDEX}/complete"
 
+T = TypeVar("T")
 _Bucket = dict[str, list[str]]
 
 
@@ -123,6 +126,14 @@ def _decoded(stored: bytes | None) -> _Bucket:
     return msgspec.json.decode(stored, type=_Bucket) if stored is not None else {}
 
 
+def _kept(stored: bytes | None) -> tuple[StagedCredential, ...]:
+    return msgspec.json.decode(stored, type=tuple[StagedCredential, ...]) if stored is not None else ()
+
+
+def _same(stored: bytes, staged: StagedCredential) -> bool:
+    return msgspec.json.decode(stored, type=StagedCredential).credential == staged.credential
+
+
 def set_aside(vault: Vault, server: str, now: float) -> None:
     """The server is no longer declared: its BMC's passwords are kept, but not under a name that another may get."""
     index = PasswordIndex(vault)
@@ -130,6 +141,8 @@ def set_aside(vault: Vault, server: str, now: float) -> None:
     for slot in ("current", "pending"):
         if (stored := vault.get(f"bmc/{server}/{slot}")) is not None:
             vault.put(f"{former(server)}/{now:.0f}/{slot}", stored)
+    for number, each in enumerate(_kept(vault.get(f"bmc/{server}/kept"))):
+        vault.put(f"{former(server)}/{now:.0f}/kept-{number}", msgspec.json.encode(each.credential))
     vault.destroy(f"bmc/{server}")
     for password in before:
         index.remove(server, password)
@@ -152,9 +165,31 @@ def factory_ref(ref: str, server: str) -> str:
     return ref
 
 
+def recorded(vault: Vault, server: str) -> list[Credential]:
+    """What may open the BMC, the likeliest first: the current password, one whose change was interrupted, earlier ones,
+    and if the server is no longer declared, those that it and others of its name had. Raises `FreeholdError` if there
+    is none."""
+    current, pending = vault.get(f"bmc/{server}/current"), vault.get(f"bmc/{server}/pending")
+    found = [msgspec.json.decode(current, type=Credential)] if current is not None else []
+    if pending is not None:
+        found.append(msgspec.json.decode(pending, type=StagedCredential).credential)
+    found += [each.credential for each in _kept(vault.get(f"bmc/{server}/kept"))]
+    for path in reversed(vault.paths(former(server))):
+        if (stored := vault.get(path)) is not None:
+            staged = path.endswith("/pending")
+            found.append(
+                msgspec.json.decode(stored, type=StagedCredential).credential
+                if staged
+                else msgspec.json.decode(stored, type=Credential)
+            )
+    if not found:
+        raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
+    return list(dict.fromkeys(found))
+
+
 class VaultSlots:
-    """`takeover.CredentialSlots` on the vault. Committing writes current before it destroys pending, so that at every
-    crash point the working password is in one of the two; the index follows."""
+    """`CredentialSlots` on the vault. Committing keeps the old password and writes current before it destroys pending,
+    so that at every crash point the working password is in one of them; the index follows."""
 
     def __init__(self, vault: Vault, view: ServerView) -> None:
         self._vault, self._view, self._index = vault, view, PasswordIndex(vault)
@@ -177,26 +212,87 @@ class VaultSlots:
         stored = await asyncio.to_thread(self._vault.get, f"{self._path}/pending")
         return msgspec.json.decode(stored, type=StagedCredential) if stored is not None else None
 
-    async def stage(self, staged: StagedCredential) -> None:
-        await asyncio.to_thread(self._index.add, self._view.name, staged.credential.password)
-        await asyncio.to_thread(self._vault.put, f"{self._path}/pending", msgspec.json.encode(staged))
+    async def kept(self) -> tuple[StagedCredential, ...]:
+        return _kept(await asyncio.to_thread(self._vault.get, f"{self._path}/kept"))
 
-    async def commit(self) -> None:
-        staged = await self.pending()
-        if staged is not None:
-            await self.replace(staged.credential)
+    async def stage(self, staged: StagedCredential) -> None:
+        await asyncio.to_thread(self._stage, staged)
+
+    async def commit(self, staged: StagedCredential) -> None:
+        await asyncio.to_thread(self._commit, staged)
+
+    async def discard(self, staged: StagedCredential) -> None:
+        await asyncio.to_thread(self._discard, staged)
+
+    async def count(self, kept: StagedCredential) -> None:
+        await asyncio.to_thread(
+            self._update_kept,
+            lambda before: tuple(kept if each.credential == kept.credential else each for each in before),
+        )
 
     async def replace(self, credential: Credential) -> None:
-        """`credential` is the current one from now on, and nothing is pending."""
+        """A person says that `credential` is the current one. What was pending is kept: the BMC may have it, or get
+        it."""
         await asyncio.to_thread(self._replace, credential)
 
-    async def discard(self) -> None:
-        staged = await self.pending()
-        await asyncio.to_thread(self._vault.destroy, f"{self._path}/pending")
-        if staged is not None:
-            await asyncio.to_thread(self._index.remove, self._view.name, staged.credential.password)
+    def _stage(self, staged: StagedCredential) -> None:
+        def unless_another(stored: bytes | None) -> bytes:
+            if stored is not None and not _same(stored, staged):
+                raise self._another()
+            return msgspec.json.encode(staged)
+
+        self._index.add(self._view.name, staged.credential.password)
+        self._vault.update(f"{self._path}/pending", unless_another)
+
+    def _commit(self, staged: StagedCredential) -> None:
+        self._require(staged)
+        stored = self._vault.get(f"{self._path}/current")
+        current = msgspec.json.decode(stored, type=Credential) if stored is not None else None
+        self._keep(*superseded(current, staged))
+        self._set(staged.credential)
+
+    def _discard(self, staged: StagedCredential) -> None:
+        self._require(staged)
+        self._keep(staged)
+        self._vault.destroy(f"{self._path}/pending")
+        self._index.remove(self._view.name, staged.credential.password)
+
+    def _require(self, staged: StagedCredential) -> None:
+        stored = self._vault.get(f"{self._path}/pending")
+        if stored is None or not _same(stored, staged):
+            raise self._another()
+
+    def _another(self) -> FreeholdError:
+        return FreeholdError(
+            "somebody else changed the credential of its BMC in the vault while its password was being changed",
+            server=self._view.name,
+            expected="the pending credential of this change",
+            remedy="nothing is lost: what the BMC may have is kept, and is tried if it refuses the one in the vault",
+        )
+
+    def _keep(self, *credentials: StagedCredential) -> None:
+        if any(each.credential.generated for each in credentials):
+            self._update_kept(lambda before: keeping(before, *credentials))
+
+    def _update_kept(self, change: Callable[[tuple[StagedCredential, ...]], tuple[StagedCredential, ...]]) -> None:
+        self._vault.update(f"{self._path}/kept", lambda stored: msgspec.json.encode(change(_kept(stored))))
 
     def _replace(self, credential: Credential) -> None:
+        if self._readable("kept", tuple[StagedCredential, ...]) is None:
+            self._vault.destroy(f"{self._path}/kept")
+        current, pending = self._readable("current", Credential), self._readable("pending", StagedCredential)
+        old = superseded(current, StagedCredential(credential=credential))
+        self._keep(*old if pending is None else (pending, *old))
+        self._set(credential)
+
+    def _readable(self, slot: str, kind: type[T]) -> T | None:
+        """None too for what cannot be read, and so cannot be kept: a person may replace it."""
+        with suppress(TamperedRecord, msgspec.MsgspecError):
+            if (stored := self._vault.get(f"{self._path}/{slot}")) is not None:
+                return msgspec.json.decode(stored, type=kind)
+        return None
+
+    def _set(self, credential: Credential) -> None:
         before: list[str] = []
         with suppress(VaultError, msgspec.MsgspecError):  # what cannot be read may be replaced; its entry says nothing
             before = self._index.passwords_of(self._view.name)

@@ -1,8 +1,8 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -26,7 +26,7 @@ from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
-from freehold.out_of_band.errors import BmcIdentityChanged
+from freehold.out_of_band.errors import BmcIdentityChanged, WrongCredential
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
 from freehold.out_of_band.transport import BmcIdentity
@@ -45,6 +45,8 @@ BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
 Connector = Callable[[Credential], RedfishClient]
+EnsureLease = Callable[[float], Awaitable[None]]
+"""`StepContext.ensure_lease`: raises if a command of so many seconds may not be sent."""
 
 ROTATIONS_AT_ONCE = 32
 """BMCs whose password is being changed at the same time: so many at most stand half-way if the site loses power."""
@@ -178,14 +180,26 @@ class Site:
         return VaultSlots(self.vault, view)
 
     @asynccontextmanager
-    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+    async def bmc(self, view: ServerView, ensure: EnsureLease) -> AsyncIterator[RedfishClient]:
         """A logged-in client, for whoever works on the server: only then is nobody else changing its password. What an
-        interrupted change left open is settled first: log-ins with the wrong one of two would count for a lockout."""
+        interrupted change left open is ended first, under the lease that `ensure` looks after: log-ins with the wrong
+        one of two would count for a lockout. A BMC that has gone back to an earlier password is found out too."""
         slots = self.slots(view)
+
+        async def settle(*, refused: bool) -> None:
+            door = RedfishDoor(await self.connector(view), ensure=lambda: ensure(BMC_COMMAND))
+            await take_over(door, slots, server=view.name, settle=True, refused=refused)
+
         if await slots.pending() is not None:
-            door = RedfishDoor(await self.connector(view))
-            await take_over(door, slots, server=view.name, settle=True)
-        async with open_bmc(self.vault, view) as client:
+            await settle(refused=False)
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(open_bmc(self.vault, view))
+            except WrongCredential:
+                if not await slots.kept():
+                    raise
+                await settle(refused=True)
+                client = await stack.enter_async_context(open_bmc(self.vault, view))
             yield client
 
     async def connector(self, view: ServerView) -> Connector:

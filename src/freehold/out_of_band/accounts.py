@@ -1,11 +1,43 @@
 """The door through which a take-over reaches a real BMC: accounts over Redfish (ManagerAccount, AccountService)."""
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
-from freehold.out_of_band.errors import BmcError, NotSupported, PasswordChangeRequired
+from freehold.out_of_band.errors import (
+    BmcAnswerUnreadable,
+    BmcError,
+    ChangeRefused,
+    NotSupported,
+    PasswordChangeRequired,
+    WrongCredential,
+)
 from freehold.out_of_band.posture import AccountFact, AccountPolicy, read_account_policy, read_accounts
 from freehold.out_of_band.redfish import Credential, Json, RedfishClient, link
 from freehold.out_of_band.server import delete_account, disable_account
+from freehold.out_of_band.transport import Answer
+
+PASSWORD_TASK = 120.0
+"""Seconds that a BMC may take for a change of a password that it does as a task."""
+
+
+class AccountDoor(Protocol):
+    """What a take-over needs of a BMC."""
+
+    async def login(self, credential: Credential) -> str | None:
+        """One attempt. The account that must change its password ("" if unnamed), or None. `WrongCredential`."""
+
+    async def read(self) -> tuple[AccountPolicy, tuple[AccountFact, ...]]: ...
+    async def create(self, credential: Credential) -> bool:
+        """Add an administrator; False if this BMC cannot add accounts. Raises as `set_password`."""
+
+    async def set_password(self, account: str, password: str, *, restore: bool) -> None:
+        """`restore` also enables and unlocks the account and makes it administrator. Waits for the BMC's task.
+        `ChangeRefused` if the BMC said no; whatever else it raises, the change may come into effect later."""
+
+    async def retire(self, account: str) -> bool:
+        """Disable, or else delete, another account; False if the BMC lets us do neither."""
+
+    async def close(self) -> None: ...
 
 
 class RedfishDoor:
@@ -56,13 +88,14 @@ class RedfishDoor:
             return False
         await self._may_change()
         try:
-            await self._client.wait_task(await self._client.post(path, {**body, "Enabled": True}))
+            answer = await self._client.post(path, {**body, "Enabled": True})
         except NotSupported:
             return await self._fill_slot(path, body)
         except BmcError as error:
             if any(name.endswith("CreateLimitReachedForResource") for name in error.message_ids):
                 return False
-            raise
+            raise _refusal(error) from error
+        await self._changed(answer)
         return True
 
     async def _fill_slot(self, path: str, body: Json) -> bool:
@@ -71,7 +104,7 @@ class RedfishDoor:
             uri = link(member)
             # Slot 1 of that table is reserved and cannot be written.
             if uri is not None and member.get("UserName") == "" and not uri.endswith("/1"):
-                await self._client.patch(uri, {**body, "Enabled": True})
+                await self._change(uri, {**body, "Enabled": True})
                 return True
         return False
 
@@ -82,7 +115,24 @@ class RedfishDoor:
             if (await self._client.get(account)).get("Locked") is True:
                 body["Locked"] = False
         await self._may_change()
-        await self._client.patch(account, body)
+        await self._change(account, body)
+
+    async def _change(self, account: str, body: Json) -> None:
+        try:
+            answer = await self._client.patch(account, body)
+        except (BmcError, NotSupported) as error:
+            raise _refusal(error) from error
+        await self._changed(answer)
+
+    async def _changed(self, answer: Answer) -> None:
+        """Wait for what the BMC does as a task. Where it does not tell of it, or the old password does not let us look
+        any more, the log-in that follows decides."""
+        try:
+            await self._client.wait_task(answer, timeout=PASSWORD_TASK, anew=False)
+        except (NotSupported, BmcAnswerUnreadable, WrongCredential):
+            return
+        except BmcError as error:
+            raise _refusal(error) from error
 
     async def retire(self, account: str) -> bool:
         await self._may_change()
@@ -94,3 +144,11 @@ class RedfishDoor:
             except (BmcError, NotSupported):
                 return False
         return True
+
+
+def _refusal(error: BmcError | NotSupported) -> Exception:
+    """`ChangeRefused` if the BMC has said no. What it could not do now, or has not ended, it may do later still."""
+    status = error.status or 0
+    if status == 202 or status >= 500 or status in (408, 409, 429):
+        return error
+    return ChangeRefused(error.what, server=error.server, remedy=error.remedy)

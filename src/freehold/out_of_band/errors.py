@@ -68,6 +68,10 @@ class BmcError(OutOfBandError):
         self.status, self.message_ids = status, message_ids
 
 
+class ChangeRefused(OutOfBandError):
+    """The BMC said no to a new password: it does not take effect, now or later."""
+
+
 class TakeoverStopped(OutOfBandError):
     """The take-over cannot go on by itself without risking a lockout or an unknown password. `wait`: seconds after
     which it can; None: a person is needed."""

@@ -156,11 +156,12 @@ class RedfishClient:
         self._secrets |= {self._credential.password, *shown, *messages.secrets_in(call.body)}
         return await self._transport.request(msgspec.structs.replace(call, headers=headers))
 
-    async def _call(self, method: str, path: str, **parts: Any) -> Answer:
-        """Send and raise typed errors. A session that the BMC forgot (it restarted) is opened anew, once."""
+    async def _call(self, method: str, path: str, *, anew: bool = True, **parts: Any) -> Answer:
+        """Send and raise typed errors. A session that the BMC forgot (it restarted) is opened anew, once; not so if the
+        password may have changed: then `anew` is False."""
         call = Call(method=method, path=path, **{"timeout": self.timeout, **parts})
         answer = await self._send(call)
-        if answer.status == 401 and "X-Auth-Token" in self._authorization:
+        if answer.status == 401 and anew and "X-Auth-Token" in self._authorization:
             # 401 means that nothing was done (RFC 9110, 15.5.2), so even a POST may be sent again with a new token.
             self._authorization, self._session_uri = {}, None
             await self.login()
@@ -254,7 +255,7 @@ class RedfishClient:
             seen.setdefault(link(member) or str(number), member)
         return list(seen.values())
 
-    async def wait_task(self, answer: Answer, *, timeout: float = 600.0, poll: float = 2.0) -> Json:
+    async def wait_task(self, answer: Answer, *, timeout: float = 600.0, poll: float = 2.0, anew: bool = True) -> Json:
         """Wait until what `answer` (202) started is over; other answers are over already. Returns the last body.
 
         Follows the task monitor in `Location` and the `Task` resource (DSP0266, 12.2). `BmcError` if the task failed.
@@ -267,7 +268,7 @@ class RedfishClient:
         monitor = _path(monitor)
         waited = 0.0
         while True:
-            now = await self._call("GET", monitor)
+            now = await self._call("GET", monitor, anew=anew)
             body = now.body or {}
             state = body.get("TaskState")
             if state in ("Exception", "Killed", "Cancelled"):

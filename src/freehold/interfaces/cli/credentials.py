@@ -12,11 +12,9 @@ from freehold.interfaces.cli.intents import login_name
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import FACTORY, is_factory_ref
 from freehold.orchestration.opening import open_vault
-from freehold.orchestration.passwords import VaultSlots, former
+from freehold.orchestration.passwords import VaultSlots, former, recorded
 from freehold.out_of_band.redfish import Credential
-from freehold.out_of_band.takeover import StagedCredential
 from freehold.root_of_trust.operators import Act, Request
-from freehold.root_of_trust.vault import Vault
 
 DAY = 86400.0
 
@@ -72,6 +70,13 @@ def set_credential(
                 await store.get("Server", server)  # raises for one that is not declared
                 view = await store.ledger.view(server)
                 assert view is not None
+                if (busy := await store.ledger.at_work(server, time.time())) is not None:
+                    raise FreeholdError(
+                        f"the controller is at work on it ({busy}), and may be changing this very password",
+                        server=server,
+                        remedy="try again in a moment, while `freehold serve` runs: it ends what was cut off"
+                        f"; `freehold pause {server}` keeps it from the next step",
+                    )
                 # What was pending is of an earlier change: the person who looked at the BMC knows better.
                 await VaultSlots(open_vault(state), view).replace(given)
             elif ref is not None:
@@ -159,20 +164,5 @@ def break_glass(server: str, reason: str, approved: str | None, state: Path, out
         for each in (found, *others):
             click.echo(f"account {each.username}\npassword {each.password}")
         if others:
-            click.echo("a change was interrupted, or servers of this name came and went: one of these works", err=True)
+            click.echo("if the first does not work, one of the others does: the BMC may be behind or ahead", err=True)
         click.echo(f"rotate it when you are done: freehold rotate {server}", err=True)
-
-
-def recorded(vault: Vault, server: str) -> list[Credential]:
-    """What may open the BMC, the likeliest first: the current password, one whose change was interrupted, and if the
-    server is no longer declared, those that it and others of its name had. Raises `FreeholdError` if there is none."""
-    paths = [f"bmc/{server}/current", f"bmc/{server}/pending", *reversed(vault.paths(former(server)))]
-    found = [(path, stored) for path in paths if (stored := vault.get(path)) is not None]
-    if not found:
-        raise FreeholdError("the vault holds no credential for its BMC yet", server=server)
-    return [
-        msgspec.json.decode(stored, type=StagedCredential).credential
-        if path.endswith("/pending")
-        else msgspec.json.decode(stored, type=Credential)
-        for path, stored in found
-    ]

@@ -71,7 +71,7 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
         await ctx.agents.drop(view.name, key)  # nobody may answer what was asked of an earlier boot
     await site.answer_dhcp(view.name, boot_hosts(site, view))
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(view) as client:
+    async with site.bmc(view, ctx.ensure_lease) as client:
         if view.spec.boot_method == "virtualMedia":
             await oob.eject_media(client)  # a medium of the same name may be an older one
             await oob.insert_media(client, site.media_url(site.agent_iso))
@@ -119,7 +119,7 @@ async def power_off(site: Site, ctx: StepContext) -> StepResult:
 
 async def _stop(site: Site, ctx: StepContext) -> None:
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         await oob.power(client, "off")
         await oob.clear_boot_override(client)
         if ctx.server.spec.boot_method == "virtualMedia":
@@ -132,7 +132,7 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
     view = ctx.server
     if view.agent is not None and view.agent.mode == "ramdisk":
         await ctx.ensure_lease(BMC_COMMAND)
-        async with site.bmc(view) as client:
+        async with site.bmc(view, ctx.ensure_lease) as client:
             await oob.clear_boot_override(client)
             if view.spec.boot_method == "virtualMedia":
                 await oob.eject_media(client)

@@ -52,7 +52,7 @@ async def install(site: Site, ctx: StepContext) -> StepResult:
 async def _request(site: Site, ctx: StepContext) -> StepResult:
     host = transport.split_address(ctx.server.spec.bmc.address)[0]
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         request = await oob.request_certificate(client, host)
     key = oob.requested_key(request, host, ctx.facts.bmc_identity, server=ctx.name)
     issued = await site.issue_bmc_certificate(key, host, datetime.fromtimestamp(ctx.now, UTC))
@@ -76,7 +76,7 @@ def _without(ctx: StepContext, error: NotSupported) -> StepResult:
 async def _replace(site: Site, ctx: StepContext) -> StepResult:
     pending = _pending(ctx)
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         try:
             await oob.replace_certificate(client, pending.pem)
         except BmcError as error:
@@ -89,7 +89,7 @@ async def _replace(site: Site, ctx: StepContext) -> StepResult:
 async def _restart(site: Site, ctx: StepContext) -> StepResult:
     pending = msgspec.structs.replace(_pending(ctx), restarted_at=ctx.now)
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         await oob.restart_bmc(client)
     return _not_yet({"bmc_certificate_pending": pending}, LOOK_AGAIN)
 
@@ -106,7 +106,7 @@ async def _confirm(site: Site, ctx: StepContext) -> StepResult:
     facts = {"bmc_certificate": installed, "bmc_certificate_pending": None, "bmc_certificate_waived": False}
     changed = msgspec.structs.replace(ctx.facts, **facts)
     status = msgspec.structs.replace(ctx.server.status, facts=changed)
-    async with site.bmc(msgspec.structs.replace(ctx.server, status=status)):
+    async with site.bmc(msgspec.structs.replace(ctx.server, status=status), ctx.ensure_lease):
         pass
     claim = {
         "address": ctx.server.spec.bmc.address,

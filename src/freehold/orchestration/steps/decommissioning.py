@@ -138,7 +138,7 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
     """Off, no foreign account, IPMI off, our Secure Boot keys, declared BIOS settings: whatever the last tenant did."""
     await ctx.ensure_lease(BMC_COMMAND)
     keys = await site.keys_of(ctx.facts)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         await oob.power(client, "off")
         secure_boot = await secure_boot_shown(client)
         enforced = not ctx.facts.secure_boot_waived  # without our keys there is nothing to be put back

@@ -17,7 +17,7 @@ from freehold.root_of_trust.attestation.structures import parse_public
 
 
 async def read_oob_inventory(site: Site, ctx: StepContext) -> StepResult:
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         inventory: dict[str, Any] = msgspec.to_builtins(await read_inventory(client))
     firmware = FirmwareFact(
         vendor=inventory["manufacturer"], model=inventory["model"], version=inventory["bios_version"]
@@ -94,7 +94,7 @@ async def _component_integrity(
         policy = policy_for(image, ctx.facts, await site.keys_of(ctx.facts), ek_identity=identity)
     except AttestationError as error:
         return [{"relied_on": False, "why": error.what}]
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         return await agentless.ask(client, ak, policy)
 
 

@@ -37,7 +37,7 @@ async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
     the new firmware measures is then taken down by a boot, and approved, before anything else happens."""
     board, version = _board(ctx), firmware_wanted(ctx.server) or ""
     package = await _package(site, ctx, "bios", board.version, version)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         if ctx.resumed and await update_running(client):
             return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for="an update that is under way")
         bios = await find_firmware(client, "BIOS")
@@ -54,7 +54,7 @@ async def apply_bmc_firmware(site: Site, ctx: StepContext) -> StepResult:
     audited again. One that comes back with another version than it was sent is not believed any more."""
     board, version, sent = _board(ctx), bmc_firmware_wanted(ctx.server) or "", ctx.facts.bmc_firmware_sent
     was, waiting = ctx.facts.bmc_version, "the BMC to start into its new firmware"
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         told = await firmware_version(client, "BMC")
         if told == version:
             await _spend_ticket(site, ctx, "bmc", told)
@@ -150,7 +150,7 @@ async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
     still tells of another version has not done what it said."""
     agent, board = ctx.server.agent, ctx.facts.firmware
     assert agent is not None
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         told = await bios_version(client)
     if board is not None and told != board.version:
         why = f"after the update to BIOS {board.version} the BMC tells of version {told or 'none'}"

@@ -19,7 +19,7 @@ async def apply_bios(site: Site, ctx: StepContext) -> StepResult:
     """Stage the declared attributes; the machine is off, so they are active from its next start."""
     wanted = dict(ctx.server.spec.bios)
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         staged = await set_bios_attributes(client, wanted) if wanted else ()
     claim = {"kind": "bios", "declared": wanted, "staged": list(staged)}
     return StepResult(facts={"bios_applied": True}, statements=(("posture", claim),))

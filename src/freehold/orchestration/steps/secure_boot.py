@@ -69,7 +69,7 @@ async def enroll(site: Site, ctx: StepContext) -> StepResult:
     if not ctx.facts.secure_boot_changing:
         return _not_yet({"secure_boot_changing": True}, AT_ONCE)
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         if ctx.facts.enrolment_booted_at is not None:
             return await _after_the_image(site, ctx, client, keys)
         await oob.power(client, "off")

@@ -123,7 +123,7 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
     server here."""
     waived = waivers.of_accounts(ctx.server.waivers, ctx.now)
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         own = await site.own_account(ctx.server)
         for account in foreign_accounts(await read_accounts(client), own, frozenset(waived)):
             await oob.disable_account(client, account.uri)
@@ -144,7 +144,7 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
     """IPMI over LAN off, and what its port answers then. A BMC that answers still is a finding, not a stop."""
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         state = await without_ipmi(client)
         port = await oob.ipmi_port(client)
     answered = await _ipmi_after(transport.split_address(ctx.server.spec.bmc.address)[0], port)
@@ -181,7 +181,7 @@ async def without_ipmi(client: RedfishClient) -> str:
 async def close_services(site: Site, ctx: StepContext) -> StepResult:
     """What nobody needs is closed. What the BMC does not let us close stays as a finding of `record_posture`."""
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         hardened = await harden(client)
         left = opened(await read_posture(client))
     claim = {"kind": "services", **msgspec.to_builtins(hardened)}
@@ -190,7 +190,7 @@ async def close_services(site: Site, ctx: StepContext) -> StepResult:
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:
     """How open the BMC still stands, as findings and as evidence."""
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         posture = await read_posture(client)
         firmware = await read_firmware(client, posture)
     own, connect = await site.own_account(ctx.server), await site.connector(ctx.server)

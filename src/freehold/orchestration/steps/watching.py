@@ -71,7 +71,7 @@ def accepted(
 async def check_drift(site: Site, ctx: StepContext) -> StepResult:
     """An account that is waived now is not looked at, and is drift on the day after."""
     waived = waivers.of_accounts(ctx.server.waivers, ctx.now)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         observed = await observe(client)
     accounts = {name: role for name, role in observed.accounts.items() if name not in waived}
     observed = msgspec.structs.replace(observed, accounts=accounts)
@@ -111,7 +111,7 @@ async def remediate(site: Site, ctx: StepContext) -> StepResult:
     drift = [each for each in ctx.facts.drift if each.kind is kind]
     keys = databases(await site.keys_of(ctx.facts))
     await ctx.ensure_lease(BMC_COMMAND)
-    async with site.bmc(ctx.server) as client:
+    async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         restart = await _REMEDIES[kind](client, baseline, keys)
         if restart:
             await oob.power(client, "reset")
