@@ -96,7 +96,8 @@ class Incoming(NamedTuple):
 @click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Check certificates as of this day; default: today.")
 @click.option("--unsigned-because", metavar="TEXT", help="Import without a vendor's signature; why is recorded.")
 @click.option("--name", help="File name in the depot; default: the file's own.")
-@click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX", help="SHA-256 digest that it will measure.")
+@click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX",
+              help="What it measures: the PCR's value (SHA-256), or, of firmware, its events in order.")  # fmt: skip
 @click.option("--sbom-sha256", metavar="HEX", help="SHA-256 of its bill of materials.")
 @state_option
 @output_option()
