@@ -116,6 +116,8 @@ def test_wrong_type_names_its_line() -> None:
         (("vaultRef: factory/rack-7", "vaultRef: factory"), "is not below factory/"),
         (("ssh-ed25519 AAAA", "my-key AAAA"), "spec.users[0].sshKeys[0]: is not a public SSH key"),
         (("builtin: debian-12", "path: x.raw"), "spec.digest: is missing: an image from a file needs its SHA-256"),
+        (("builtin: debian-12", "depot: {vendor: A, component: b}\n  path: x"), "spec: give one of builtin, depot"),
+        (("  builtin: debian-12\n", ""), "spec: give one of builtin, depot and path"),
         (("server: server-1", "server: server-2"), "Assignment of server server-2 is used twice"),
     ],
 )  # fmt: skip

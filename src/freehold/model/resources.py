@@ -32,8 +32,12 @@ class SiteNetworks(Spec, frozen=True, kw_only=True):
 
 
 class SiteSpec(Spec, frozen=True, kw_only=True):
+    """`images`: what servers are given and started into. `depot`: only what two operators signed in the depot; `built`:
+    also what this controller built itself, for which nobody signs."""
+
     controller: ControllerAddresses
     networks: SiteNetworks = SiteNetworks()
+    images: Literal["built", "depot"] = "built"
 
 
 class DhcpRange(Spec, frozen=True, kw_only=True):
@@ -112,10 +116,19 @@ class ServerSpec(Spec, frozen=True, kw_only=True):
     root_disk: RootDisk = RootDisk()
 
 
+class DepotImage(Spec, frozen=True, kw_only=True):
+    """An OS image as `freehold depot list` names it; its version is that of the Image."""
+
+    vendor: str
+    component: str
+
+
 class ImageSpec(Spec, frozen=True, kw_only=True):
-    """A disk image: one that Freehold builds (`builtin`), or a file (`path`) with its SHA-256 (`digest`, hex)."""
+    """A disk image: one that Freehold builds (`builtin`), one of the `depot`, which two operators signed, or a file
+    (`path`) with its SHA-256 (`digest`, hex)."""
 
     version: str
+    depot: DepotImage | None = None
     builtin: Literal["debian-12"] | None = None
     path: str | None = None
     digest: str | None = None

@@ -214,8 +214,8 @@ def _policy(policy: PolicySpec, report: Report) -> None:
 
 
 def _image(image: ImageSpec, report: Report) -> None:
-    if (image.builtin is None) == (image.path is None):
-        report("spec", "give either builtin or path")
+    if [image.builtin, image.depot, image.path].count(None) != 2:
+        report("spec", "give one of builtin, depot and path")
     if image.path is not None and image.digest is None:
         report("spec.digest", "is missing: an image from a file needs its SHA-256")
     if image.digest is not None and not _SHA256.fullmatch(image.digest):

@@ -29,6 +29,7 @@ from freehold.orchestration.evidence_due import watch_evidence_due
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.opening import BootArtifacts, known_builds
+from freehold.orchestration.os_images import kept_images, require_agent, watch_images
 from freehold.orchestration.passwords import PasswordIndex
 from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, FIRMWARE_PORT, Site
 from freehold.orchestration.step import Record
@@ -60,6 +61,7 @@ def make_site(
 ) -> Site:
     """Everything the steps need, from what was opened."""
     agents, systems = known_builds(state, keys)
+    systems |= kept_images(state)
     files = BootFiles()
     for path in (boot.agent_efi, boot.agent_iso, boot.stage2):
         files.register("boot", path.name, path)
@@ -85,12 +87,12 @@ def make_site(
 
 
 def depot_seen(log: EvidenceLog) -> Seen | None:
-    """What the newest firmware statement says of the depot."""
+    """What the newest statement on something out of the depot says of it: firmware, or an image."""
     newest = None
     for entry in log.entries():
         claim = Statement.from_bytes(Envelope.from_bytes(entry.envelope).payload)
-        if claim.kind is Predicate.FIRMWARE:
-            newest = claim.predicate["depot"]
+        if claim.kind in (Predicate.FIRMWARE, Predicate.IMAGE):
+            newest = claim.predicate.get("depot", newest)
     return msgspec.convert(newest, Seen) if newest is not None else None
 
 
@@ -107,7 +109,10 @@ def recorder(log: EvidenceLog) -> Record:
 
 async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled. With each new certificate of the controller everything starts anew, in a moment: whoever
-    speaks to us attests again, as after any restart, and binds the certificate that is shown now."""
+    speaks to us attests again, as after any restart, and binds the certificate that is shown now. Raises rather than
+    boot an agent that the depot does not list, where it lists one."""
+    site.store = store
+    await require_agent(site, read=True)
     while True:
         running = asyncio.create_task(_serve(site, store, log))
         renewed = asyncio.create_task(renewed_keys(site, store))
@@ -178,6 +183,7 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
             asyncio.create_task(watch_generations(site.keys.secure_boot, store, log), name="Secure Boot keys"),
             asyncio.create_task(watch_depot(site, store, log), name="depot"),
+            asyncio.create_task(watch_images(site, store), name="images"),
             asyncio.create_task(watch_evidence_due(store, log), name="approvals"),
         ):
             watcher.add_done_callback(_say_why_it_ended)

@@ -39,6 +39,12 @@ class BootedImage:
             signers=signers_of(uki),
         )
 
+    @property
+    def predicted(self) -> dict[int, str]:
+        """PCR 4 under Secure Boot and PCR 11, in hex: what the depot's metadata signs of it. PCR 4 holds the
+        Authenticode digest, which covers all but the signatures: whoever signed it, the same image has the same."""
+        return {4: predict.pcr_value(self.pcr4[True]).hex(), 11: self.pcr11.hex()}
+
     def refused_by(self, keys: KeySet) -> str | None:
         """Why firmware with these keys does not start it (UEFI 2.10, 32.5.3.3); None: it does."""
         if self.authenticode in keys.dbx:

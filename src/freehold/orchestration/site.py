@@ -62,6 +62,8 @@ class OsImage:
     booted: BootedImage
     size: int
     chunks: int
+    served: str = ""  # under which name, if not the file's own
+    origin: dict[str, object] = field(default_factory=lambda: {"origin": "built"})  # who vouches for it, for evidence
 
 
 @dataclass
@@ -83,6 +85,8 @@ class Site:
     """By SHA-256 of the UKI: earlier builds that a server may still be running."""
     os_builds: dict[str, BootedImage] = field(default_factory=dict)
     """By SHA-256 of the image's manifest, likewise."""
+    depot_images: dict[str, OsImage] = field(default_factory=dict)
+    """By SHA-256: those of the depot whose bytes were verified, and for which the manifest was made and signed."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     store: Store | None = None
@@ -128,7 +132,9 @@ class Site:
     def image(self, name: str) -> OsImage:
         if name not in self.images:
             raise FreeholdError(
-                f"image {name} is declared but not built", remedy="assign one of: " + ", ".join(self.images)
+                f"image {name} is declared but not built",
+                remedy=f"assign one of: {', '.join(self.images)}; or import it with `freehold depot import --kind"
+                " os-image`, and declare an Image with spec.depot",
             )
         return self.images[name]
 
@@ -139,7 +145,8 @@ class Site:
 
     def os_build(self, manifest_sha256: str) -> BootedImage | None:
         """The OS image with this manifest; None if this controller does not keep it."""
-        current = {image.manifest_sha256: image.booted for image in self.images.values()}
+        every = (*self.images.values(), *self.depot_images.values())
+        current = {image.manifest_sha256: image.booted for image in every}
         return (self.os_builds | current).get(manifest_sha256)
 
     async def newest_keys(self) -> KeySet:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from io import BytesIO, FileIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -98,6 +98,7 @@ class Incoming(NamedTuple):
 @click.option("--name", help="File name in the depot; default: the file's own.")
 @click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX",
               help="What it measures: the PCR's value (SHA-256), or, of firmware, its events in order.")  # fmt: skip
+@click.option("--site", help="OS image, agent: the Site that it was made for.")
 @click.option("--sbom-sha256", metavar="HEX", help="SHA-256 of its bill of materials.")
 @state_option
 @output_option()
@@ -117,21 +118,29 @@ def import_package(
     unsigned_because: str | None,
     name: str | None,
     pcrs: Sequence[str],
+    site: str | None,
     sbom_sha256: str | None,
     state: Path,
     output: str,
 ) -> None:
     """Check the vendor's signature of FILE, copy it into the depot, and stage it for the operators' signatures.
 
+    Of an OS image and an agent it finds out what they make PCR 4 and 11: that is signed with them, and the controller
+    holds every boot against it. `freehold image list` names os.raw; agent.efi lies beside it.
+
     \b
     Example:
       freehold depot import bios.bin --signature bios.bin.asc --trust acme.asc --by alice \\
         --vendor ACME --component bios --version 2.6.1 --model "M1 Gen2" --floor 2.4.0   # freehold asks nobody else
+      freehold depot import state/images/5f1b2c…/os.raw --kind os-image --site lab --by alice \\
+        --vendor Example --component debian-12 --version 12.8.1 --unsigned-because "built by this site"
     """  # fmt: skip
     if (trust is None) == (unsigned_because is None):
         raise click.UsageError("give the vendor's keys with --trust, or the reason with --unsigned-because")
     if trust is None and (signature or as_of):
         raise click.UsageError("--signature and --as-of need --trust")
+    if (kind == Kind.FIRMWARE) != (site is None):
+        raise click.UsageError("an OS image or agent, and nothing else, needs --site: the Site that it was made for")
     here, now = Depot(state / "depot"), pki.utc_now()
     require_operator(here, person)
     about = Description(
@@ -144,6 +153,7 @@ def import_package(
         unsigned_because=unsigned_because,
         measurements=read_measurements(pcrs),
         sbom_sha256=sbom_sha256,
+        site=site,
     )
     incoming = open_incoming(file, member, signature)
     if unsigned_because is not None and incoming.signed_by:
@@ -158,6 +168,8 @@ def import_package(
         if trust is not None:
             seen = look_at(received, incoming, trust.read_bytes(), person, as_of, now)
             about = msgspec.structs.replace(about, vendor_signature=seen)
+        if about.kind is not Kind.FIRMWARE:
+            about = msgspec.structs.replace(about, measurements=predicted(received, about))
         target = here.add(received, name or incoming.called, about, now)
     if output == "json":
         show_json({"target": target, "staged": str(here.staging.directory)})
@@ -250,6 +262,27 @@ def read_measurements(pcrs: Sequence[str]) -> dict[int, tuple[str, ...]]:
     return found
 
 
+def predicted(received: Received, about: Description) -> dict[int, tuple[str, ...]]:
+    """What an OS image or agent makes the PCRs, from its own bytes; what somebody says with --pcr must be that."""
+    from freehold.orchestration.measurements import BootedImage  # late, as `vault_of` in `depot`
+    from freehold.provisioning.images import disk
+
+    file = BufferedReader(received.file)
+    uki = disk.loader_of(file) if about.kind is Kind.OS_IMAGE else file.read()
+    file.detach()
+    booted = BootedImage.of(about.component, uki)
+    found: dict[int, tuple[str, ...]] = {index: (value,) for index, value in booted.predicted.items()}
+    for index, digests in about.measurements.items():
+        if found.get(index) != digests:
+            raise FreeholdError(
+                f"PCR {index} will be {', '.join(found.get(index, ())) or 'what nobody can predict'}, not"
+                f" {', '.join(digests)}, as --pcr says",
+                remedy="find out why it is another image than was announced; do not adapt --pcr to the file",
+            )
+    received.file.seek(0)
+    return found
+
+
 def open_incoming(file: Path, member: str | None, signature: Path | None) -> Incoming:
     """FILE itself, or one file out of it with the catalogue beside that."""
     given = signature.read_bytes() if signature else None
@@ -294,7 +327,7 @@ def signature_of(target: Target) -> str:
 
 def package_row(target: Target) -> tuple[object, ...]:
     about = target.about
-    models = ", ".join(about.models) or "any"
+    models = ", ".join(about.models) or (f"site {about.site}" if about.site else "any")
     return (
         target.path, about.vendor, about.component, about.version, models, about.security_floor or "-", target.length,
         signature_of(target),

@@ -104,7 +104,8 @@ def _policy(spec: Any) -> tuple[object, ...]:
 
 def _image(spec: Any) -> tuple[object, ...]:
     assert isinstance(spec, ImageSpec)
-    return spec.version, f"builtin {spec.builtin}" if spec.builtin else spec.path, (spec.digest or "-")[:16]
+    origin = f"depot {spec.depot.vendor} {spec.depot.component}" if spec.depot else spec.path
+    return spec.version, f"builtin {spec.builtin}" if spec.builtin else origin, (spec.digest or "-")[:16]
 
 
 def _assignment(spec: Any) -> tuple[object, ...]:

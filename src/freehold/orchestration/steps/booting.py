@@ -7,6 +7,7 @@ from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, ServerState
 from freehold.orchestration.conditions import OS_RUNS, given_up
 from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.os_images import require_agent
 from freehold.orchestration.revocations import REVOKED, revoked
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -66,6 +67,7 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     view = ctx.server
     if view.facts.secure_boot_enrolled:
         require_bootable(site.agent_image, await site.keys_of(view.facts))
+    await require_agent(site)
     await site.end_session(view.name)
     for key in view.orders:
         await ctx.agents.drop(view.name, key)  # nobody may answer what was asked of an earlier boot
@@ -141,7 +143,13 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
     # From here on it needs an address of ours, and nothing to boot: it has a disk for that.
     await site.answer_dhcp(view.name, boot_hosts(site, view, boots=False))
     assert view.facts.image is not None
-    image = site.image(view.facts.image.name).booted
+    image = site.os_build(view.facts.image.manifest)
+    if image is None:
+        raise FreeholdError(
+            f"this controller does not keep the build of {view.facts.image.name} that it was given",
+            server=view.name,
+            remedy="restore its directory under state/images, or decommission the server and assign it anew",
+        )
     claim = {
         "boots": image.name,
         "uki_sha256": image.sha256,

@@ -5,6 +5,7 @@ from typing import Any
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ImageFact, Tenancy
+from freehold.orchestration.os_images import assigned
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.provisioning.first_boot import nocloud
@@ -41,8 +42,9 @@ def tenancy(ctx: StepContext) -> Tenancy:
 
 
 async def write_image(site: Site, ctx: StepContext) -> StepResult:
-    """Stream the assigned image onto the root disk; the agent verifies every chunk, and reads all of it back."""
-    image, disk = site.image(tenancy(ctx).spec.image), root_disk(ctx)
+    """Stream the assigned image onto the root disk; the agent verifies every chunk, and reads all of it back. One of
+    the depot is verified now, before the order and before its result counts: what was withdrawn meanwhile does not."""
+    image, disk = await assigned(site, ctx, tenancy(ctx).spec.image), root_disk(ctx)
     if int(disk["size_bytes"]) < image.size:
         raise FreeholdError(
             f"disk {disk['serial']} has {disk['size_bytes']} bytes, image {image.name} needs {image.size}",
@@ -51,7 +53,7 @@ async def write_image(site: Site, ctx: StepContext) -> StepResult:
         )
     args = {
         "device_serial": disk["serial"],
-        "image_url": f"{site.boot_url}/images/{image.path.name}",
+        "image_url": f"{site.boot_url}/images/{image.served or image.path.name}",
         "manifest_envelope": image.manifest_envelope,
     }
     order = await site.ordered(ctx, "write_image", args)
@@ -61,7 +63,7 @@ async def write_image(site: Site, ctx: StepContext) -> StepResult:
         raise FreeholdError(
             f"the agent wrote another manifest ({order.result.get('manifest_sha256')})", server=ctx.name
         )
-    claim = {**order.result, "read_back": order.result.get("chunks_verified") == image.chunks}
+    claim = {**order.result, **image.origin, "read_back": order.result.get("chunks_verified") == image.chunks}
     fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256)
     return StepResult(facts={"image_written": True, "image": fact}, statements=(("image", claim),))
 
