@@ -20,8 +20,9 @@ from freehold.model.status import Intent, IntentKind, ServerState, ServerStatus
 from freehold.orchestration.planner import GOALS
 from freehold.orchestration.steps import securing
 from freehold.out_of_band import factory_credentials
+from freehold.out_of_band import server as oob
 from freehold.out_of_band.posture import read_accounts, read_posture
-from freehold.out_of_band.redfish import Credential
+from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.transport import fetch_identity
 from freehold_lab.bmc.memory import MemoryHardware
 
@@ -273,7 +274,7 @@ async def test_the_statement_says_what_the_port_of_ipmi_answered_after_it_was_of
 
 
 @pytest.mark.host
-async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_and_no_stop(
+async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_and_goes_no_further(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(securing, "_STOPPING_SECONDS", 0.01)
@@ -282,13 +283,38 @@ async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_an
         async with place.own_bmc() as client:
             await client.patch("/redfish/v1/Managers/1/NetworkProtocol", {"IPMI": {"Port": port}})
         result = await place.step("disable_ipmi")
-    assert result.done
-    assert result.facts == {"ipmi_off": True}
+    assert not result.done
+    assert "ipmi_off" not in result.facts
+    assert result.statements == ()
+    assert f"UDP 127.0.0.1 port {port} to be silent" in result.waiting_for
     found = {finding.kind: finding for finding in result.findings}
     assert found["ipmi-still-answers"].severity is Severity.CRITICAL
     assert found["ipmi-still-answers"].subject == SERVER
     assert f"UDP 127.0.0.1 port {port} answered, IPMI 1.5 and 2.0" in found["ipmi-still-answers"].evidence
     assert "ipmi-still-answers" not in result.resolved
+    after = await place.step("disable_ipmi")  # it fell silent
+    assert after.facts == {"ipmi_off": True}
+    assert "ipmi-still-answers" in after.resolved
+
+
+@pytest.mark.host
+async def test_a_bmc_without_an_ipmi_switch_that_answers_is_a_finding_and_goes_on(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not lie, and nobody can turn it off."""
+    monkeypatch.setattr(securing, "_STOPPING_SECONDS", 0.01)
+
+    async def none(client: RedfishClient, enabled: bool) -> bool:
+        raise oob.NotSupported("the BMC has no IPMI switch in NetworkProtocol", server=SERVER)
+
+    monkeypatch.setattr(oob, "set_ipmi", none)
+    await place.step("pin_identity")
+    async with hardened(tmp_path / "ipmi") as port:
+        async with place.own_bmc() as client:
+            await client.patch("/redfish/v1/Managers/1/NetworkProtocol", {"IPMI": {"Port": port}})
+        result = await place.step("disable_ipmi")
+    assert result.facts == {"ipmi_off": True}
+    assert "ipmi-answers" in {finding.kind for finding in result.findings}
     assert result.statements[0][1]["probe"]["present"] is True
 
 

@@ -34,6 +34,9 @@ CONFIRM_TURN = 60.0
 
 ROTATION_TURN = 3.0
 """Seconds until a server whose turn it was not is looked at again."""
+
+IPMI_TURN = 15.0
+"""Seconds until a BMC that answered IPMI after it was off is probed again."""
 IPMI_OFF = "off"
 _STOPPING_ROUNDS, _STOPPING_SECONDS = 2, 3.0
 
@@ -142,20 +145,25 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
-    """IPMI over LAN off, and what its port answers then. A BMC that answers still is a finding, not a stop."""
+    """IPMI over LAN off, and its port asked whether that is true: a BMC that says so and answers still goes no further.
+    One without a switch that answers is a finding."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server) as client:
         state = await without_ipmi(client)
         port = await oob.ipmi_port(client)
     answered = await _ipmi_after(transport.split_address(ctx.server.spec.bmc.address)[0], port)
-    findings = ipmi_findings(answered, subject=ctx.name, declared=False if state == IPMI_OFF else None)
+    findings = tuple(ipmi_findings(answered, subject=ctx.name, declared=False if state == IPMI_OFF else None))
+    resolved = tuple(IPMI_KINDS - {finding.kind for finding in findings})
+    if state == IPMI_OFF and answered.present:
+        return StepResult(
+            done=False,
+            findings=findings,
+            resolved=resolved,
+            retry_after=IPMI_TURN,
+            waiting_for=f"UDP {answered.address} port {port} to be silent: the BMC says that IPMI is off",
+        )
     claim = {"kind": "ipmi", "ipmi": state, "probe": msgspec.to_builtins(answered)}
-    return StepResult(
-        facts={"ipmi_off": True},
-        statements=(("posture", claim),),
-        findings=tuple(findings),
-        resolved=tuple(IPMI_KINDS - {finding.kind for finding in findings}),
-    )
+    return StepResult(facts={"ipmi_off": True}, statements=(("posture", claim),), findings=findings, resolved=resolved)
 
 
 async def _ipmi_after(address: str, port: int) -> IpmiPosture:
