@@ -282,6 +282,7 @@ async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: 
     assert len(bytes.fromhex(claim["nonce"])) == 32
     assert claim["ak_name"].startswith("000b")
     assert (claim["tpm"]["banks"], claim["findings"]) == (["sha256"], [])
+    assert claim["revoked_image"] is False
     assert datetime.fromisoformat(claim["expires"]) > datetime.now(UTC) + timedelta(hours=23)
 
 
@@ -325,6 +326,19 @@ async def test_revoked_measurements_vouch_for_nobody_not_even_for_a_server_that_
         words = await trusting.refused(own, log="secure-boot", mode="os")
     assert f"the reference values {values.id} were revoked" in words
     assert [kind for kind, _ in await place.intents()] == [IntentKind.QUARANTINE]
+
+
+@pytest.mark.host
+async def test_what_is_signed_of_a_revoked_image_says_that_it_is_revoked(trusting: Door, vendor: Vendor) -> None:
+    """The quote is as it should be, so it is trusted; whoever shows it must not call it clean."""
+    place = trusting.place
+    digest = place.site.images["debian"].booted.authenticode.hex()
+    place.site.keys.secure_boot.revoke(digest, "CVE-2026-1", datetime.now(UTC))
+    with booted_tpm(vendor, "own", "secure-boot") as own:
+        session = await attested_os(trusting, own)
+    claim = place.evidence.statements[session.details["attestation"]][2]
+    assert (claim["trusted"], claim["revoked_image"]) == (True, True)
+    assert digest in claim["findings"][0]
 
 
 @pytest.mark.host

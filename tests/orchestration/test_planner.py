@@ -710,6 +710,15 @@ def test_a_new_generation_of_keys_makes_every_active_server_be_looked_at_before_
     assert forget(Facts(revocations_checked=2), S.ACTIVE).revocations_checked is None
 
 
+def test_a_revoked_image_runs_on_only_as_long_as_policy_lets_it() -> None:
+    facts = Facts(revocations_checked=2, image_revoked="ab" * 32)
+    for allowed, due in ((PolicySpec(), True), (PolicySpec(revoked_image="report"), False)):
+        decision = next_step(view(S.ACTIVE, facts, policy=allowed, secure_boot_generation=2), NOW)
+        assert (decision == Do("check_revocations", "check_revocations")) is due
+    for state in (S.ACTIVE, S.AVAILABLE):
+        assert forget(facts, state).image_revoked is None
+
+
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])
 def test_nothing_boots_while_the_keys_in_the_firmware_are_uncertain(state: S) -> None:
     closed = {"ipmi_off": True, "services_closed": True, "posture_recorded": True}

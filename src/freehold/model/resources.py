@@ -168,7 +168,9 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     a person's `freehold confirm`.
     `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
     pool; `learned` takes what it measured first, and every report says so. It is for trying things out: it counts only
-    as long as the site has no operators."""
+    as long as the site has no operators.
+    `revoked_image`: what becomes of an active server whose OS image stands in dbx of the newest Secure Boot keys: it is
+    quarantined, or it runs on with a critical finding (`report`)."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
@@ -177,6 +179,7 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     sanitization: Sanitization = Sanitization()
     first_contact: Literal["pin", "confirm"] = "pin"
     reference_values: Literal["approved", "learned"] = "approved"
+    revoked_image: Literal["report", "quarantine"] = "quarantine"
 
     def reaction(self, kind: DriftKind) -> Reaction:
         return self.remediation.get(kind, DEFAULT_REACTIONS[kind])

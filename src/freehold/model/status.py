@@ -143,6 +143,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     os_booted_at: float | None = None
     last_attestation: float | None = None
     revocations_checked: int | None = None  # newest generation of the site's keys that its OS image was held against
+    image_revoked: str | None = None  # digest (Authenticode, hex) of its OS image, if dbx of that generation holds it
     released_at: float | None = None  # when a person last let it out of quarantine: what was proved before is stale
     # drift
     baseline: dict[str, Any] | None = None  # `operations.drift.Observation`, as accepted when the server became active

@@ -185,7 +185,10 @@ def keys_current(server: ServerView, now: float) -> bool:
 
 
 def revocations_checked(server: ServerView, _now: float) -> bool:
-    """Nothing was revoked since its OS image was last looked at; the first generation revokes nothing."""
+    """Nothing was revoked since its OS image was last looked at (the first generation revokes nothing), and policy lets
+    it run on. A policy that is changed therefore counts at once."""
+    if server.facts.image_revoked is not None and server.policy.revoked_image == "quarantine":
+        return False
     return (server.facts.revocations_checked or 1) >= server.secure_boot_generation
 
 

@@ -42,12 +42,13 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
     S.DISCOVERING: ("agent_booted_at", "agent_released", "inband_inventory", "oob_inventory", "inventory_agrees"),
     S.AVAILABLE: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at", "tenancy",
+        "image_revoked",
     ),
     S.PROVISIONING: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
         "last_attestation", "certificate_index",
     ),
-    S.ACTIVE: ("last_drift_check", "revocations_checked"),
+    S.ACTIVE: ("last_drift_check", "revocations_checked", "image_revoked"),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",

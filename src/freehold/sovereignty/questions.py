@@ -129,6 +129,9 @@ def measured_boot(run: Run) -> Finding:
     refused = [claim for claim in attestations if claim.predicate.get("trusted") is not True]
     if refused:
         return Verdict.NON_SOVEREIGN, f"a boot was refused: {refused[0].predicate.get('reasons')}", refused
+    revoked = [claim for claim in attestations if claim.predicate.get("revoked_image")]
+    if revoked:
+        return Verdict.DEGRADED, "a boot was attested of an image that the newest Secure Boot keys refuse", revoked
     attested = len({claim.predicate.get("boot_id") for claim in attestations})
     if attested < len(boots):
         return Verdict.DEGRADED, f"{len(boots)} boots, but only {attested} were attested", attestations

@@ -192,10 +192,11 @@ def system(view: ServerView) -> str:
 
 
 def attested(view: ServerView, now: float) -> str:
-    """The age of the last accepted quote."""
+    """The age of the last accepted quote, and whether it was of an image that is revoked by now."""
     times = [view.facts.last_attestation, view.agent.attested_at if view.agent else None]
     known = [at for at in times if at is not None]
-    return f"{since(max(known), now)} ago" if known else "never"
+    revoked = ", of a revoked image" if view.facts.image_revoked else ""
+    return f"{since(max(known), now)} ago{revoked}" if known else "never"
 
 
 # ---- one server, everything

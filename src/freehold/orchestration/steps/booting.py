@@ -6,8 +6,8 @@ from typing import Any
 from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, ServerState
 from freehold.orchestration.conditions import OS_RUNS, given_up
-from freehold.orchestration.measurements import BootedImage
-from freehold.orchestration.revocations import REVOKED, revoked
+from freehold.orchestration.measurements import REVOKED, BootedImage
+from freehold.orchestration.revocations import revoked
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView

@@ -12,7 +12,7 @@ from freehold.model.resources import Waivable
 from freehold.model.status import Facts, Medium, Order
 from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
 from freehold.orchestration import waivers
-from freehold.orchestration.revocations import REVOKED
+from freehold.orchestration.measurements import REVOKED
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import AT_ONCE, as_enrolled, secure_boot_shown
