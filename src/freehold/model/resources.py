@@ -216,6 +216,8 @@ class Waivable(StrEnum):
 
     BMC_CERTIFICATE = "bmc-certificate"
     BMC_ACCOUNT = "bmc-account"
+    BMC_DIRECTORY = "bmc-directory"
+    IPMI = "ipmi"
     SECURE_BOOT_DATABASES = "secure-boot-databases"
     MISSING_MEDIUM = "missing-medium"
     DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"

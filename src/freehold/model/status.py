@@ -109,6 +109,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bmc_certificate_waived: bool = False  # it cannot take one, and a waiver says that it need not
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
+    ipmi_waived: bool = False  # its BMC answers IPMI and cannot be kept from it, and a waiver says that it may
     services_closed: bool = False
     services_left_open: tuple[str, ...] = ()  # what the BMC did not let us close, as `hardening.opened` names it
     posture_recorded: bool = False

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from freehold.out_of_band.hardening import directories
+
 
 class Verdict(StrEnum):
     PASS = "PASS"  # noqa: S105
@@ -207,8 +209,18 @@ def _no_account_waived(claim: Claim) -> bool:
     return claim.name == "credential" and not claim.predicate.get("waived_accounts")
 
 
+def _ipmi_silent(claim: Claim) -> bool:
+    return claim.predicate.get("kind") == "ipmi" and claim.predicate.get("probe", {}).get("present") is False
+
+
+def _no_directory(claim: Claim) -> bool:
+    return "left_open" in claim.predicate and not directories(claim.predicate["left_open"])
+
+
 WAIVED: tuple[tuple[int, str, Callable[[Claim], bool], str], ...] = (
     (2, "bmc-account", _no_account_waived, "its BMC has an account that is not ours"),
+    (2, "bmc-directory", _no_directory, "its BMC lets in whom a directory vouches for"),
+    (2, "ipmi", _ipmi_silent, "its BMC answers IPMI, which gives a password's hash to whoever asks"),
     (2, "bmc-certificate", _under_the_ca, "its BMC serves no certificate of the site's CA"),
     (5, "secure-boot-databases", _keys_enrolled, "its firmware has not the site's Secure Boot keys"),
 )
@@ -222,7 +234,7 @@ def under_waiver(run: Run, number: int, found: Finding) -> Finding:
         verdict, reason, claims = found
         if question != number or verdict not in (Verdict.PASS, Verdict.DEGRADED):
             continue
-        names = ("bmc-identity", "credential", "secure-boot")
+        names = ("bmc-identity", "credential", "secure-boot", "posture")
         mended = max((claim.index for name in names for claim in run.of(name) if mends(claim)), default=-1)
         waivers = [claim for claim in run.of("waiver", finding=finding) if claim.index > mended]
         if waivers:

@@ -153,7 +153,8 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
         for account in foreign_accounts(await read_accounts(client), own, waived):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
-        await harden(client)
+        directory = waivers.waiver_for(ctx.server.waivers, Waivable.BMC_DIRECTORY, ctx.now)
+        await harden(client, keep_directories=directory is not None)
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
         await oob.clear_boot_override(client)

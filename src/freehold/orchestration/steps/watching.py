@@ -15,7 +15,7 @@ from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
-from freehold.out_of_band.hardening import harden, opened
+from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
@@ -147,9 +147,9 @@ async def _ipmi(client: RedfishClient, _baseline: Observation, _keys: KeyDatabas
     return False
 
 
-async def _services(client: RedfishClient, _baseline: Observation, _keys: KeyDatabases) -> bool:
+async def _services(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     """Those that stay open are seen by the check that follows."""
-    await harden(client)
+    await harden(client, keep_directories=bool(directories(baseline.services)))
     return False
 
 
