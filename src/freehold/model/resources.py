@@ -31,9 +31,17 @@ class SiteNetworks(Spec, frozen=True, kw_only=True):
     provisioning: str = "provisioning"
 
 
+ROTATIONS_PER_MINUTE = 60
+"""Unless the Site says otherwise: a thousand BMCs in a quarter of an hour."""
+
+
 class SiteSpec(Spec, frozen=True, kw_only=True):
+    """`rotations_per_minute`: BMC passwords of the whole site that are changed in a minute at most, whoever wants them
+    changed. A change counts at once."""
+
     controller: ControllerAddresses
     networks: SiteNetworks = SiteNetworks()
+    rotations_per_minute: int = ROTATIONS_PER_MINUTE
 
 
 class DhcpRange(Spec, frozen=True, kw_only=True):

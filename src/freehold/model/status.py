@@ -94,6 +94,13 @@ class PendingCertificate(msgspec.Struct, frozen=True, kw_only=True):
     given_up: bool = False
 
 
+class RotationTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """The slot that a server has for its next rotation, taken at that time (UNIX seconds)."""
+
+    slot: int
+    taken: float
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What has been established. A field is None or False until a step established it; `lifecycle.FORGETS` says which
     facts a server loses on entering a state."""
@@ -104,6 +111,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bmc_address: str | None = None  # where that key was pinned: its credential goes nowhere else
     bmc_credential_committed: bool = False
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
+    rotation_turn: RotationTurn | None = None
     bmc_certificate: BmcCertificate | None = None  # once it is there, only the site's BMC CA is accepted
     bmc_certificate_pending: PendingCertificate | None = None
     bmc_certificate_waived: bool = False  # it cannot take one, and a waiver says that it need not

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
 from freehold.model.status import Facts, IntentKind, Medium, OrderState, ServerState
+from freehold.orchestration.pace import LAPSES
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -141,6 +142,31 @@ def rotation_asked(server: ServerView) -> float | None:
 
 def credential_fresh(server: ServerView, now: float) -> bool:
     return rotation_asked(server) is None and now < rotation_due(server)
+
+
+def rotation_turn(server: ServerView, now: float) -> float | None:
+    """When it is the server's turn to rotate, UNIX seconds; None: it has to ask for one. A turn is for one rotation."""
+    mine = server.facts.rotation_turn
+    if mine is None or mine.taken <= (server.facts.bmc_credential_since or 0.0):
+        return None
+    turn = server.pace.turn(mine.slot, _spread(server.name))
+    return turn if turn is not None and now <= turn + LAPSES else None
+
+
+def rotation_waits(server: ServerView, now: float) -> float | None:
+    """When the rotation that is due may begin, if that is not yet."""
+    turn = None if credential_fresh(server, now) else rotation_turn(server, now)
+    return turn if turn is not None and turn > now else None
+
+
+def rotated_or_waiting(server: ServerView, now: float) -> bool:
+    """A rotation that waits for its turn keeps nothing else from being done."""
+    return credential_fresh(server, now) or rotation_waits(server, now) is not None
+
+
+def rotation_look(server: ServerView, now: float) -> float:
+    """When there is something to do about the password next, UNIX seconds."""
+    return rotation_waits(server, now) or rotation_due(server)
 
 
 def certificate_due(server: ServerView) -> float:
