@@ -42,12 +42,13 @@ from freehold.provisioning.agent_messages import (
     Smbios,
     UnknownCertificateError,
 )
-from freehold.root_of_trust import pki
+from freehold.root_of_trust import pki, succession
 from freehold.root_of_trust.attestation import session
 from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
 from freehold.root_of_trust.attestation.quote import check_quote, check_values
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
 from freehold.root_of_trust.attestation.structures import parse_public
+from freehold.root_of_trust.keys import SiteKeys
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, connect, running
@@ -499,10 +500,43 @@ async def test_a_log_that_is_not_what_was_quoted_is_refused_but_quarantines_nobo
 async def test_a_quote_for_another_controllers_certificate_is_refused(
     trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trusting.door, "_certificate", b"the certificate of the machine that is relayed to")
+    relayed_to = dict.fromkeys(trusting.door._shown, b"the certificate of the machine that is relayed to")
+    monkeypatch.setattr(trusting.door, "_shown", relayed_to)
     words = await trusting.refused(own)
     assert "its attestation failed" in words
     assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_an_agent_of_a_former_agent_ca_attests_at_its_own_port_and_gets_a_certificate_of_todays_ca(
+    trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the controller's new certificate is no certificate to it: it knows the old CA and nothing else."""
+    site = trusting.place.site
+    old_ca = site.keys.agent_ca.certificate_pem.decode()
+    asked = succession.next_generation(site.vault, "agent-ca")
+    succession.replace(site.directory, site.vault, "agent-ca", *asked, "stolen", pki.utc_now())
+    site.keys = SiteKeys.load(site.directory, site.vault)
+    new, (former,) = site.keys.controller_tls, site.keys.former_tls
+    shown = (new.certificate_der, former.certificate_der)
+    trusting.door = AgentDoor(site, trusting.place.store, trusting.place.evidence, *shown)
+    monkeypatch.setattr(trusting, "trust", lambda: ssl.create_default_context(cadata=old_ca))
+    for key in (new, former):
+        app = create_agent_app(trusting, hashlib.sha256(key.certificate_der).digest())
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        tls = tls_context(key, clients=site.keys.agent_ca.certificate_pem)
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        trusting.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        if key is new:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await trusting.enter(own)
+        else:
+            agent = await trusting.enter(own)
+            assert trusting.certificates()[-1]["issuer"] == "CN=lab agent CA 2"
+            await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0")
+            agent.controller.close()
+        await runner.cleanup()
 
 
 @pytest.mark.host
@@ -537,9 +571,9 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
         session=challenge.session, secret=b"x", quote=b"x", signature=b"x", event_log=b"", public_key=public
     )
     with pytest.raises(AgentRefusedError, match="the credential's secret was not recovered"):
-        await trusting.door.attest(empty, b"", "127.0.0.1")
+        await trusting.door.attest(empty, next(iter(trusting.door._shown)), "127.0.0.1")
     with pytest.raises(AgentRefusedError, match="this challenge is unknown or already spent") as refused:
-        await trusting.door.attest(empty, b"", "127.0.0.1")
+        await trusting.door.attest(empty, next(iter(trusting.door._shown)), "127.0.0.1")
     assert "the agent says hello again" in str(refused.value)
     assert await trusting.place.intents() == []
 

@@ -26,11 +26,13 @@ class ServerState(StrEnum):
 
 
 class ImageFact(msgspec.Struct, frozen=True, kw_only=True):
-    """The image that a server was given: `manifest` is the SHA-256 (hex) of the signed manifest's payload."""
+    """The image that a server was given: `manifest` is the SHA-256 (hex) of the signed manifest's payload, `agent_ca`
+    the generation of the agent CA by which its agent knows the controller."""
 
     name: str
     version: str
     manifest: str
+    agent_ca: int = 1
 
 
 class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,12 +77,13 @@ class Tenancy(msgspec.Struct, frozen=True, kw_only=True):
 
 class BmcCertificate(msgspec.Struct, frozen=True, kw_only=True):
     """The certificate of the site's BMC CA that the BMC was seen to serve. `serial` and `sha256` (of the DER) are hex,
-    times UNIX seconds."""
+    times UNIX seconds. `issuer`: the CA's key, as `pki.key_id`; None: kept before CAs could be replaced."""
 
     serial: str
     sha256: str
     not_before: float
     not_after: float
+    issuer: str | None = None
 
 
 class PendingCertificate(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +146,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
     agent_uki: str | None = None  # SHA-256 of the agent's UKI that was booted then
+    agent_trust: tuple[int, int] | None = None  # what it believes, as in `ServerView`; None: the first keys
     # provisioning, attesting
     tenancy: Tenancy | None = None
     image: ImageFact | None = None

@@ -82,8 +82,10 @@ class _Proof:
 class AgentDoor:
     """`AgentBackend` of a site. Sessions and challenges live in memory: after a restart every agent attests again."""
 
-    def __init__(self, site: Site, store: Store, record: Record, certificate: bytes) -> None:
-        self._site, self._store, self._record, self._certificate = site, store, record, certificate
+    def __init__(self, site: Site, store: Store, record: Record, *certificates: bytes) -> None:
+        """`certificates` (DER): those that the controller's ports show."""
+        self._site, self._store, self._record = site, store, record
+        self._shown = {hashlib.sha256(each).digest(): each for each in certificates}
         self._challenges = session.OpenChallenges()
         self._greeted: dict[str, _Greeted] = {}
         self._admitted = AdmittedAgents()
@@ -147,7 +149,8 @@ class AgentDoor:
         now = datetime.now(UTC)
         try:
             key = pki.agent_key(evidence.public_key)
-            proven = session.verify_response(challenge, response, tls_certificate=self._certificate, now=now)
+            shown = self._shown[tls_certificate_sha256]
+            proven = session.verify_response(challenge, response, tls_certificate=shown, now=now)
             image, ek = self._expected_image(greeted.hello.mode, view.facts), greeted.ek.identity
             last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
             keys = await self._site.keys_of(view.facts)
@@ -155,7 +158,7 @@ class AgentDoor:
         except (AttestationError, pki.CertificateError) as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
             raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
-        proof = self._proof(greeted, challenge, evidence, proven)
+        proof = self._proof(greeted, challenge, evidence, proven, shown)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts)
         verdict = with_revocation(verdict, view.name, image, await self._site.newest_keys())
         # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
@@ -339,15 +342,13 @@ class AgentDoor:
         return dataclasses.replace(verdict, trusted=False, reasons=reasons)
 
     def _proof(
-        self, greeted: _Greeted, challenge: session.Challenge, given: Evidence, proven: appraise.Evidence
+        self, greeted: _Greeted, challenge: session.Challenge, given: Evidence, proven: appraise.Evidence, shown: bytes
     ) -> _Proof:
         raw = {"ak": greeted.hello.ak_public, "ek_certificate": greeted.hello.ek_certificate}
         raw |= {"quote": given.quote, "signature": given.signature, "event_log": given.event_log}
         return _Proof(
             evidence=proven,
-            qualifying_data=session.qualifying_data(
-                challenge.nonce, challenge.session, self._certificate, given.public_key
-            ),
+            qualifying_data=session.qualifying_data(challenge.nonce, challenge.session, shown, given.public_key),
             public_key=given.public_key,
             raw={name: data for name, data in raw.items() if data is not None},
         )

@@ -180,6 +180,16 @@ class ApprovalLedger:
 
         return await self._database.write(work)
 
+    async def done(self, request_id: str, subject: str, facts: dict[str, Any], now: float) -> None:
+        """What two people approved about the site is done; the evidence log shall hear of it, with `facts`. Raises
+        `UnknownRequest`, `NotApproved`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await require_signatures(connection, request_id, now)
+            await carry_out(connection, (await _asked(connection, request_id)).request, subject, facts, now)
+
+        await self._database.write(work)
+
     async def granted(self, request_id: str) -> Granted:
         """As the function `granted`."""
         async with self._database.read() as connection:

@@ -28,12 +28,19 @@ def fact(name: str) -> Condition:
     return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
 
 
+def believes_todays_keys(server: ServerView) -> bool:
+    """The agent that the machine was started into knows the controller and signed images by keys that still count."""
+    given = server.facts.agent_trust or (1, 1)
+    return all(mine >= wanted for mine, wanted in zip(given, server.agent_trust, strict=True))
+
+
 def agent_alive(server: ServerView, now: float) -> bool:
-    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
-    an agent of an earlier boot, does not count."""
+    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, an
+    agent of an earlier boot, or one that believes keys that were replaced, does not count."""
     agent, booted = server.agent, server.facts.agent_booted_at
     return (
-        agent is not None
+        believes_todays_keys(server)
+        and agent is not None
         and agent.mode == "ramdisk"
         and booted is not None
         and agent.started >= booted
@@ -62,8 +69,10 @@ def agent_attested(server: ServerView, now: float) -> bool:
 def agent_expected(server: ServerView, now: float) -> bool:
     """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
     booted = server.facts.agent_booted_at
-    if booted is None or agent_alive(server, now):
-        return booted is not None
+    if booted is None or not believes_todays_keys(server):
+        return False
+    if agent_alive(server, now):
+        return True
     spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
     return not spoke and now - _called(server, booted) < BOOT_PATIENCE
 
@@ -73,6 +82,8 @@ def given_up(server: ServerView, now: float) -> str | None:
     agent, booted = server.agent, server.facts.agent_booted_at
     if booted is None:
         return None
+    if not believes_todays_keys(server):
+        return "its agent believes a key of the site that was replaced"
     if agent is not None and agent.mode == "ramdisk" and agent.started >= booted:
         return f"the agent fell silent {now - agent.last_seen:.0f} s ago"
     return f"no agent came within {now - booted:.0f} s of the start"
@@ -171,12 +182,14 @@ def rotation_look(server: ServerView, now: float) -> float:
 
 def certificate_due(server: ServerView) -> float:
     """When the BMC's certificate is to be renewed, UNIX seconds: when less than a third of its life is left. The next
-    fifth of that third is spread over the fleet by name. A server without one is due when its waiver ends: at once,
-    if it has none."""
+    fifth of that third is spread over the fleet by name. One of a BMC CA that was replaced is due at once. A server
+    without one is due when its waiver ends: at once, if it has none."""
     installed = server.facts.bmc_certificate
     if installed is None:
         waived = server.waivers if server.facts.bmc_certificate_waived else ()
         return max((each.expires for each in waived if each.finding is Waivable.BMC_CERTIFICATE), default=0.0)
+    if server.bmc_ca is not None and installed.issuer != server.bmc_ca:
+        return 0.0
     third = (installed.not_after - installed.not_before) / 3.0
     return installed.not_after - third * (1.0 - _spread(server.name) / 5.0)
 

@@ -34,6 +34,11 @@ from freehold.orchestration.wakes import wake
 S = TypeVar("S")
 PACE = "rotation-pace"
 
+SECURE_BOOT, AGENT_CA, IMAGE_KEY = "secure-boot-generation", "agent-ca-generation", "image-key-generation"
+BMC_CA = "bmc-ca-key-id"
+"""What is announced of the site's keys: the newest generation of each; of the BMC CA its `pki.key_id`, once it is not
+the first one any more."""
+
 _status = msgspec.json.Decoder(ServerStatus)
 
 
@@ -255,7 +260,7 @@ class Ledger:
                 connection,
                 select(intents).where(intents.c.server.in_(names), intents.c.handled.is_(None)).order_by(intents.c.id),
             )
-            newest, pace = await secure_boot_generation(connection), await rotation_pace(connection)
+            told, pace = await announced(connection), await rotation_pace(connection)
             sessions = await _all(connection, select(agent_sessions).where(agent_sessions.c.server.in_(names)))
             given = await _all(connection, select(orders).where(orders.c.server.in_(names)))
             declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
@@ -279,7 +284,9 @@ class Ledger:
                 assignment=_assigned(assigned.get(row.name)),
                 baselines=baselines,
                 generation=row.generation,
-                secure_boot_generation=newest or 1,
+                secure_boot_generation=int(told.get(SECURE_BOOT, 1)),
+                agent_trust=(int(told.get(AGENT_CA, 1)), int(told.get(IMAGE_KEY, 1))),
+                bmc_ca=told.get(BMC_CA),
                 pace=pace,
                 paused=row.paused,
                 waivers=tuple(waivers.get(row.name, ())),
@@ -293,10 +300,9 @@ class Ledger:
         return views
 
 
-async def secure_boot_generation(connection: AsyncConnection) -> int | None:
-    """The newest generation of the site's Secure Boot keys that was announced."""
-    found = await connection.scalar(select(about.c.value).where(about.c.name == "secure-boot-generation"))
-    return int(found) if found is not None else None
+async def announced(connection: AsyncConnection) -> dict[str, str]:
+    """What was announced of the site's keys, by name; with what the database says of itself."""
+    return {row.name: row.value for row in await _all(connection, select(about))}
 
 
 async def rotation_pace(connection: AsyncConnection, *, change: bool = False) -> Pace:

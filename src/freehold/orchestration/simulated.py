@@ -131,7 +131,7 @@ class World:
 
     async def _boot_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._boot(context, server, "ramdisk")
-        return StepResult(facts={"agent_booted_at": context.now})
+        return StepResult(facts={"agent_booted_at": context.now, "agent_trust": context.server.agent_trust})
 
     async def _collect_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("inventory", inband_inventory={"drives": sorted(server.media)})

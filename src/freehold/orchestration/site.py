@@ -41,13 +41,21 @@ from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT, FIRMWARE_PORT = 8080, 8443, 8444
+
+
+def agent_port(agent_ca: int) -> int:
+    """Where agents that know the controller by this generation of the agent CA find it: 8443, then 8445, 8446, …"""
+    return AGENT_PORT if agent_ca == 1 else FIRMWARE_PORT + agent_ca - 1
+
+
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
 Connector = Callable[[Credential], RedfishClient]
 
 ROTATIONS_AT_ONCE = 32
-"""BMCs whose password is being changed at the same time: so many at most stand half-way if the site loses power."""
+"""BMCs whose password is being changed at the same time, and as many whose certificate is: so many at most stand
+half-way if the site loses power."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class OsImage:
     booted: BootedImage
     size: int
     chunks: int
+    agent_ca: int = 1  # generation of the agent CA by which its agent knows the controller
 
 
 @dataclass
@@ -81,6 +90,8 @@ class Site:
     tftp: Path  # directory of what PXE clients may fetch
     agent_builds: dict[str, BootedImage] = field(default_factory=dict)
     """By SHA-256 of the UKI: earlier builds that a server may still be running."""
+    agent_trust: tuple[int, int] = (1, 1)
+    """What `agent_image` believes, as in `SiteKeys`."""
     os_builds: dict[str, BootedImage] = field(default_factory=dict)
     """By SHA-256 of the image's manifest, likewise."""
     dhcp: Dnsmasq | None = None
@@ -92,6 +103,7 @@ class Site:
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
     rotations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
+    renewals: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

@@ -24,7 +24,7 @@ from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_waivers
 from freehold.orchestration.database import Database
-from freehold.orchestration.ledger import Ledger, rotation_pace, secure_boot_generation, set_rotation_pace
+from freehold.orchestration.ledger import SECURE_BOOT, Ledger, announced, rotation_pace, set_rotation_pace
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import about, events, intents, orders, resources, servers
@@ -247,16 +247,23 @@ class Store:
 
     async def secure_boot_generation(self) -> int:
         """The newest generation of Secure Boot keys that was announced; 0: none was."""
-        async with self._database.read() as connection:
-            return await secure_boot_generation(connection) or 0
+        return int(await self.announced(SECURE_BOOT) or 0)
 
     async def announce_secure_boot(self, number: int) -> None:
         """There is a newer generation of Secure Boot keys. Every server is looked at."""
+        await self.announce(SECURE_BOOT, str(number))
+
+    async def announced(self, name: str) -> str | None:
+        """What the planner was last told of one of the site's keys."""
+        async with self._database.read() as connection:
+            return (await announced(connection)).get(name)
+
+    async def announce(self, name: str, value: str) -> None:
+        """Tell the planner which of the site's keys counts now. Every server is looked at."""
 
         async def work(connection: AsyncConnection) -> None:
-            name = "secure-boot-generation"
             await connection.execute(delete(about).where(about.c.name == name))
-            await connection.execute(insert(about).values(name=name, value=str(number)))
+            await connection.execute(insert(about).values(name=name, value=value))
             await connection.execute(update(servers).values(next_due=0.0, wakes=servers.c.wakes + 1))
 
         await self._database.write(work)

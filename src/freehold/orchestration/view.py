@@ -29,6 +29,8 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 1
     secure_boot_generation: int = 1  # the newest of the site's Secure Boot keys
     pace: Pace = Pace()
+    agent_trust: tuple[int, int] = (1, 1)  # what the site's agent believes: generation of agent CA, of image key
+    bmc_ca: str | None = None  # `pki.key_id` of the BMC CA, once it is not the first one any more
     paused: bool = False
     waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()

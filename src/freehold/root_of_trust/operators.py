@@ -43,6 +43,7 @@ class Act(StrEnum):
     WAIVER = "waiver"
     BMC_KEY = "bmc-key"
     OPERATORS = "operators"
+    SITE_KEY = "site-key"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

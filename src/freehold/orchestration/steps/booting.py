@@ -90,6 +90,7 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
         "secure_boot_generation": generation_of(view.facts),
     }
     facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
+    facts["agent_trust"] = site.agent_trust
     if view.status.state is ServerState.DECOMMISSIONING:
         facts["media"] = None  # the old OS may have run meanwhile: what was erased before this boot is erased again
     refused = revoked(view.name, site.agent_image, await site.newest_keys())

@@ -62,7 +62,7 @@ async def write_image(site: Site, ctx: StepContext) -> StepResult:
             f"the agent wrote another manifest ({order.result.get('manifest_sha256')})", server=ctx.name
         )
     claim = {**order.result, "read_back": order.result.get("chunks_verified") == image.chunks}
-    fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256)
+    fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256, agent_ca=image.agent_ca)
     return StepResult(facts={"image_written": True, "image": fact}, statements=(("image", claim),))
 
 
