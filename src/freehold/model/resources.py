@@ -178,7 +178,9 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     pool; `learned` takes what it measured first, and every report says so. It is for trying things out: it counts only
     as long as the site has no operators.
     `revoked_image`: what becomes of an active server whose OS image stands in dbx of the newest Secure Boot keys: it is
-    quarantined, or it runs on with a critical finding (`report`)."""
+    quarantined, or it runs on with a critical finding (`report`).
+    `lapsed_ek_certificates`: some vendors let them end while the TPM still works; `accept` forgives the date of that
+    certificate, not of the vendor's CAs, and each attestation says so."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
@@ -188,6 +190,7 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     first_contact: Literal["pin", "confirm"] = "pin"
     reference_values: Literal["approved", "learned"] = "approved"
     revoked_image: Literal["report", "quarantine"] = "quarantine"
+    lapsed_ek_certificates: Literal["refuse", "accept"] = "refuse"
 
     def reaction(self, kind: DriftKind) -> Reaction:
         return self.remediation.get(kind, DEFAULT_REACTIONS[kind])

@@ -112,7 +112,8 @@ class AgentDoor:
                 )
             public = parse_public(hello.ek_public)
             roots = await asyncio.to_thread(self._site.tpm_roots)
-            ek = verify_ek(hello.ek_certificate, public, roots, now=datetime.now(UTC))
+            forgiven = view.policy.lapsed_ek_certificates == "accept"
+            ek = verify_ek(hello.ek_certificate, public, roots, now=datetime.now(UTC), allow_expired=forgiven)
             challenge = session.new_challenge(hello.ek_public, hello.ak_public, now=datetime.now(UTC))
         except AttestationError as error:
             raise await self._refuse(view.name, error.what, error.remedy) from error
@@ -363,6 +364,7 @@ class AgentDoor:
             **attestation_result(verdict, proof.evidence, parse_duration(view.policy.attestation_interval)),
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),
+            "ek_certificate_lapsed": greeted.ek.lapsed,
             "reference": _reference_kind(view.facts),
             "reference_id": view.facts.reference_id,
             "firmware": firmware_id(learned_reference(proof.evidence)),
