@@ -214,6 +214,7 @@ class Waivable(StrEnum):
     BMC_CERTIFICATE = "bmc-certificate"
     BMC_ACCOUNT = "bmc-account"
     SECURE_BOOT_DATABASES = "secure-boot-databases"
+    TPM = "missing-tpm"
     MISSING_MEDIUM = "missing-medium"
     DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
 
