@@ -201,10 +201,11 @@ class SiteRig:
 
 
 @contextlib.contextmanager
-def site_rig(directory: Path, name: str, servers: int = 1) -> Iterator[SiteRig]:
+def site_rig(directory: Path, name: str, servers: int = 1, *options: str) -> Iterator[SiteRig]:
+    """`options`: more of `freehold lab up`."""
     rig = SiteRig(directory, name, servers)
     try:
-        rig.in_lab("up", "--name", name, "--servers", str(servers))
+        rig.in_lab("up", "--name", name, "--servers", str(servers), *options)
         yield rig
     finally:
         rig.stop()

@@ -11,7 +11,7 @@ Which points there are, and what is shared because it cannot differ:
              controller leaves is what is durable, so "sent, answer lost" and "answered, nothing recorded" are one
              point, and a read is one only if the BMC had moved on by itself since the last one. Who works on a server
              is forgotten with the process, so leases and claims are none.
-    REBOOT   before each request: refused from then on, for `REFUSALS` attempts. And after each write: its answer is lost.
+    REBOOT   before each request: refused from then on, for `REFUSALS` attempts; after each write: its answer is lost.
     FLAP     before each read, and the BMC is back for this very attempt, without its sessions and tasks.
     SEAL     before each call of the vault, until the engine has failed; after each change in it: done, answer lost.
              For these three, reads are one point while nothing is written and the BMC does not move on: a step that
@@ -419,8 +419,8 @@ async def prepare(directory: Path, **declared: Any) -> Path:
 async def go_on(
     origin: Path, directory: Path, done: Callable[[Facts], bool], state: ServerState | None = None, **changed: Any
 ) -> Path:
-    """A copy of the site at `origin`, brought to where it is `done`; its server's state and facts are then changed. What
-    is callable is given the facts."""
+    """A copy of the site at `origin`, brought to where it is `done`; its server's state and facts are then changed.
+    What is callable is given the facts."""
     shutil.copytree(origin, directory)
     async with course_at(directory) as course, controller(course) as life:
         await life.work(done)

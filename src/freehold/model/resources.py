@@ -230,6 +230,7 @@ class Waivable(StrEnum):
     BMC_DIRECTORY = "bmc-directory"
     IPMI = "ipmi"
     SECURE_BOOT_DATABASES = "secure-boot-databases"
+    TPM = "missing-tpm"
     MISSING_MEDIUM = "missing-medium"
     DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
 

@@ -12,7 +12,7 @@ import msgspec
 
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
-from freehold.orchestration import bmc_keys
+from freehold.orchestration import releases
 from freehold.orchestration.conditions import (
     OS_RUNS,
     SLOW_BOOT,
@@ -25,6 +25,7 @@ from freehold.orchestration.conditions import (
     blocking,
     bmc_firmware_current,
     bmc_firmware_wanted,
+    bound,
     certificate_due,
     certificate_fresh,
     drift_checked,
@@ -49,18 +50,14 @@ from freehold.orchestration.conditions import (
     rotation_waits,
     secure_boot_waiver_ends,
     silent_for,
+    tpm_or_waiver,
+    tpm_waiver_ends,
     unprepared,
     unremediated,
     until,
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
-from freehold.orchestration.lifecycle import (
-    UNMEASURED,
-    IntentRefusedError,
-    check_intent,
-    nothing_attests,
-    released_to,
-)
+from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, no_tpm_attests, nothing_attests
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -90,6 +87,7 @@ def agent_until(done: str) -> tuple[Goal, ...]:
     """The machine runs our agent, and the agent proved what it is; wanted until fact `done` holds."""
     return (
         Goal("Secure Boot keys settled", until(done, keys_settled), "enroll_secure_boot"),
+        Goal("TPM, or a waiver", until(done, tpm_or_waiver), "require_tpm"),
         Goal("boot agent", until(done, agent_expected), "boot_agent"),
         Goal(
             "agent attested",
@@ -134,7 +132,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         *agent_until("agent_released"),
         established("collect_inventory", "inband_inventory"),
         established("compare_inventory", "inventory_agrees"),
-        established("bind_ek", "ek_sha256"),
+        Goal("bind ek", bound, "bind_ek"),
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
@@ -156,6 +154,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("credential fresh", rotated_or_waiting, ROTATE),
         Goal("certificate fresh", certificate_fresh, "renew_certificate"),
         Goal("Secure Boot keys current", keys_current, "enroll_secure_boot"),
+        Goal("TPM, or a waiver", tpm_or_waiver, "require_tpm"),
     ),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
@@ -230,7 +229,9 @@ def restart_awaited(server: ServerView, since: float) -> bool:
 
 def check_attestable(server: ServerView) -> None:
     """Raise `IntentRefusedError` unless something that can attest runs on the server, or is about to: the OS, or an
-    agent that the state still needs."""
+    agent that the state still needs. What goes without a TPM cannot."""
+    if server.facts.tpm_waived or (server.agent is not None and server.agent.by_ticket):
+        raise no_tpm_attests()
     facts = msgspec.structs.replace(server.facts, agent_booted_at=None)
     empty = msgspec.structs.replace(server, agent=None, status=msgspec.structs.replace(server.status, facts=facts))
     needs_agent = any(
@@ -276,7 +277,8 @@ def _onward(server: ServerView, now: float) -> Decision:
         case S.SECURING:
             return Move(S.DISCOVERING, "its BMC is ours alone")
         case S.DISCOVERING:
-            return Move(S.PREPARING, "both inventories agree and the TPM is bound")
+            known = "the TPM is bound" if server.facts.ek_sha256 is not None else "a waiver stands for the TPM"
+            return Move(S.PREPARING, f"both inventories agree and {known}")
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
@@ -286,7 +288,7 @@ def _onward(server: ServerView, now: float) -> Decision:
                 return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return _idle(server, now, secure_boot_waiver_ends(server))
+                return _idle(server, now, secure_boot_waiver_ends(server), tpm_waiver_ends(server))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
@@ -322,10 +324,10 @@ def _onward(server: ServerView, now: float) -> Decision:
             return Idle(None)
 
 
-def _next_checks(server: ServerView) -> tuple[float, float]:
+def _next_checks(server: ServerView) -> tuple[float, ...]:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
-    return checked, attested
+    return checked, attested, tpm_waiver_ends(server)
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -337,12 +339,14 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             check_attestable(server)
     except IntentRefusedError as refusal:
         return Refuse(intent.id, refusal.what)
+    if intent.kind is IntentKind.ATTEST and (server.facts.tpm_missing or 0.0) > intent.at:
+        return Refuse(intent.id, "it has no usable TPM 2.0")
     why = f"{intent.kind} by {intent.by}" + (f": {intent.reason}" if intent.reason else "")
     match intent.kind:
         case IntentKind.QUARANTINE:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
-            return _release(server, intent, why)
+            return releases.release(server, intent, why)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
         case IntentKind.ROTATE:
@@ -355,19 +359,3 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return Settle(intent.id, "attested") if attestation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
-
-
-def _release(server: ServerView, intent: Intent, why: str) -> Decision:
-    """Out of quarantine. With `remeasure` the firmware's reference values go, and what rested on them: the server is
-    erased first if anybody may have left data on it, and joins the pool only by way of `preparing`."""
-    to_erase = intent.args.get("to") == S.DECOMMISSIONING
-    remeasure = intent.args.get("remeasure") is True
-    missing = [name for name in unprepared(server.facts) if not (remeasure and name == "reference_values")]
-    if to_erase and missing:
-        return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
-    target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
-    if remeasure and not to_erase and server.facts.tenancy is not None:
-        return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
-    move = Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})
-    key = intent.args.get("accept_bmc_key")
-    return move if key is None else bmc_keys.repinned(server, intent, move, str(key).lower())

@@ -78,6 +78,7 @@ def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: 
     lacking = {
         Waivable.BMC_CERTIFICATE: facts.bmc_certificate is None and facts.bmc_certificate_waived,
         Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
+        Waivable.TPM: facts.ek_sha256 is None and facts.tpm_waived,
         Waivable.MISSING_MEDIUM: bool(facts.missing_media),
         Waivable.IPMI: facts.ipmi_waived,
         Waivable.BMC_DIRECTORY: bool(directories(facts.services_left_open)),
@@ -91,6 +92,7 @@ def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: 
 _WITHOUT = {
     Waivable.BMC_CERTIFICATE: "its BMC serves no certificate of the site's BMC CA",
     Waivable.SECURE_BOOT_DATABASES: "its firmware has not the site's Secure Boot keys: it starts what anybody signed",
+    Waivable.TPM: "it has no usable TPM 2.0: nothing proves what it boots",
     Waivable.MISSING_MEDIUM: "disks that were in it are unaccounted for",
     Waivable.IPMI: "its BMC answers IPMI over LAN",
     Waivable.BMC_DIRECTORY: "its BMC lets in whom a directory vouches for",

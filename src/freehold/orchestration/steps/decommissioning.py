@@ -24,6 +24,8 @@ from freehold.out_of_band.takeover import foreign_accounts
 
 CANARIES, SAMPLE_BYTES = 64, 4096
 
+NO_TPM = "none to be cleared: the server goes without a TPM, by a waiver; nothing proves what the agent was that erased"
+
 
 async def list_media(site: Site, ctx: StepContext) -> StepResult:
     """Every disk that the machine has now, not the ones that it had when it came."""
@@ -115,10 +117,16 @@ def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumSt
 
 
 async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
-    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too."""
+    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too. Only where
+    a waiver stands for the TPM may there be none."""
     order = await site.ordered(ctx, "tpm_clear", {})
     if order is None:
         return StepResult(done=False)
+    if order.result.get("cleared") is not True:
+        if not ctx.facts.tpm_waived:
+            why, then = "the agent found no TPM to clear", "enable its TPM again, then decommission it anew"
+            raise FreeholdError(why, server=ctx.name, remedy=then)
+        return StepResult(facts={"tpm_cleared": True}, events=("there is no TPM to clear, by a waiver",))
     if ctx.facts.ek_sha256 is not None:
         await ctx.agents.saw_tpm(ctx.facts.ek_sha256, None)
     return StepResult(facts={"tpm_cleared": True}, events=("the TPM's storage hierarchy is cleared",))
@@ -128,7 +136,7 @@ async def destroy_keys(site: Site, ctx: StepContext) -> StepResult:
     """The tenant's records in the vault: their data keys are overwritten and gone."""
     destroyed = await asyncio.to_thread(site.vault.destroy, f"tenants/{ctx.name}")
     claim = {
-        "tpm": "TPM2_Clear: the storage hierarchy's seed was replaced",
+        "tpm": NO_TPM if ctx.facts.tpm_waived else "TPM2_Clear: the storage hierarchy's seed was replaced",
         "vault": [msgspec.to_builtins(key) for key in destroyed],
     }
     return StepResult(facts={"keys_destroyed": True}, statements=(("key-destruction", claim),))
@@ -184,7 +192,8 @@ async def certify(_site: Site, ctx: StepContext) -> StepResult:
         },
         "media": [medium.to_dict() for medium in media],
         "missing_media": list(ctx.facts.missing_media),
-        "tpm_cleared": ctx.facts.tpm_cleared,
+        "tpm_cleared": ctx.facts.tpm_cleared and not ctx.facts.tpm_waived,
+        "tpm": NO_TPM if ctx.facts.tpm_waived else None,
         "keys_destroyed": ctx.facts.keys_destroyed,
         "guidance": "NIST SP 800-88 Rev. 1",
     }
