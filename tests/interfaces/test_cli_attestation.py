@@ -9,6 +9,7 @@ from cli_support import Shell
 
 from freehold.evidence import Predicate, Statement, Subject
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState, ServerStatus
+from freehold.orchestration.decisions import Refuse
 from freehold.orchestration.opening import open_log, open_vault
 from freehold.orchestration.planner import next_step
 from freehold.orchestration.store import Store
@@ -64,6 +65,8 @@ async def settle(store: Store, facts: ServerStatus) -> None:
     assert view is not None
     decision = next_step(view, now)
     handled = (decision.intent, "attested") if hasattr(decision, "outcome") else None  # type: ignore[union-attr]
+    if isinstance(decision, Refuse):
+        handled = (decision.intent, decision.reason)
     await store.ledger.complete(claim, Completion(status=facts, next_due=None, handled=handled), now)
 
 
@@ -100,6 +103,23 @@ def test_a_revoked_image_is_not_shown_as_clean(site: Shell) -> None:
     assert "trusted, but of an image that the newest Secure Boot keys refuse, at " in shown.out
 
 
+def test_a_ticket_is_not_shown_as_an_attestation(site: Shell) -> None:
+    site.set_status("server-1", status(S.DISCOVERING))
+
+    async def enters(store: Store) -> None:
+        now = time.time()
+        given = {"mode": "ramdisk", "boot_id": "b", "started": now, "last_seen": now, "attested_at": now}
+        session = AgentSession(id="s", details={"ticket": "t" * 64, "admission": 1}, **given)  # type: ignore[arg-type]
+        await store.agents.put_session("server-1", session)
+        await settle(store, status(S.DISCOVERING))
+
+    controller = soon(site, enters)
+    shown = site("attest", "server-1", "--wait", "--timeout", "20")
+    controller.join()
+    assert shown.code == 1
+    assert "there was no attestation: it has no TPM, and goes without by a waiver" in shown.err
+
+
 def test_quarantine_is_a_no(site: Shell) -> None:
     site.set_status("server-1", status(S.ACTIVE))
     wrong = status(S.QUARANTINED, reason="it booted something else: PCR 4")
@@ -126,6 +146,7 @@ def test_silence_ends_with_the_time(site: Shell) -> None:
         (status(S.AVAILABLE), "nothing that could attest runs on a server that is available now"),
         (status(S.PREPARING, facts=Facts(learned_reference={})), "on a server that is preparing now"),
         (status(S.QUARANTINED), "`freehold release` it"),
+        (status(S.ACTIVE, facts=Facts(tpm_waived=True)), "it has no TPM, and goes without by a waiver"),
     ],
 )
 def test_what_cannot_attest_is_refused_and_nothing_is_recorded(site: Shell, now: ServerStatus, says: str) -> None:

@@ -197,6 +197,22 @@ def test_describe_has_it_all(site: Shell) -> None:
     assert site("describe", "image", "debian").code == 2
 
 
+def test_a_server_without_a_tpm_is_not_shown_as_attested(site: Shell) -> None:
+    facts = msgspec.structs.replace(ACTIVE.facts, ek_sha256=None, tpm_waived=True, reference_values={})
+    site.set_status("server-1", msgspec.structs.replace(ACTIVE, facts=facts))
+    site.set_agent("server-1", AGENT)
+    wide = site("get", "servers", "-o", "wide").out.splitlines()[1]
+    assert "never: no TPM, let in 10m ago" in wide
+    text = site("describe", "server-1").out
+    for part in (
+        "WARNING missing-tpm (server-1): it has no usable TPM 2.0: nothing proves what it boots; the waiver of that",
+        "TPM EK:      NONE, by a waiver",
+        "last:        never: no TPM, let in 10m ago",
+        "reference:   none: there is no TPM to measure",
+    ):
+        assert part in text, part
+
+
 def test_what_an_agent_says_does_not_command_the_terminal(site: Shell) -> None:
     site.set_status("server-1", ACTIVE)
     details = {"hostname": "web\x1b[2J\x1b]0;x\x07", "addresses": []}

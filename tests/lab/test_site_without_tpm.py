@@ -65,8 +65,8 @@ def every_report_says_so(rig: SiteRig) -> None:
     shown = rig.freehold("describe", "server-1").stdout
     assert "INFO missing-tpm (server-1): it has no usable TPM 2.0" in shown
     assert "NONE, by a waiver" in shown
-    audit = rig.freehold("audit", "server-1", "-o", "json", check=False).stdout
-    assert "missing-tpm" in audit
+    found = json.loads(rig.freehold("audit", "server-1", "--lab", str(rig.lab), "-o", "json").stdout)
+    assert [each["kind"] for each in found["servers"][0]["findings"]] == ["missing-tpm"]
     answers = answer(Run(claims(rig), "server-1"))
     assert Verdict.PASS not in {answers[number].verdict for number in (0, 4, 5, 6)}
     assert "let in by ticket, which proves nothing" in answers[4].reason

@@ -334,6 +334,94 @@ def test_a_waiver_holds_in_place_of_secure_boot_keys_until_it_ends() -> None:
     assert next_step(view(S.PREPARING, untried, waivers=(waiver,)), NOW) == enroll
 
 
+NO_TPM = ActiveWaiver(name="w", finding=Waivable.TPM, reason="old", expires=NOW + 60, approved_by=("a", "b"))
+REQUIRE = Do("require_tpm", "require_tpm")
+SAYS_NONE = {"details": {"no_tpm": True}}
+BY_TICKET = {"details": {"ticket": "t" * 64}, "attested_at": NOW - 40}
+
+
+def test_a_server_whose_agent_says_that_it_has_no_tpm_stops_until_a_waiver_holds() -> None:
+    booted = Facts(oob_inventory={}, agent_booted_at=NOW - 60)
+    stopped = view(S.DISCOVERING, booted, agent=agent(**SAYS_NONE))
+    assert next_step(stopped, NOW) == REQUIRE
+    lost = view(S.DISCOVERING, booted, agent=agent(seen=NOW - AGENT_LOST - 1, **SAYS_NONE))
+    assert next_step(lost, NOW) == REQUIRE  # and is not started again and again
+    off = Facts(oob_inventory={}, tpm_missing=NOW - 50)
+    assert next_step(view(S.DISCOVERING, off), NOW) == REQUIRE
+    assert next_step(view(S.DISCOVERING, off, waivers=(NO_TPM,)), NOW) == Do("boot_agent", "boot_agent")
+    assert next_step(view(S.DISCOVERING, off, waivers=(NO_TPM,)), NOW + 60) == REQUIRE
+    other = msgspec.structs.replace(NO_TPM, finding=Waivable.MISSING_MEDIUM)
+    assert next_step(view(S.DISCOVERING, off, waivers=(other,)), NOW) == REQUIRE
+
+
+def test_a_tpm_that_was_fitted_is_looked_for_once_a_person_asks() -> None:
+    off = Facts(oob_inventory={}, tpm_missing=NOW - 50)
+    asked = Intent(id=1, at=NOW - 10, kind=IntentKind.ATTEST, by="ann")
+    assert next_step(view(S.DISCOVERING, off, intents=(asked,)), NOW) == Do("boot_agent", "boot_agent")
+    again = msgspec.structs.replace(off, tpm_missing=NOW - 5)
+    assert next_step(view(S.DISCOVERING, again, intents=(asked,)), NOW) == Refuse(1, "it has no usable TPM 2.0")
+
+
+def test_what_a_stranger_says_of_a_missing_tpm_stops_nobody_whose_tpm_is_known_or_attests() -> None:
+    booted = Facts(oob_inventory={}, agent_booted_at=NOW - 60)
+    known = msgspec.structs.replace(booted, ek_sha256="e" * 64)
+    assert isinstance(next_step(view(S.DISCOVERING, known, agent=agent(**SAYS_NONE)), NOW), Wait)
+    missing = msgspec.structs.replace(booted, tpm_missing=NOW - 50)
+    trusted = view(S.DISCOVERING, missing, agent=agent(attested_at=NOW - 40))
+    assert next_step(trusted, NOW) == Do("collect_inventory", "collect_inventory")
+
+
+def test_an_agent_that_came_by_ticket_goes_on_unless_a_tpm_is_known() -> None:
+    booted = Facts(oob_inventory={}, agent_booted_at=NOW - 60)
+    entered = view(S.DISCOVERING, booted, agent=agent(**BY_TICKET), waivers=(NO_TPM,))
+    assert next_step(entered, NOW) == Do("collect_inventory", "collect_inventory")
+    known = msgspec.structs.replace(booted, ek_sha256="e" * 64)
+    assert isinstance(next_step(view(S.DISCOVERING, known, agent=agent(**BY_TICKET), waivers=(NO_TPM,)), NOW), Wait)
+    os_booted = Facts(os_booted_at=NOW - 60, ek_sha256="e" * 64)
+    waits = next_step(view(S.ATTESTING, os_booted, agent=agent("os", **BY_TICKET), waivers=(NO_TPM,)), NOW)
+    assert waits == Wait("the first boot of the OS to attest", NOW + 30.0)
+
+
+WITHOUT_TPM = {**PREPARED, "ek_sha256": None, "reference_values": {}, "tpm_waived": True, "learned_reference": {}}
+
+
+def test_without_a_tpm_a_server_is_available_as_long_as_its_waiver_holds_and_then_is_not_assigned() -> None:
+    fresh = {"bmc_credential_since": NOW, "bmc_certificate": CERTIFICATE, "agent_released": True, "bios_applied": True}
+    waived = Facts(**{**WITHOUT_TPM, **fresh})
+    assert next_step(view(S.PREPARING, waived, waivers=(NO_TPM,)), NOW) == Move(S.AVAILABLE, "prepared as declared")
+    idle = next_step(view(S.AVAILABLE, waived, waivers=(NO_TPM,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NO_TPM.expires
+    given = view(S.AVAILABLE, waived, waivers=(NO_TPM,), assignment=ASSIGNED)
+    assert isinstance(next_step(given, NOW), Move)
+    assert next_step(given, NOW + 60) == REQUIRE
+    assert next_step(view(S.AVAILABLE, waived, assignment=ASSIGNED), NOW) == REQUIRE  # withdrawn
+
+
+def test_an_active_server_without_a_tpm_has_to_be_let_in_anew_when_its_waiver_has_ended() -> None:
+    facts = {"bmc_credential_since": NOW, "bmc_certificate": CERTIFICATE, "last_drift_check": NOW}
+    active = Facts(**{**WITHOUT_TPM, **facts, "last_attestation": NOW})
+    idle = next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NO_TPM.expires
+    assert next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW + 60) == Do(
+        "renew_attestation", "renew_attestation"
+    )
+
+
+def test_a_server_that_goes_without_a_tpm_is_not_asked_to_attest() -> None:
+    asked = Intent(id=1, at=NOW - 10, kind=IntentKind.ATTEST, by="ann")
+    refused = next_step(view(S.ACTIVE, Facts(tpm_waived=True), intents=(asked,), waivers=(NO_TPM,)), NOW)
+    assert refused == Refuse(1, "it has no TPM, and goes without by a waiver: nothing on it can attest")
+
+
+def test_without_a_tpm_and_without_a_waiver_nothing_is_erased_by_whoever_says_so() -> None:
+    facts = Facts(**{**WITHOUT_TPM, "workload_stopped": True, "agent_booted_at": NOW - 60})
+    entered = view(S.DECOMMISSIONING, facts, agent=agent(**BY_TICKET), waivers=(NO_TPM,))
+    assert next_step(entered, NOW) == Do("list_media", "list_media")
+    assert next_step(entered, NOW + 60) == REQUIRE
+
+
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
 def test_a_renewal_falls_due_at_the_beginning_of_the_last_third(name: str, life: float) -> None:
     installed = msgspec.structs.replace(CERTIFICATE, not_before=NOW, not_after=NOW + life)

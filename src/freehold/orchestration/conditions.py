@@ -291,7 +291,8 @@ def attestation_asked(server: ServerView) -> float | None:
     the nonce made after the demand. A server that has a tenant answers by its OS."""
     agent = server.agent
     speaks = agent is not None and (agent.mode == "os" or server.status.state not in OS_RUNS)
-    proved = agent.started if agent is not None and speaks and agent.attested_at else 0.0
+    proves = agent is not None and speaks and agent.attested_at is not None and not agent.by_ticket
+    proved = agent.started if agent is not None and proves else 0.0
     asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ATTEST and intent.at > proved]
     return max(asked, default=None)
 

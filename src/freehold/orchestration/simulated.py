@@ -158,7 +158,7 @@ class World:
     async def _release_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.running = ""
         await context.agents.end_session(context.name)
-        return StepResult(facts={"agent_released": True})
+        return StepResult(facts={"agent_released": True, "boot_ticket": None})
 
     # preparing
 
@@ -210,7 +210,7 @@ class World:
     async def _boot_os(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.tpm_owner = "os"
         await self._boot(context, server, "os")
-        return StepResult(facts={"os_booted_at": context.now})
+        return StepResult(facts={"os_booted_at": context.now, "boot_ticket": None})
 
     # available, active
 

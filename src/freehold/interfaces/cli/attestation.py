@@ -99,7 +99,7 @@ async def _attested(store: Store, server: str, intent: int | None, timeout: floa
         )
     if failed is not None:
         raise failed
-    if view.agent is None or view.agent.attested_at is None:
+    if view.agent is None or view.agent.attested_at is None or view.agent.by_ticket:
         assert intent is not None
         said = await store.outcome(intent)
         raise following.NotReachedError(f"there was no attestation: {said}", server=server, remedy="ask again")
