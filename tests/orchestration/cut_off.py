@@ -99,7 +99,8 @@ class Course:
     over: bool = False  # the protocol is done: nothing is cut off any more
     refusals: int = 0  # attempts that a rebooting BMC refuses still
     sealed: bool = False
-    sent: list[str] = field(default_factory=list)  # POSTs that send firmware
+    sent: list[str] = field(default_factory=list)  # POSTs that sent firmware
+    sent_at_the_cut: int = 0
     wrong: list[str] = field(default_factory=list)  # what must never happen
     said: list[str] = field(default_factory=list)  # the server's reason after each round
     ahead: float = 0.0  # seconds that the engine's clock was put forward
@@ -131,7 +132,8 @@ class Course:
         """Count a point; whether it is the one."""
         self.passed[cut].append(what)
         hit = not self.over and self.cut == (cut, len(self.passed[cut]) - 1)
-        self.happened = self.happened or hit
+        if hit:
+            self.happened, self.sent_at_the_cut = True, len(self.sent)
         return hit
 
     def at_read(self, cut: Cut, what: str) -> bool:
@@ -194,11 +196,11 @@ class Course:
             self.refusals = REFUSALS
         if not writes and self.at_read(Cut.FLAP, f"before {what}"):
             await self.reboot()
-        if path.endswith(SENDS_FIRMWARE):
+        host, port = self.address
+        if port == self.port and path.endswith(SENDS_FIRMWARE):
             self.sent.append(path)
             if any(not task.ended for task in self.bmc.tasks.tasks.values()):
                 self.wrong.append(f"{what} while a task runs")
-        host, port = self.address
         over._origin = f"https://{host}:{port}"
         answer = await _exchange(over, call, path)
         self.look_at_accounts()
@@ -465,7 +467,6 @@ async def cut_off_everywhere(
         return points
 
     points = await run("clean", None)
-    print(cut.name, len(points), *points, sep="\n  ")
     turns, failed = asyncio.Semaphore(AT_ONCE), []
 
     async def attempt(number: int, what: str) -> None:
