@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cut_off import SERVER, Course, Cut, Life, controller, course_at, cut_off_everywhere, go_on, prepare, wired
+from cut_off import SERVER, Course, Cut, Life, controller, course_at, cut_off_everywhere, go_on, kept, prepare, wired
 from depot_support import published
 from test_cut_off_credentials import certified
 
@@ -30,7 +30,7 @@ PACKAGES = {
 }
 
 
-async def wanting(tmp_path: Path, component: str) -> Path:
+async def wanting(directory: Path, *, component: str) -> None:
     """A site whose server-1 is prepared but for this firmware, which the depot has."""
     version, package = PACKAGES[component]
     info = example_info()
@@ -41,11 +41,11 @@ async def wanting(tmp_path: Path, component: str) -> Path:
         "reference_values": {"0": ()},
         **dict.fromkeys(("ipmi_off", "services_closed", "posture_recorded", "agent_released"), True),
     }
-    declared = await prepare(tmp_path / "declared", firmware=Firmware(**{component: version}))
-    origin = await go_on(declared, tmp_path / "wanting", certified, ServerState.PREPARING, **facts)
-    async with course_at(origin) as course, controller(course) as life:
+    declare = partial(prepare, firmware=Firmware(**{component: version}))
+    declared = await kept(f"declared-{component}", declare)
+    await go_on(directory, origin=declared, done=certified, state=ServerState.PREPARING, **facts)
+    async with course_at(directory) as course, controller(course) as life:
         published(life.site, info.manufacturer, package, version, (info.model,), component=component)
-    return origin
 
 
 def uploads(course: Course) -> None:
@@ -86,7 +86,7 @@ async def test_firmware_that_is_cut_off_anywhere_gets_there_and_is_on_record(
     cut: Cut, component: str, way: Callable[[Course], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(firmware, "BACK_WITHIN", 2.5 * firmware.LOOK_AGAIN)
-    origin = await wanting(tmp_path, component)
+    origin = await kept(f"wanting-{component}", partial(wanting, component=component))
     done, check = partial(there, component), partial(installed, component)
     points = await cut_off_everywhere(cut, origin, tmp_path, done, check, way)
     send = f"POST /redfish/v1/UpdateService{'/update-multipart' if way is uploads else SIMPLE_UPDATE}"

@@ -37,6 +37,8 @@ from freehold.root_of_trust.operators import Act, Request, approve
 from freehold_lab import firmware_package
 
 NEW = b"HALDEN-BIOS 2.0.0\n" + bytes(1 << 16)
+
+
 def publish(
     place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None, component: str = "bios"
 ) -> None:

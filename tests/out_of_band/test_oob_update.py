@@ -23,8 +23,8 @@ from freehold.out_of_band.server import power
 from freehold.out_of_band.transport import BmcIdentity, HttpsTransport, fetch_identity
 from freehold.out_of_band.update import (
     FETCHED,
-    Sent,
     FileServer,
+    Sent,
     bios_version,
     find_bios,
     find_firmware,

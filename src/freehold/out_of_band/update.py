@@ -163,8 +163,8 @@ def _accepting(client: RedfishClient, service: Json, package: bytes, server: Fil
 
 
 async def _follow(client: RedfishClient, answer: Answer, timeout: float, restarts: bool) -> bool:
-    """To the end of what `answer` began, and whether that was seen. A BMC may fall silent while it writes its own flash, or start anew at the end;
-    reading is safe to repeat, so that is waited out."""
+    """To the end of what `answer` began; whether that was seen. A BMC may fall silent while it writes its own flash, or
+    start anew at the end; reading is safe to repeat, so that is waited out."""
     clock = asyncio.get_running_loop().time
     end = clock() + timeout
     while True:
