@@ -56,32 +56,35 @@ async def apply_firmware(site: Site, ctx: StepContext) -> StepResult:
 async def apply_bmc_firmware(site: Site, ctx: StepContext) -> StepResult:
     """Bring the BMC's own firmware to the wanted version, likewise. It starts anew into it, and is then closed and
     audited again. One that says that it is done, and comes back with another version, is not believed any more; one
-    that started anew before it said so is sent it again. What is sent is
-    a fact before that, until the log has it: the BMC may be the only one left who knows."""
+    that started anew before it said so is sent it again. What is to be sent is a fact first, and owed to the log until
+    it is there: whoever dies in between leaves nobody but the BMC who knows."""
     board, version, sent = _board(ctx), bmc_firmware_wanted(ctx.server) or "", ctx.facts.bmc_firmware_sent
     was, waiting = ctx.facts.bmc_version, "the BMC to start into its new firmware"
+    if sent is not None and sent.version != version:
+        sent = None
     async with site.bmc(ctx.server) as client:
         told = await firmware_version(client, "BMC")
         if told == version:
             await _spend_ticket(site, ctx, "bmc", told)
-            facts = {"bmc_version": told, "bmc_firmware_sent": None, **UNCLOSED}
-            event = f"BMC firmware {was} -> {told}"
-            owed = sent.owed if sent is not None and sent.version == version else None
-            statements = (("firmware", owed | {"sent_by": CUT_OFF}),) if owed is not None else ()
-            return StepResult(facts=facts, statements=statements, events=(event,))
+            owed = sent.owed if sent is not None else None
+            return StepResult(
+                facts={"bmc_version": told, "bmc_firmware_sent": None, **UNCLOSED},
+                statements=(("firmware", owed | {"sent_by": CUT_OFF}),) if owed is not None else (),
+                events=(f"BMC firmware {was} -> {told}",),
+            )
         if await update_running(client):
             return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
-        begun = sent is not None and sent.version == version
-        if begun and sent.owed is None and ctx.now - sent.at < BACK_WITHIN:
-            return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
-        if begun and sent.owed is None and sent.seen:
-            why = f"after the update to BMC firmware {version} the BMC tells of version {told or 'none'}"
-            return StepResult(done=False, facts={"bmc_firmware_sent": None}, quarantine=why)
+        if sent is not None and sent.owed is None:
+            if ctx.now - sent.at < BACK_WITHIN:
+                return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
+            if sent.seen:
+                why = f"after the update to BMC firmware {version} the BMC tells of version {told or 'none'}"
+                return StepResult(done=False, facts={"bmc_firmware_sent": None}, quarantine=why)
         package = await _package(site, ctx, "bmc", told, version)
         claim = package.claim(board, told)
-        if not begun or sent.owed != claim:  # on record before it is sent: whoever dies in between owes it to the log
-            owed = SentFirmware(version=version, at=ctx.now, owed=claim)
-            return StepResult(done=False, facts={"bmc_firmware_sent": owed}, retry_after=AT_ONCE, waiting_for=waiting)
+        if sent is None or sent.owed != claim:
+            facts = {"bmc_firmware_sent": SentFirmware(version=version, at=ctx.now, owed=claim)}
+            return StepResult(done=False, facts=facts, retry_after=AT_ONCE, waiting_for=waiting)
         item = await find_firmware(client, "BMC")
         pushed = await _send(site, ctx, client, package, item.uri, restarts=True)
     site.depot_seen = package.seen
