@@ -4,12 +4,13 @@ reboot of the BMC: it is never a stranger, and ends with a certificate of the si
 import asyncio
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 from cryptography import x509
-from cut_off import Course, Cut, Life, cut_off_everywhere, go_on, prepare, wired
+from cut_off import Course, Cut, Life, cut_off_everywhere, go_on, kept, prepare, wired
 from test_cut_off_credentials import certified, ours_alone, owned
 
 from freehold.model.status import BmcCertificate, Facts, ServerState
@@ -57,9 +58,10 @@ async def test_a_first_certificate_cut_off_anywhere_comes_and_the_bmc_is_never_a
     cut: Cut, serves: Callable[[Course], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificates, "APPLY_PATIENCE", 1.5 * LOOK_AGAIN)  # two looks are as good as a dozen
-    declared = await prepare(tmp_path / "declared")
-    ours = await go_on(declared, tmp_path / "ours", owned)
-    points = await cut_off_everywhere(cut, ours, tmp_path, certified, known_by_the_ca, serves)
+    taken_over = partial(go_on, origin=await kept("declared", prepare), done=owned)
+    points = await cut_off_everywhere(
+        cut, await kept("taken-over", taken_over), tmp_path, certified, known_by_the_ca, serves
+    )
     assert IN_ALL[cut] in points
     assert ("after POST /redfish/v1/Managers/1/Actions/Manager.Reset" in points) == (
         serves is waits and cut is not Cut.FLAP
@@ -77,8 +79,7 @@ def renewed(facts: Facts) -> bool:
 
 @pytest.mark.parametrize("cut", CUTS)
 async def test_a_renewal_cut_off_anywhere_ends_and_the_bmc_is_never_a_stranger(cut: Cut, tmp_path: Path) -> None:
-    declared = await prepare(tmp_path / "declared")
-    old = {"bmc_certificate": ending}
-    in_use = await go_on(declared, tmp_path / "in-use", certified, ServerState.AVAILABLE, **old)
-    points = await cut_off_everywhere(cut, in_use, tmp_path, renewed, known_by_the_ca)
+    old = {"state": ServerState.AVAILABLE, "bmc_certificate": ending}
+    due = partial(go_on, origin=await kept("declared", prepare), done=certified, **old)
+    points = await cut_off_everywhere(cut, await kept("renewal-due", due), tmp_path, renewed, known_by_the_ca)
     assert IN_ALL[cut] in points

@@ -1,10 +1,11 @@
 """The password of a BMC is changed, and the change is cut off at every point: by a kill of the controller, by a reboot
 of the BMC, by a vault that is sealed or out of reach."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from cut_off import Cut, Life, cut_off_everywhere, go_on, prepare, wired
+from cut_off import Cut, Life, cut_off_everywhere, go_on, kept, prepare, wired
 
 from freehold.model.status import Facts, ServerState
 from freehold.orchestration.passwords import VaultSlots
@@ -48,8 +49,7 @@ async def ours_alone(life: Life) -> None:
 async def test_first_contact_cut_off_anywhere_ends_with_one_password_and_it_is_in_the_vault(
     cut: Cut, tmp_path: Path
 ) -> None:
-    declared = await prepare(tmp_path / "declared")
-    points = await cut_off_everywhere(cut, declared, tmp_path, owned, ours_alone)
+    points = await cut_off_everywhere(cut, await kept("declared", prepare), tmp_path, owned, ours_alone)
     assert {
         Cut.KILL: "after POST /redfish/v1/AccountService/Accounts",
         Cut.REBOOT: "after PATCH /redfish/v1/AccountService/Accounts/1",
@@ -62,10 +62,9 @@ async def test_first_contact_cut_off_anywhere_ends_with_one_password_and_it_is_i
 async def test_a_rotation_cut_off_anywhere_ends_with_one_password_and_it_is_in_the_vault(
     cut: Cut, tmp_path: Path
 ) -> None:
-    declared = await prepare(tmp_path / "declared")
-    old = {"bmc_credential_since": None}
-    in_use = await go_on(declared, tmp_path / "in-use", certified, ServerState.AVAILABLE, **old)
-    points = await cut_off_everywhere(cut, in_use, tmp_path, rotated, ours_alone)
+    old = {"state": ServerState.AVAILABLE, "bmc_credential_since": None}
+    due = partial(go_on, origin=await kept("declared", prepare), done=certified, **old)
+    points = await cut_off_everywhere(cut, await kept("rotation-due", due), tmp_path, rotated, ours_alone)
     assert {
         Cut.KILL: "after PATCH /redfish/v1/AccountService/Accounts/2",
         Cut.REBOOT: "after PATCH /redfish/v1/AccountService/Accounts/2",

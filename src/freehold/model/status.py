@@ -44,10 +44,13 @@ class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SentFirmware(msgspec.Struct, frozen=True, kw_only=True):
-    """BMC firmware that was sent, until the BMC tells of it. `at`: UNIX seconds."""
+    """BMC firmware that was sent, until the BMC tells of it. `at`: UNIX seconds. `seen`: the BMC said that it was done.
+    `owed`: the statement about it, written down before it is sent, until that is in the evidence log."""
 
     version: str
     at: float
+    seen: bool = True
+    owed: dict[str, Any] | None = None
 
 
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
