@@ -328,6 +328,30 @@ def test_the_vendors_signature_is_recorded_with_who_looked(founded: Shell, packa
     assert (target.path, target.sha256) == ("firmware/firmware.bin", hashlib.sha256(PACKAGE).hexdigest())
 
 
+@pytest.mark.parametrize("beside", ["firmware.jcat", "firmware.bin.asc"])
+def test_a_signed_member_of_a_cabinet_does_not_come_in_as_unsigned(founded: Shell, tmp_path: Path, beside: str) -> None:
+    archive = CabArchive()
+    archive["firmware.bin"], archive[beside] = CabFile(PACKAGE), CabFile(b"whatever it says")
+    if beside.endswith(".jcat"):
+        archive["second.jcat"] = CabFile(b"of two catalogues none is the right one, and both are there")
+    (tmp_path / "acme.cab").write_bytes(archive.save(compress=True))
+    told = ("--member", "firmware.bin", "--unsigned-because", "it is quicker")
+    answer = founded("depot", "import", tmp_path / "acme.cab", *WORDS, *told)
+    assert answer.code == 1
+    assert f"firmware.bin is not unsigned: {beside}" in answer.err
+    assert "give the vendor's keys with --trust" in answer.err
+    assert Depot(founded.state / "depot").packages() == []
+
+
+def test_a_file_with_its_signature_beside_it_does_not_come_in_as_unsigned(founded: Shell, package: Path) -> None:
+    package.with_name(f"{package.name}.p7s").write_bytes(b"a signature")
+    answer = founded("depot", "import", package, *WORDS, "--unsigned-because", "it is quicker")
+    assert (answer.code, Depot(founded.state / "depot").packages()) == (1, [])
+    assert f"is not unsigned: {package.name}.p7s lies beside it" in answer.err
+    package.with_name(f"{package.name}.p7s").unlink()
+    assert founded("depot", "import", package, *WORDS, "--unsigned-because", "there is none").code == 0
+
+
 def test_an_image_for_any_model(founded: Shell, package: Path) -> None:
     words = ("--kind", "os-image", "--vendor", "Debian", "--component", "debian-12", "--version", "12.8", "--by", "bob")
     assert founded("depot", "import", package, *words, "--unsigned-because", "built here").code == 0

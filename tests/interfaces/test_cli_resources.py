@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import msgspec
 import pytest
 import yaml
 from cli_support import RACK, Shell
@@ -82,6 +83,14 @@ def test_wide_says_everything_at_a_glance(site: Shell) -> None:
     ]  # fmt: skip
     assert "(debian)" in other
     assert "never" in other
+
+
+def test_an_attestation_of_a_revoked_image_is_never_shown_as_a_clean_one(site: Shell) -> None:
+    facts = msgspec.structs.replace(ACTIVE.facts, image_revoked="ab" * 32)
+    site.set_status("server-1", msgspec.structs.replace(ACTIVE, facts=facts))
+    site.set_agent("server-1", AGENT)
+    assert "10m ago, of a revoked image" in site("get", "servers", "-o", "wide").out
+    assert "10m ago, of a revoked image" in site("describe", "server", "server-1").out
 
 
 def test_paused_and_stuck_and_progress_stand_out(site: Shell) -> None:

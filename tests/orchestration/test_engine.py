@@ -45,13 +45,21 @@ def since(certificate: BmcCertificate | None) -> float:
 
 
 async def story(rig: Rig, engine: Engine) -> None:
-    """The whole life of server-1: to active, through a drift, and back to available. Goes on wherever it stands."""
+    """The whole life of server-1: a TPM that is off at first, to active, through a drift, and back to available. Goes
+    on wherever it stands."""
 
     def done(*states: ServerState) -> Callable[[ServerStatus], bool]:
         return lambda _status: rig.evidence.path("server-1")[: len(states)] == list(states)
 
-    await rig.drive(engine, done(*TO_ACTIVE))
     server = rig.world.server("server-1")
+    if not rig.evidence.path("server-1"):
+        server.has_tpm = False
+    if not server.has_tpm:
+        status = await rig.drive(engine, lambda status: status.facts.tpm_missing is not None)
+        assert status.state is S.DISCOVERING
+        server.has_tpm = True  # somebody enables it, and says so
+        await rig.store.record_intent("server-1", IntentKind.ATTEST, by="ann")
+    await rig.drive(engine, done(*TO_ACTIVE))
     if not done(*TO_ACTIVE, *DRIFT)(ServerStatus()) and not done(*TO_ACTIVE, S.DRIFTED)(ServerStatus()):
         server.bios = {"BootMode": "Legacy"}
     await rig.drive(engine, done(*TO_ACTIVE, *DRIFT))

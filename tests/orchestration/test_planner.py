@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.model.errors import FreeholdError
 from freehold.model.resources import (
     AssignmentSpec,
     Bmc,
@@ -33,11 +34,12 @@ from freehold.model.status import (
     Order,
     OrderState,
     PendingCertificate,
+    RotationTurn,
     ServerState,
     ServerStatus,
     Tenancy,
 )
-from freehold.orchestration import bmc_keys
+from freehold.orchestration import bmc_keys, outcomes
 from freehold.orchestration.conditions import (
     AGENT_LOST,
     BOOT_PATIENCE,
@@ -47,8 +49,9 @@ from freehold.orchestration.conditions import (
     keys_current,
     rotation_due,
 )
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
+from freehold.orchestration.pace import LAPSES, Pace
 from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
@@ -162,14 +165,58 @@ def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
 @pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
 def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
     facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
-    rotate = Do("rotate_credential", "rotate_credential")
     assert isinstance(next_step(view(state, facts), NOW), Idle)
     month = 30 * 86400.0
-    assert next_step(view(state, msgspec.structs.replace(facts, bmc_credential_since=NOW - month)), NOW) == rotate
     asked = Intent(id=7, at=NOW - 5, kind=IntentKind.ROTATE, by="ann")
-    assert next_step(view(state, facts, intents=(asked,)), NOW) == rotate
+    old = msgspec.structs.replace(facts, bmc_credential_since=NOW - month)
+    for wanted in (view(state, old), view(state, facts, intents=(asked,))):
+        assert next_step(wanted, NOW) == TakeTurn()
+        assert next_step(with_turn(wanted, NOW - 1), NOW) == Do("rotate_credential", "rotate_credential")
     done = msgspec.structs.replace(facts, bmc_credential_since=NOW - 4)
     assert next_step(view(state, done, intents=(asked,)), NOW) == Settle(7, "rotated")
+
+
+def with_turn(server: ServerView, at: float, taken: float = NOW - 2) -> ServerView:
+    """Its turn to rotate is `at` (to a fraction of a second), taken a moment ago."""
+    facts = msgspec.structs.replace(server.facts, rotation_turn=RotationTurn(slot=5, taken=taken))
+    pace = Pace(per_minute=60, anchor=5, since=at - 0.5, free=6)
+    return msgspec.structs.replace(server, pace=pace, status=msgspec.structs.replace(server.status, facts=facts))
+
+
+WANTED = Intent(id=7, at=NOW - 5, kind=IntentKind.ROTATE, by="ann")
+
+
+@pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
+def test_a_rotation_waits_for_its_turn_with_a_time_and_keeps_nothing_else_waiting(state: S) -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    waits = with_turn(view(state, facts, intents=(WANTED,)), NOW + 90)
+    decision = next_step(waits, NOW)
+    assert isinstance(decision, Idle)
+    assert decision.until is not None
+    assert 89 < decision.until - NOW < 91
+    assert decision.waiting_for.startswith("its turn to rotate the BMC password, at 13:48:")
+    late = msgspec.structs.replace(facts, last_attestation=NOW - 86401, last_drift_check=NOW)
+    other = with_turn(view(S.ACTIVE, late, intents=(WANTED,)), NOW + 90)
+    assert next_step(other, NOW) == RENEW
+    given = with_turn(view(S.AVAILABLE, facts, intents=(WANTED,), assignment=ASSIGNED), NOW + 90)
+    assert isinstance(next_step(given, NOW), Move)
+
+
+def test_a_turn_that_was_not_used_in_time_or_was_used_is_none() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    wanted = view(S.ACTIVE, facts, intents=(WANTED,))
+    assert next_step(with_turn(wanted, NOW - LAPSES - 2), NOW) == TakeTurn()
+    assert next_step(with_turn(wanted, NOW - 1, taken=NOW - 10), NOW) == TakeTurn()  # it rotated since
+
+
+def test_who_failed_asks_for_a_new_turn_and_goes_on_backing_off() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    server = with_turn(view(S.ACTIVE, facts, intents=(WANTED,), status={"attempts": 3}), NOW - 1)
+    after = outcomes.failed(server, "rotate_credential", FreeholdError("the BMC is away"), NOW)
+    assert (after.facts.rotation_turn, after.attempts) == (None, 4)
+    again = msgspec.structs.replace(server, status=msgspec.structs.replace(after, retry_at=None))
+    assert next_step(again, NOW) == TakeTurn()
+    assert outcomes.failed(server, "check_drift", FreeholdError("x"), NOW).facts == server.facts
 
 
 RENEW = Do("renew_attestation", "renew_attestation")
@@ -682,6 +729,9 @@ def test_every_view_has_a_legal_decision(server: ServerView) -> None:
         case Idle():
             assert server.paused or state in (S.ACTIVE, S.AVAILABLE, S.QUARANTINED, S.RETIRED)
             assert decision.until is None or decision.until > NOW
+        case TakeTurn():
+            assert state in (S.ACTIVE, S.AVAILABLE)
+            assert not server.paused
         case Refuse():
             assert decision.intent in {intent.id for intent in server.intents}
 
@@ -708,6 +758,15 @@ def test_a_new_generation_of_keys_makes_every_active_server_be_looked_at_before_
         decision = next_step(view(S.ACTIVE, Facts(revocations_checked=checked), secure_boot_generation=newest), NOW)
         assert (decision == check) is due, (checked, newest)
     assert forget(Facts(revocations_checked=2), S.ACTIVE).revocations_checked is None
+
+
+def test_a_revoked_image_runs_on_only_as_long_as_policy_lets_it() -> None:
+    facts = Facts(revocations_checked=2, image_revoked="ab" * 32)
+    for allowed, due in ((PolicySpec(), True), (PolicySpec(revoked_image="report"), False)):
+        decision = next_step(view(S.ACTIVE, facts, policy=allowed, secure_boot_generation=2), NOW)
+        assert (decision == Do("check_revocations", "check_revocations")) is due
+    for state in (S.ACTIVE, S.AVAILABLE):
+        assert forget(facts, state).image_revoked is None
 
 
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])

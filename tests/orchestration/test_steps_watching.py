@@ -22,6 +22,7 @@ from freehold.out_of_band.secure_boot import secure_boot_state
 
 SYSTEM = "/redfish/v1/Systems/1"
 PROTOCOLS = "/redfish/v1/Managers/1/NetworkProtocol"
+ACCOUNTS = "/redfish/v1/AccountService"
 HOST_INTERFACE = "/redfish/v1/Managers/1/HostInterfaces/1"
 FOREIGN = {"UserName": "mallory", "Password": "some-Password-1", "RoleId": "Administrator"}
 
@@ -160,9 +161,12 @@ async def test_every_service_that_was_closed_is_watched_and_closed_again(owned: 
         await open_snmp(client, owned)
         await client.patch(PROTOCOLS, {"SSDP": {"ProtocolEnabled": True}})
         await client.patch(HOST_INTERFACE, {"InterfaceEnabled": True, "CredentialBootstrapping": {"Enabled": True}})
+        await client.patch(ACCOUNTS, {"LDAP": {"ServiceEnabled": True}})
     seen = await owned.step("check_drift")
     bootstrapping, interface = f"credential bootstrapping at {HOST_INTERFACE}", f"host interface {HOST_INTERFACE}"
-    assert {drift.subject for drift in seen.facts["drift"]} == {"SNMP", "SSDP", bootstrapping, interface}
+    assert {drift.subject for drift in seen.facts["drift"]} == {
+        *("SNMP", "SSDP", bootstrapping, interface, "directory LDAP")
+    }
     assert all(finding.severity is Severity.WARNING and finding.remedy for finding in seen.findings)
     for _ in range(2):  # safe to repeat
         assert (await owned.step("remediate/bmc-service")).done
@@ -193,6 +197,20 @@ async def test_a_service_that_the_bmc_never_let_us_close_is_no_drift(owned: Plac
         await open_snmp(client, owned)
     await owned.establish(services_left_open=("SNMP",))
     await accepted(owned)
+
+
+async def test_a_directory_that_a_waiver_lets_stay_is_neither_drift_nor_closed_with_the_rest(owned: Place) -> None:
+    async with owned.own_bmc() as client:
+        await client.patch(ACCOUNTS, {"LDAP": {"ServiceEnabled": True}})
+    await owned.establish(services_left_open=("directory LDAP",))
+    await accepted(owned)
+    async with owned.own_bmc() as client:
+        await open_snmp(client, owned)
+    seen = await owned.step("check_drift")
+    assert [drift.subject for drift in seen.facts["drift"]] == ["SNMP"]
+    assert (await owned.step("remediate/bmc-service")).done
+    async with owned.own_bmc() as client:
+        assert opened(await read_posture(client)) == ("directory LDAP",)
 
 
 async def test_a_foreign_key_that_came_before_the_first_check_is_drift(owned: Place) -> None:

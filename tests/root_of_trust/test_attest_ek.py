@@ -161,7 +161,9 @@ def test_critical_extensions_that_nobody_checks_are_refused() -> None:
 def test_a_lapsed_certificate_is_forgiven_only_if_policy_says_so() -> None:
     with pytest.raises(EndorsementKeyError, match="CN=TPM is valid from"):
         verify(leaf(days=-1))
-    assert verify(leaf(days=-1), allow_expired=True).issuers[-1] == "CN=Root"
+    forgiven = verify(leaf(days=-1), allow_expired=True)
+    assert (forgiven.issuers[-1], forgiven.lapsed) == ("CN=Root", True)
+    assert not verify(leaf(), allow_expired=True).lapsed
     lapsed = issue("Middle", MIDDLE_KEY.public_key(), "Root", CA_KEY, CA, SIGNS, days=-1)
     with pytest.raises(EndorsementKeyError, match="CN=Middle is valid from"):
         verify(leaf(), ROOT, lapsed, allow_expired=True)

@@ -54,6 +54,10 @@ ROTATED = (
     "credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": True, "event": "rotated"},
 )  # fmt: skip
 WITH_ANOTHER = ("credential", ROTATED[1] | {"waived_accounts": ["field"]})
+SILENT = ("posture", {"kind": "ipmi", "probe": {"present": False}})
+ANSWERS = ("posture", {"kind": "ipmi", "probe": {"present": True}})
+CLOSED = ("posture", {"kind": "services", "left_open": ["SNMP"]})
+LETS_IN = ("posture", {"kind": "services", "left_open": ["directory LDAP"]})
 ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
 
 
@@ -62,6 +66,8 @@ ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
     [
         (2, "bmc-certificate", CERTIFIED, [("bmc-identity", {"method": "accepted by eve"}), ENROLLED]),
         (2, "bmc-account", ROTATED, [WITH_ANOTHER, CERTIFIED]),
+        (2, "ipmi", SILENT, [ANSWERS, CERTIFIED, CLOSED]),
+        (2, "bmc-directory", CLOSED, [LETS_IN, ROTATED, SILENT]),
         (5, "secure-boot-databases", ENROLLED, [("secure-boot", {"event": "generation"}), CERTIFIED]),
     ],
 )
@@ -96,6 +102,7 @@ def test_what_a_waiver_lets_be_missing_is_never_a_pass(number, finding, mended, 
         (4, ("firmware", {"staged_locally": True, "verified": False}), Verdict.NON_SOVEREIGN),
         (5, ("attestation", {"trusted": False, "reasons": ["PCR 4"]}), Verdict.NON_SOVEREIGN),
         (5, ("attestation", {"trusted": True, "reference": "learned"}), Verdict.DEGRADED),
+        (5, ("attestation", {"trusted": True, "reference": "approved", "revoked_image": True}), Verdict.DEGRADED),
         (6, ("decommission-certificate", {"media": [{"clean": False}]}), Verdict.NON_SOVEREIGN),
         (6, ("decommission-certificate", {"media": []}), Verdict.NON_SOVEREIGN),
         (7, ("egress", EGRESS | {"packets": 9}), Verdict.NON_SOVEREIGN),

@@ -31,9 +31,17 @@ class SiteNetworks(Spec, frozen=True, kw_only=True):
     provisioning: str = "provisioning"
 
 
+ROTATIONS_PER_MINUTE = 60
+"""Unless the Site says otherwise: a thousand BMCs in a quarter of an hour."""
+
+
 class SiteSpec(Spec, frozen=True, kw_only=True):
+    """`rotations_per_minute`: BMC passwords of the whole site that are changed in a minute at most, whoever wants them
+    changed. A change counts at once."""
+
     controller: ControllerAddresses
     networks: SiteNetworks = SiteNetworks()
+    rotations_per_minute: int = ROTATIONS_PER_MINUTE
 
 
 class DhcpRange(Spec, frozen=True, kw_only=True):
@@ -168,7 +176,11 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     a person's `freehold confirm`.
     `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
     pool; `learned` takes what it measured first, and every report says so. It is for trying things out: it counts only
-    as long as the site has no operators."""
+    as long as the site has no operators.
+    `revoked_image`: what becomes of an active server whose OS image stands in dbx of the newest Secure Boot keys: it is
+    quarantined, or it runs on with a critical finding (`report`).
+    `lapsed_ek_certificates`: some vendors let them end while the TPM still works; `accept` forgives the date of that
+    certificate, not of the vendor's CAs, and each attestation says so."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
@@ -177,6 +189,8 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     sanitization: Sanitization = Sanitization()
     first_contact: Literal["pin", "confirm"] = "pin"
     reference_values: Literal["approved", "learned"] = "approved"
+    revoked_image: Literal["report", "quarantine"] = "quarantine"
+    lapsed_ek_certificates: Literal["refuse", "accept"] = "refuse"
 
     def reaction(self, kind: DriftKind) -> Reaction:
         return self.remediation.get(kind, DEFAULT_REACTIONS[kind])
@@ -213,7 +227,10 @@ class Waivable(StrEnum):
 
     BMC_CERTIFICATE = "bmc-certificate"
     BMC_ACCOUNT = "bmc-account"
+    BMC_DIRECTORY = "bmc-directory"
+    IPMI = "ipmi"
     SECURE_BOOT_DATABASES = "secure-boot-databases"
+    TPM = "missing-tpm"
     MISSING_MEDIUM = "missing-medium"
     DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
 from freehold.model.status import Facts, IntentKind, Medium, OrderState, ServerState
+from freehold.orchestration.pace import LAPSES
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -61,8 +62,16 @@ def _called(server: ServerView, booted: float) -> float:
     return max(booted, attestation_asked(server) or 0.0)
 
 
+def let_in(server: ServerView) -> bool:
+    """Whoever speaks for it has attested, or came by ticket before any TPM of it was known."""
+    agent = server.agent
+    if agent is None or agent.attested_at is None:
+        return False
+    return not (agent.by_ticket and server.facts.ek_sha256 is not None)
+
+
 def agent_attested(server: ServerView, now: float) -> bool:
-    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
+    return agent_alive(server, now) and let_in(server)
 
 
 def agent_expected(server: ServerView, now: float) -> bool:
@@ -88,6 +97,44 @@ def given_up(server: ServerView, now: float) -> str | None:
     return f"no agent came within {now - booted:.0f} s of the start"
 
 
+def lacks_tpm(server: ServerView) -> bool:
+    """It goes without a TPM, or its agent has said that there is none; until one attests, or a person asks it to. What
+    is said is a stranger's word: it stops the server where it is, and lets nobody in."""
+    facts, agent = server.facts, server.agent
+    if facts.ek_sha256 is not None:
+        return False
+    if facts.tpm_waived:
+        return True
+    missing = facts.tpm_missing or 0.0
+    if agent is not None and agent.started >= (facts.agent_booted_at or 0.0):
+        if agent.attested_at is not None and not agent.by_ticket:
+            return False
+        missing = max(missing, agent.started if agent.no_tpm else 0.0)
+    return missing > (attestation_asked(server) or 0.0)
+
+
+def tpm_waiver_ends(server: ServerView) -> float:
+    """When a server that lacks a TPM may not go on any longer, UNIX seconds; never, if it lacks none."""
+    if not lacks_tpm(server):
+        return math.inf
+    return max((each.expires for each in server.waivers if each.finding is Waivable.TPM), default=0.0)
+
+
+def tpm_or_waiver(server: ServerView, now: float) -> bool:
+    return now < tpm_waiver_ends(server)
+
+
+def wants_ticket(server: ServerView, now: float) -> bool:
+    """A waiver holds, and no TPM was ever bound: the next boot is given a ticket, for if it needs one."""
+    waived = any(each.finding is Waivable.TPM and now < each.expires for each in server.waivers)
+    return server.facts.ek_sha256 is None and waived
+
+
+def bound(server: ServerView, _now: float) -> bool:
+    """It is known by its TPM; or to have none, and two people signed that it goes without."""
+    return server.facts.ek_sha256 is not None or server.facts.tpm_waived
+
+
 def may_be_cleared(server: ServerView) -> bool:
     """Between the order and its result nobody knows whether TPM2_Clear has set the TPM's counters back."""
     return server.status.state is ServerState.DECOMMISSIONING and not server.facts.tpm_cleared
@@ -97,7 +144,7 @@ def os_attested(server: ServerView, _now: float) -> bool:
     agent, booted = server.agent, server.facts.os_booted_at
     if agent is None or booted is None or agent.mode != "os":
         return False
-    return agent.started >= booted and agent.attested_at is not None
+    return agent.started >= booted and let_in(server)
 
 
 def os_ready(server: ServerView, now: float) -> bool:
@@ -154,6 +201,31 @@ def credential_fresh(server: ServerView, now: float) -> bool:
     return rotation_asked(server) is None and now < rotation_due(server)
 
 
+def rotation_turn(server: ServerView, now: float) -> float | None:
+    """When it is the server's turn to rotate, UNIX seconds; None: it has to ask for one. A turn is for one rotation."""
+    mine = server.facts.rotation_turn
+    if mine is None or mine.taken <= (server.facts.bmc_credential_since or 0.0):
+        return None
+    turn = server.pace.turn(mine.slot, _spread(server.name))
+    return turn if turn is not None and now <= turn + LAPSES else None
+
+
+def rotation_waits(server: ServerView, now: float) -> float | None:
+    """When the rotation that is due may begin, if that is not yet."""
+    turn = None if credential_fresh(server, now) else rotation_turn(server, now)
+    return turn if turn is not None and turn > now else None
+
+
+def rotated_or_waiting(server: ServerView, now: float) -> bool:
+    """A rotation that waits for its turn keeps nothing else from being done."""
+    return credential_fresh(server, now) or rotation_waits(server, now) is not None
+
+
+def rotation_look(server: ServerView, now: float) -> float:
+    """When there is something to do about the password next, UNIX seconds."""
+    return rotation_waits(server, now) or rotation_due(server)
+
+
 def certificate_due(server: ServerView) -> float:
     """When the BMC's certificate is to be renewed, UNIX seconds: when less than a third of its life is left. The next
     fifth of that third is spread over the fleet by name. One of a BMC CA that was replaced is due at once. A server
@@ -198,12 +270,16 @@ def keys_current(server: ServerView, now: float) -> bool:
 
 
 def revocations_checked(server: ServerView, _now: float) -> bool:
-    """Nothing was revoked since its OS image was last looked at; the first generation revokes nothing."""
+    """Nothing was revoked since its OS image was last looked at (the first generation revokes nothing), and policy lets
+    it run on. A policy that is changed therefore counts at once."""
+    if server.facts.image_revoked is not None and server.policy.revoked_image == "quarantine":
+        return False
     return (server.facts.revocations_checked or 1) >= server.secure_boot_generation
 
 
 def attested_last(server: ServerView) -> float:
-    """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
+    """When the OS last proved what it is (or showed its ticket, under a waiver), UNIX seconds; 0 if never, or not since
+    a person released the server."""
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
@@ -227,9 +303,11 @@ def attested_as_asked(server: ServerView, _now: float) -> bool:
 
 
 def attestation_fresh(server: ServerView, now: float) -> bool:
-    return attestation_asked(server) is None and now - attested_last(server) < parse_duration(
-        server.policy.attestation_interval
-    )
+    """What the OS proved is younger than the policy's interval, and nobody asked for more. A server without a TPM
+    proves nothing: it is let go on as long as its waiver holds."""
+    interval = parse_duration(server.policy.attestation_interval)
+    asked = attestation_asked(server) is not None
+    return not asked and now - attested_last(server) < interval and tpm_or_waiver(server, now)
 
 
 def fresh_or_drifted(server: ServerView, now: float) -> bool:
@@ -273,8 +351,10 @@ def unprepared(facts: Facts) -> list[str]:
     """What a server in the pool must have and this one lacks."""
     needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
     lacking = [name for name in needed if not getattr(facts, name)]
-    # Whether the waiver still holds is the business of the goal that `available` has for it.
-    return [name for name in lacking if name != "secure_boot_enrolled" or not facts.secure_boot_waived]
+    # Whether the waivers still hold is the business of the goals that `available` has for them.
+    excused = {"secure_boot_enrolled"} if facts.secure_boot_waived else set()
+    excused |= {"ek_sha256", "reference_values"} if facts.tpm_waived else set()
+    return [name for name in lacking if name not in excused]
 
 
 def every_medium(check: Callable[[Medium], bool]) -> Condition:

@@ -155,10 +155,11 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
     site.store, site.agents, site.bell = store, store.agents, door.ring
     addresses = site.spec.controller
     async with AsyncExitStack() as stack:
-        boot_app = create_boot_app(site.files)
         for address in dict.fromkeys((addresses.provisioning, addresses.oob)):
-            await _listen(stack, boot_app, address, BOOT_PORT, None)
             boot_app = create_boot_app(site.files)
+            if address == addresses.oob:
+                site.tickets.add_routes(boot_app)
+            await _listen(stack, boot_app, address, BOOT_PORT, None)
         chain = site.keys.agent_ca.certificate_pem
         await _listen(
             stack,

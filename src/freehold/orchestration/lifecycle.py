@@ -39,19 +39,23 @@ DEADLINES: dict[ServerState, float] = {
 """Seconds after which a server is stuck in a state: a finding. States without a row may last for ever."""
 
 FORGETS: dict[ServerState, tuple[str, ...]] = {
-    S.DISCOVERING: ("agent_booted_at", "agent_released", "inband_inventory", "oob_inventory", "inventory_agrees"),
+    S.DISCOVERING: (
+        "agent_booted_at", "agent_released", "inband_inventory", "oob_inventory", "inventory_agrees", "tpm_missing",
+        "tpm_waived", "boot_ticket",
+    ),
     S.AVAILABLE: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at", "tenancy",
+        "image_revoked", "boot_ticket", "os_ticket",
     ),
     S.PROVISIONING: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
-        "last_attestation", "certificate_index",
+        "last_attestation", "certificate_index", "boot_ticket", "os_ticket",
     ),
-    S.ACTIVE: ("last_drift_check", "revocations_checked"),
+    S.ACTIVE: ("last_drift_check", "revocations_checked", "image_revoked"),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
-        "keys_destroyed", "state_reasserted", "certificate_index", "drift",
+        "keys_destroyed", "state_reasserted", "certificate_index", "drift", "boot_ticket", "os_ticket",
     ),
 }  # fmt: skip
 """Facts that no longer hold, or must be established anew, when a server enters a state."""
@@ -131,6 +135,11 @@ def nothing_attests(state: ServerState) -> IntentRefusedError:
     if state is S.QUARANTINED:
         remedy = "`freehold release` it: it goes on only after a new attestation"
     return IntentRefusedError(f"nothing that could attest runs on a server that is {state} now", remedy=remedy)
+
+
+def no_tpm_attests() -> IntentRefusedError:
+    remedy = "its agent is let in by a ticket, which proves nothing of what runs; fit a TPM 2.0, or enable it"
+    return IntentRefusedError("it has no TPM, and goes without by a waiver: nothing on it can attest", remedy=remedy)
 
 
 def forget(facts: Facts, entering: ServerState, *, released: bool = False) -> Facts:

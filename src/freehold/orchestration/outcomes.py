@@ -10,7 +10,7 @@ from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ServerState, ServerStatus
 from freehold.orchestration.decisions import Move
 from freehold.orchestration.lifecycle import DEADLINES, forget, transition
-from freehold.orchestration.planner import overdue
+from freehold.orchestration.planner import ROTATE, overdue
 from freehold.orchestration.view import ServerView
 
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
@@ -82,6 +82,7 @@ def failed(server: ServerView, step: str, error: Exception, now: float) -> Serve
     attempts = server.status.attempts + 1
     status = msgspec.structs.replace(
         server.status,
+        facts=_without_turn(server.facts) if step == ROTATE else server.facts,
         step=step,
         reason=in_words(error),
         waiting_for="",
@@ -98,6 +99,11 @@ def failed(server: ServerView, step: str, error: Exception, now: float) -> Serve
         remedy=remedy or "it is tried again by itself; if it stays, read the controller's log",
     )
     return with_findings(status, [finding], resolved=(STEP_FAILED,))
+
+
+def _without_turn(facts: Facts) -> Facts:
+    """A turn is for one attempt: the next one waits like everybody else's."""
+    return msgspec.structs.replace(facts, rotation_turn=None)
 
 
 def succeeded(status: ServerStatus) -> ServerStatus:

@@ -38,14 +38,22 @@ class ReferenceLedger:
         self._database = database
 
     async def propose(
-        self, values: ReferenceValues, origin: str, by: str, now: float, *, doubted: bool = False
+        self,
+        values: ReferenceValues,
+        origin: str,
+        by: str,
+        now: float,
+        *,
+        compared: str = "",
+        doubted: bool = False,
     ) -> KnownReference:
-        """Put values before the operators, unless they are known already. `doubted`: known or not, because the approval
-        that they have does not verify."""
+        """Put values before the operators, unless they are known already. `compared`: what the depot had to say of them
+        then, for those who sign. `doubted`: known or not, because the approval that they have does not verify."""
+        details = {"id": values.id, "origin": origin, "values": msgspec.to_builtins(values)}
         request = Request(
             act=Act.REFERENCE_VALUES,
             subject=values.title,
-            details={"id": values.id, "origin": origin, "values": msgspec.to_builtins(values)},
+            details=details | ({"depot": compared} if compared else {}),
             requested_by=by,
             at=now,
             expires=now + PATIENCE,

@@ -14,7 +14,7 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind
 from freehold.model.status import AgentSession, BmcCertificate, Drift, FirmwareFact, ImageFact, Medium
-from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted
+from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted, wants_ticket
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
 from freehold.orchestration.planner import STEPS
 from freehold.orchestration.step import StepContext, StepFn, StepResult
@@ -44,6 +44,7 @@ class SimulatedServer:
     bmc_version: str = "4.0"
     highest_fence: int = 0
     agent_silent: bool = False
+    has_tpm: bool = True
     skips_erase: bool = False
     wrong_image: bool = False
 
@@ -129,9 +130,17 @@ class World:
         facts = {"oob_inventory": inventory, "firmware": server.bios_fact(), "bmc_version": server.bmc_version}
         return StepResult(facts=facts)
 
+    async def _require_tpm(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.running = ""
+        await context.agents.end_session(context.name)
+        facts = {"tpm_missing": context.now, "agent_booted_at": None, "boot_ticket": None}
+        return StepResult(done=False, facts=facts, waiting_for="a usable TPM 2.0, or a waiver")
+
     async def _boot_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._boot(context, server, "ramdisk")
-        return StepResult(facts={"agent_booted_at": context.now, "agent_trust": context.server.agent_trust})
+        ticket = "t" * 64 if wants_ticket(context.server, context.now) else None
+        facts = {"agent_booted_at": context.now, "agent_trust": context.server.agent_trust, "boot_ticket": ticket}
+        return StepResult(facts=facts)
 
     async def _collect_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("inventory", inband_inventory={"drives": sorted(server.media)})
@@ -142,6 +151,8 @@ class World:
         return StepResult(facts={"inventory_agrees": True})
 
     async def _bind_ek(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        if not server.has_tpm:
+            return _proved("waiver", tpm_waived=True, tpm_missing=None, learned_reference={})
         return StepResult(facts={"ek_sha256": f"ek-{context.name}", "learned_reference": server.measures()})
 
     async def _release_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
@@ -168,7 +179,7 @@ class World:
         return StepResult(facts={"reference_values": context.facts.learned_reference})
 
     async def _learn_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"learned_reference": server.measures()})
+        return StepResult(facts={"learned_reference": server.measures() if server.has_tpm else {}})
 
     async def _apply_bmc_firmware(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.bmc_version, server.ipmi = bmc_firmware_wanted(context.server) or server.bmc_version, True
@@ -191,7 +202,7 @@ class World:
         return _proved("image", image=image, image_written=True)
 
     async def _write_seed(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"seed_written": True})
+        return StepResult(facts={"seed_written": True, "os_ticket": None if server.has_tpm else "o" * 64})
 
     async def _set_boot_entry(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("boot-config", boot_entry_set=True)
@@ -294,6 +305,10 @@ class World:
     async def _hello(self, context: StepContext, server: SimulatedServer) -> None:
         now = context.now
         trusted = now if not (server.wrong_image and server.running == "os") else None
+        details: dict[str, Any] = {}
+        if not server.has_tpm:
+            waived = wants_ticket(context.server, now)
+            trusted, details = (now, {"ticket": "t" * 64}) if waived else (None, {"no_tpm": True})
         session = AgentSession(
             id=f"{context.name}-{server.boots}-{context.fence}",
             mode="os" if server.running == "os" else "ramdisk",
@@ -302,6 +317,7 @@ class World:
             last_seen=now,
             attested_at=trusted,
             ready_at=trusted if server.running == "os" else None,
+            details=details,
         )
         await context.agents.put_session(context.name, session)
 

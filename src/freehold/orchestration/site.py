@@ -1,6 +1,8 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
+import hashlib
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.provisioning.firmware_shelf import FirmwareShelf
+from freehold.provisioning.ticket_shelf import TicketShelf, medium
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.depot import Depot, Seen
@@ -118,6 +121,20 @@ class Site:
     def shelf(self) -> FirmwareShelf:
         """Where BMCs fetch firmware, if they take no uploads."""
         return FirmwareShelf(f"https://{self.spec.controller.oob}:{FIRMWARE_PORT}")
+
+    @cached_property
+    def tickets(self) -> TicketShelf:
+        """Where BMCs fetch the media for servers without a TPM."""
+        return TicketShelf(f"http://{self.spec.controller.oob}:{BOOT_PORT}")
+
+    async def give_ticket(self, server: str) -> tuple[str, str]:
+        """(where the server's BMC fetches a CD that starts our agent and bears a fresh ticket, SHA-256 of the ticket in
+        hex). Nothing else of the ticket is kept."""
+        iso = self.files.find("boot", self.agent_iso)
+        assert iso is not None
+        ticket = secrets.token_bytes(32)
+        url = self.tickets.lay(server, medium(await asyncio.to_thread(iso.read_bytes), ticket))
+        return url, hashlib.sha256(ticket).hexdigest()
 
     @property
     def boot_url(self) -> str:

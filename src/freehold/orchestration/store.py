@@ -19,12 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.documents import resource_from, validate_set
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import AssignmentSpec, Resource, Waivable, WaiverSpec
+from freehold.model.resources import AssignmentSpec, Resource, SiteSpec, Waivable, WaiverSpec
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_waivers
 from freehold.orchestration.database import Database
-from freehold.orchestration.ledger import SECURE_BOOT, Ledger, announced
+from freehold.orchestration.ledger import SECURE_BOOT, Ledger, announced, rotation_pace, set_rotation_pace
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import about, events, intents, orders, resources, servers
@@ -145,7 +145,10 @@ class Store:
         await _note(connection, now, names or _server_of(resource), change.action, f"{resource.kind} {resource.name}")
         if concerned := names or _server_of(resource):
             await wake(connection, concerned)
-        elif resource.kind == "Policy":
+        elif resource.kind in ("Policy", "Site"):
+            if isinstance(spec, SiteSpec):
+                old = await rotation_pace(connection, change=True)
+                await set_rotation_pace(connection, old.at(spec.rotations_per_minute, now))
             await connection.execute(update(servers).values(next_due=now, wakes=servers.c.wakes + 1))
 
     async def get(self, kind: str, name: str) -> Stored:

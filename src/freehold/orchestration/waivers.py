@@ -11,6 +11,7 @@ import msgspec
 from freehold.model.findings import Finding, Severity
 from freehold.model.resources import Waivable, WaiverSpec
 from freehold.model.status import Facts
+from freehold.out_of_band.hardening import directories
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     THRESHOLD,
@@ -77,7 +78,10 @@ def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: 
     lacking = {
         Waivable.BMC_CERTIFICATE: facts.bmc_certificate is None and facts.bmc_certificate_waived,
         Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
+        Waivable.TPM: facts.ek_sha256 is None and facts.tpm_waived,
         Waivable.MISSING_MEDIUM: bool(facts.missing_media),
+        Waivable.IPMI: facts.ipmi_waived,
+        Waivable.BMC_DIRECTORY: bool(directories(facts.services_left_open)),
     }
     found = [_exception(known, finding, server, now) for finding, lacks in lacking.items() if lacks]
     for account, waiver in of_accounts(known, now).items():
@@ -88,7 +92,10 @@ def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: 
 _WITHOUT = {
     Waivable.BMC_CERTIFICATE: "its BMC serves no certificate of the site's BMC CA",
     Waivable.SECURE_BOOT_DATABASES: "its firmware has not the site's Secure Boot keys: it starts what anybody signed",
+    Waivable.TPM: "it has no usable TPM 2.0: nothing proves what it boots",
     Waivable.MISSING_MEDIUM: "disks that were in it are unaccounted for",
+    Waivable.IPMI: "its BMC answers IPMI over LAN",
+    Waivable.BMC_DIRECTORY: "its BMC lets in whom a directory vouches for",
 }
 
 

@@ -244,7 +244,7 @@ def posture_findings(
             Severity.CRITICAL,
             "bmc-external-accounts",
             f"whoever a directory vouches for may log in to the BMC: {', '.join(names)}",
-            "turn it off in the BMC's AccountService",
+            "turn it off in the BMC's AccountService; one that has to stay needs a Waiver of bmc-directory",
             "; ".join(f"{each.name}: ServiceEnabled is true" for each in posture.external_providers),
         )
     if not posture.services_told:

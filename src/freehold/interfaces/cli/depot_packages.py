@@ -71,12 +71,14 @@ class Meter:
 
 
 class Incoming(NamedTuple):
-    """What is to be copied in. `called`: how the vendor calls it. `signature`: the one found with it, if any."""
+    """What is to be copied in. `called`: how the vendor calls it. `signature`: the one found with it, if any.
+    `signed_by`: names of all files beside it that may hold its signature."""
 
     source: FileIO | BytesIO
     size: int
     called: str
     signature: bytes | None
+    signed_by: tuple[str, ...]
 
 
 @click.command("import")
@@ -94,7 +96,8 @@ class Incoming(NamedTuple):
 @click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Check certificates as of this day; default: today.")
 @click.option("--unsigned-because", metavar="TEXT", help="Import without a vendor's signature; why is recorded.")
 @click.option("--name", help="File name in the depot; default: the file's own.")
-@click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX", help="SHA-256 digest that it will measure.")
+@click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX",
+              help="What it measures: the PCR's value (SHA-256), or, of firmware, its events in order.")  # fmt: skip
 @click.option("--sbom-sha256", metavar="HEX", help="SHA-256 of its bill of materials.")
 @state_option
 @output_option()
@@ -143,6 +146,13 @@ def import_package(
         sbom_sha256=sbom_sha256,
     )
     incoming = open_incoming(file, member, signature)
+    if unsigned_because is not None and incoming.signed_by:
+        raise FreeholdError(
+            f"{incoming.called} is not unsigned: {', '.join(incoming.signed_by)} lies beside it",
+            expected="its signature, checked with the vendor's keys",
+            remedy="give the vendor's keys with --trust; whoever really has none takes the file out, away from its"
+            " signature, and says so in --unsigned-because",
+        )
     meter = Meter("import").of(file.name)
     with incoming.source as source, here.receiving(source, incoming.size, meter) as received:
         if trust is not None:
@@ -248,12 +258,13 @@ def open_incoming(file: Path, member: str | None, signature: Path | None) -> Inc
     source = FileIO(file, "rb")
     size = file.stat().st_size
     if member is None:
-        return Incoming(source, size, file.name, given)
+        beside = tuple(name for name in jcat.signature_files(file.name) if file.with_name(name).exists())
+        return Incoming(source, size, file.name, given, beside)
     with source:
         if not jcat.is_cabinet(source.read(4)) or size > CABINET_LIMIT:
             raise FreeholdError(f"{file} is no cabinet of at most {CABINET_LIMIT >> 20} MiB", remedy="omit --member")
         found = jcat.extract(file.read_bytes(), member)
-    return Incoming(BytesIO(found.data), len(found.data), member, given or found.catalogue)
+    return Incoming(BytesIO(found.data), len(found.data), member, given or found.catalogue, found.signed_by)
 
 
 def look_at(

@@ -12,6 +12,7 @@ from freehold.orchestration import downgrades
 from freehold.orchestration.approvals import Approved
 from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
+from freehold.orchestration.package_measurements import against
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.discovering import measured_reference
@@ -24,6 +25,7 @@ from freehold.out_of_band.update import (
     push_firmware,
     update_running,
 )
+from freehold.root_of_trust.attestation.reference import ReferenceValues
 from freehold.root_of_trust.depot import Kind, Seen, Target, Wanted
 from freehold.root_of_trust.operators import Act
 
@@ -147,7 +149,8 @@ def _verified(site: Site, wanted: Wanted, ticket: Approved | None, server: str, 
 
 async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
     """Take down what the firmware measures now: only here and in discovery, so only inside a firmware job. A BMC that
-    still tells of another version has not done what it said."""
+    still tells of another version has not done what it said; neither has one whose machine measures other code than
+    the operators signed for that version."""
     agent, board = ctx.server.agent, ctx.facts.firmware
     assert agent is not None
     async with site.bmc(ctx.server) as client:
@@ -155,5 +158,12 @@ async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
     if board is not None and told != board.version:
         why = f"after the update to BIOS {board.version} the BMC tells of version {told or 'none'}"
         return StepResult(done=False, quarantine=why)
+    measured = measured_reference(agent)
+    if board is not None:
+        values = ReferenceValues(vendor=board.vendor, model=board.model, version=board.version, digests=measured)
+        compared = await asyncio.to_thread(against, site.depot, site.depot_seen, values)
+        if compared.differs:
+            why = f"after the update to BIOS {told} its firmware is not what the depot lists: {compared.said}"
+            return StepResult(done=False, quarantine=why)
     await _spend_ticket(site, ctx, "bios", told)
-    return StepResult(facts={"learned_reference": measured_reference(agent)})
+    return StepResult(facts={"learned_reference": measured})

@@ -6,16 +6,16 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import DriftKind, parse_duration
+from freehold.model.resources import DriftKind, Waivable, parse_duration
 from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration import waivers
-from freehold.orchestration.conditions import attested_last
+from freehold.orchestration.conditions import attested_last, tpm_or_waiver
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
-from freehold.out_of_band.hardening import harden, opened
+from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
@@ -147,9 +147,9 @@ async def _ipmi(client: RedfishClient, _baseline: Observation, _keys: KeyDatabas
     return False
 
 
-async def _services(client: RedfishClient, _baseline: Observation, _keys: KeyDatabases) -> bool:
+async def _services(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     """Those that stay open are seen by the check that follows."""
-    await harden(client)
+    await harden(client, keep_directories=bool(directories(baseline.services)))
     return False
 
 
@@ -182,8 +182,7 @@ async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
     proved = attested_last(ctx.server)
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
-    return StepResult(
-        done=False,
-        facts={"last_attestation": proved} if proved else {},
-        waiting_for="a new attestation",
-    )
+    waiting = "a new attestation"
+    if not tpm_or_waiver(ctx.server, ctx.now):
+        waiting = f"the waiver of its missing TPM has ended: {waivers.remedy(ctx.name, Waivable.TPM)}"
+    return StepResult(done=False, facts={"last_attestation": proved} if proved else {}, waiting_for=waiting)

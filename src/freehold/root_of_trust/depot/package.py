@@ -47,7 +47,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `models`: exact model names that firmware is for; empty for the other kinds. `security_floor`: the oldest version
     that may still be installed once this package is known. `unsigned_because`: why there is no vendor signature.
-    `measurements`: PCR index to SHA-256 digests (hex) that the package will measure.
+    `measurements`: PCR index to SHA-256 digests in hex. Of firmware: the value of the PCR, or the digests of its events
+    in order.
     """
 
     kind: Kind
