@@ -9,6 +9,10 @@ import pytest
 from cryptography import x509
 from pki_support import KEY, NOW, OOB, ROOT_KEY, a_root, forged, refused
 
+from freehold.agent.errors import AgentError
+from freehold.agent.manifest import verify_envelope
+from freehold.evidence import dsse
+from freehold.provisioning.images.manifest import PAYLOAD_TYPE, BootValues, Content, image_manifest
 from freehold.root_of_trust import authorities, pki, succession
 from freehold.root_of_trust.kek import FileKek
 from freehold.root_of_trust.keys import SiteKeys, stored_key
@@ -18,6 +22,7 @@ from freehold.root_of_trust.vault import EmbeddedVault, Vault
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 from crash_points import run_until_crash
 
+BOOT = BootValues(True, ("a" * 64,), "b" * 64, "c" * 64, "d" * 64, "e" * 64)
 NAMES = ("agent-ca", "bmc-ca", "image")
 
 
@@ -139,6 +144,15 @@ def test_a_replaced_image_key_signs_and_the_old_one_is_gone(vault: EmbeddedVault
     assert after.agent_trust == (1, 2)
     assert (vault.directory.parent / "keys/image.pub").read_bytes() == after.image.public_key_pem
     assert not any(old.private_key in record for record in private_keys(vault))
+    public = str(vault.directory.parent / "keys/image.pub")  # what an agent that is built now has
+    payload = image_manifest("debian-12", "1", Content(4096, "aa" * 32, ("zero",)), BOOT).payload()
+    for key, taken in ((before.image, False), (after.image, True)):
+        envelope = dsse.sign(payload, PAYLOAD_TYPE, key).to_dict()
+        if taken:
+            assert verify_envelope(envelope, public)[1] == payload
+        else:
+            with pytest.raises(AgentError, match="no signature of this site's image key"):
+                verify_envelope(envelope, public)
 
 
 @pytest.mark.parametrize("name", NAMES)

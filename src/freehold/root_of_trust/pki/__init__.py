@@ -7,7 +7,7 @@
     Secure Boot PK, KEK, db        self-signed: firmware builds no chains
 
 A site that held no ceremony has the two issuing CAs self-signed, under the same names and keys: a certificate of the
-root takes their place later, and everything that they have issued stays valid.
+root takes their place later, and everything that they have issued stays valid. Another key for a CA: `succession`.
 """
 
 from freehold.root_of_trust.pki.authorities import (
