@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from freehold.evidence import Predicate
 from freehold.model.documents import resource_from, validate_set
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import AssignmentSpec, Resource, SiteSpec, Waivable, WaiverSpec
@@ -28,8 +29,8 @@ from freehold.orchestration.ledger import Ledger, rotation_pace, secure_boot_gen
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import about, events, intents, orders, resources, servers
-from freehold.orchestration.site_ledger import SiteLedger
-from freehold.orchestration.waivers import remedy, request_of, waiver_for
+from freehold.orchestration.site_ledger import SiteLedger, owe
+from freehold.orchestration.waivers import claim, remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
 
 
@@ -240,8 +241,12 @@ class Store:
 
     async def _deletion_waived(self, connection: AsyncConnection, name: str, present: Iterable[Resource]) -> bool:
         declared = [(each.name, each.spec) for each in present if isinstance(each.spec, WaiverSpec)]
-        waivers = (await signed_waivers(connection, declared)).get(name, [])
-        return waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, self._clock()) is not None
+        waivers, now = (await signed_waivers(connection, declared)).get(name, []), self._clock()
+        waiver = waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, now)
+        if waiver is not None:
+            said = {"server": name, **claim(waiver, now, why="deleted without a destruction certificate")}
+            await owe(connection, Predicate.WAIVER, f"server/{name}", said)
+        return waiver is not None
 
     # intents
 

@@ -138,7 +138,7 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
             remedy=f"delete them by hand on the BMC, then resume, {hint}",
         )
     kept = [waived[account.username] for account in enabled]
-    statements = tuple(("waiver", waivers.claim(each, why="declared")) for each in kept)
+    statements = tuple(("waiver", waivers.claim(each, ctx.now, why="declared")) for each in kept)
     return StepResult(facts={"factory_accounts_disabled": True}, statements=statements)
 
 
