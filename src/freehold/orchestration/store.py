@@ -104,8 +104,11 @@ class Store:
             present = {resource.key: resource for resource in await _all_resources(connection)}
             named = {resource.key for resource in wanted}
             validate_set([*wanted, *(resource for key, resource in present.items() if key not in named)])
-            changes = [_change(present.get(resource.key), resource) for resource in wanted]
-            for change, resource in zip(changes, wanted, strict=True):
+            # What was erased stays so: the BMC has another password, whatever the file says that it was delivered with.
+            erased = {key for key, resource in present.items() if resource.is_erased}
+            kept = [resource.erased() if resource.key in erased else resource for resource in wanted]
+            changes = [_change(present.get(resource.key), resource) for resource in kept]
+            for change, resource in zip(changes, kept, strict=True):
                 if not dry_run and change.action != "unchanged":
                     await self._put(connection, resource, change)
             return changes
