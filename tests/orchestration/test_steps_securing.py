@@ -17,6 +17,7 @@ from freehold.model.findings import Severity
 from freehold.model.resources import Credential as DeclaredCredential
 from freehold.model.resources import PolicySpec, Resource, ServerSpec, Waivable
 from freehold.model.status import Intent, IntentKind, ServerState, ServerStatus
+from freehold.orchestration import outcomes
 from freehold.orchestration.planner import GOALS
 from freehold.orchestration.steps import securing
 from freehold.orchestration.waivers import ActiveWaiver
@@ -439,3 +440,51 @@ async def test_a_factory_password_that_still_works_after_the_take_over_is_found(
     (found,) = [each for each in result.findings if each.kind == "bmc-default-credential"]
     assert "'field'" in found.detail
     assert "service-pass" not in str(result)
+
+
+async def recorded(place: Place) -> set[str]:
+    """The details of the findings of the posture, as the engine keeps them."""
+    result = await place.step("record_posture")
+    status = outcomes.with_findings((await place.view()).status, result.findings, result.resolved)
+    await place.set_status(status)
+    return {each.detail for each in status.findings}
+
+
+async def test_what_is_mended_is_no_finding_any_more_when_posture_is_recorded_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
+    await place.secured()
+    clean = await recorded(place)
+    async with place.own_bmc() as client:
+        for name, password in (("field", "service-pass"), ("lab", "another-pass")):
+            body = {"UserName": name, "Password": password, "RoleId": "Operator"}
+            await client.post("/redfish/v1/AccountService/Accounts", body)
+    found = await recorded(place) - clean
+    assert sum("is enabled and not one of ours" in each for each in found) == 2  # one does not hide the other
+    assert any("factory's documented password" in each for each in found)
+    async with place.own_bmc() as client:
+        for account in await read_accounts(client):
+            if account.username in ("field", "lab"):
+                await client.delete(account.uri)
+    place.site.vault.destroy(f"bmc/{SERVER}/defaults-probed")
+    assert await recorded(place) == clean
+
+
+async def test_a_factory_password_that_could_not_be_tried_again_stays_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
+    await place.secured()
+    async with place.own_bmc() as client:
+        body = {"UserName": "field", "Password": "service-pass", "RoleId": "Operator"}
+        await client.post("/redfish/v1/AccountService/Accounts", body)
+    assert any("factory's documented password" in each for each in await recorded(place))
+    monkeypatch.setattr(factory_credentials, "allowance", lambda _policy: 0)
+    assert any("factory's documented password" in each for each in await recorded(place))
+
+
+async def test_findings_of_other_steps_are_not_those_of_the_posture(place: Place) -> None:
+    await place.secured()
+    resolved = (await place.step("record_posture")).resolved
+    assert not {"bmc-key-unconfirmed", "bmc-account-locked", "step-failed", "revoked-image"} & set(resolved)

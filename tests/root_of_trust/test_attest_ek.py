@@ -405,3 +405,15 @@ def test_an_ek_of_a_size_or_policy_that_no_template_has_is_refused() -> None:
     larger = L1.replace(struct.pack(">HI", 2048, 0), struct.pack(">HI", 3072, 0))
     with pytest.raises(EndorsementKeyError, match="template H-6 in its name algorithm, attributes"):
         ek.check_ek_template(public(larger, RSA_KEYS[3072]))
+
+
+@pytest.mark.parametrize("tag", [0x30, 0x31, 0xA0, 0x24])
+def test_recursive_structures_a_certificate_nested_2000_deep_is_refused_and_overflows_no_stack(tag: int) -> None:
+    nested = b""
+    while len(nested) + 8 < MOST_BYTES:
+        nested = element(tag, nested)
+    with pytest.raises(EndorsementKeyError, match="cannot be read"):
+        verify(nested)
+    inside_of_it = element(0xA3, element(0x30, element(0x30, nested[: MOST_BYTES // 2])))
+    with pytest.raises(EndorsementKeyError):
+        verify(reissue(leaf(), MIDDLE_KEY, extensions=inside_of_it))

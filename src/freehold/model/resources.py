@@ -70,6 +70,10 @@ def is_factory_ref(path: str) -> bool:
     return _FACTORY_REF.fullmatch(path) is not None
 
 
+ERASED = "erased after the take-over"
+"""What the store has in place of a factory password that stood in a Server document, once the BMC has one of ours."""
+
+
 class Credential(Spec, frozen=True, kw_only=True):
     """The credential that the BMC was delivered with: in words (factory label), or as a reference into the vault below
     `FACTORY`. Servers that were delivered with the same may name the same reference."""
@@ -296,6 +300,24 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     def same_as(self, other: "Resource") -> bool:
         return (self.key, self.spec, self.labels) == (other.key, other.spec, other.labels)
+
+    @property
+    def has_password(self) -> bool:
+        """A factory password stands in this document, in words."""
+        return isinstance(self.spec, ServerSpec) and self.spec.bmc.credential.password not in (None, ERASED)
+
+    def erased(self) -> "Resource":
+        """The same without the factory password, if it has one."""
+        if not self.has_password:
+            return self
+        assert isinstance(self.spec, ServerSpec)
+        credential = msgspec.structs.replace(self.spec.bmc.credential, password=ERASED)
+        bmc = msgspec.structs.replace(self.spec.bmc, credential=credential)
+        return msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, bmc=bmc))
+
+    @property
+    def is_erased(self) -> bool:
+        return isinstance(self.spec, ServerSpec) and self.spec.bmc.credential.password == ERASED
 
     def to_document(self, *, reveal: bool = False) -> dict[str, Any]:
         """The document as YAML or JSON shows it. Passwords are masked unless `reveal`."""

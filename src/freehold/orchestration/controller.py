@@ -26,6 +26,7 @@ from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.depot_watch import watch_depot
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.evidence_due import watch_evidence_due
+from freehold.orchestration.factory_passwords import watch_factory_passwords
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.key_replacements import announce_keys, watch_replacements
@@ -188,6 +189,7 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             asyncio.create_task(watch_generations(site.keys.secure_boot, store, log), name="Secure Boot keys"),
             asyncio.create_task(watch_depot(site, store, log), name="depot"),
             asyncio.create_task(watch_evidence_due(store, log), name="approvals"),
+            asyncio.create_task(watch_factory_passwords(store), name="factory passwords"),
         ):
             watcher.add_done_callback(_say_why_it_ended)
             stack.callback(watcher.cancel)

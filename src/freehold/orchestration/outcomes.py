@@ -41,10 +41,11 @@ def with_facts(status: ServerStatus, changes: Mapping[str, Any]) -> ServerStatus
 
 
 def with_findings(status: ServerStatus, new: Iterable[Finding], resolved: Iterable[str] = ()) -> ServerStatus:
-    fresh = {(finding.kind, finding.subject): finding for finding in new}
-    gone = set(resolved)
-    kept = [each for each in status.findings if each.kind not in gone and (each.kind, each.subject) not in fresh]
-    return msgspec.structs.replace(status, findings=(*kept, *fresh.values()))
+    """`new` take the place of all of the same kind and subject; there may be several of them (two foreign accounts)."""
+    fresh = tuple(dict.fromkeys(new))
+    replaced, gone = {(each.kind, each.subject) for each in fresh}, set(resolved)
+    kept = [each for each in status.findings if each.kind not in gone and (each.kind, each.subject) not in replaced]
+    return msgspec.structs.replace(status, findings=(*kept, *fresh))
 
 
 def moved(server: ServerView, move: Move, now: float) -> ServerStatus:

@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from freehold.evidence import Predicate
 from freehold.model.documents import resource_from, validate_set
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import AssignmentSpec, Resource, SiteSpec, Waivable, WaiverSpec
@@ -28,8 +29,8 @@ from freehold.orchestration.ledger import SECURE_BOOT, Ledger, announced, rotati
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import about, events, intents, orders, resources, servers
-from freehold.orchestration.site_ledger import SiteLedger
-from freehold.orchestration.waivers import remedy, request_of, waiver_for
+from freehold.orchestration.site_ledger import SiteLedger, owe
+from freehold.orchestration.waivers import claim, remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
 
 
@@ -103,8 +104,11 @@ class Store:
             present = {resource.key: resource for resource in await _all_resources(connection)}
             named = {resource.key for resource in wanted}
             validate_set([*wanted, *(resource for key, resource in present.items() if key not in named)])
-            changes = [_change(present.get(resource.key), resource) for resource in wanted]
-            for change, resource in zip(changes, wanted, strict=True):
+            # What was erased stays so: the BMC has another password, whatever the file says that it was delivered with.
+            erased = {key for key, resource in present.items() if resource.is_erased}
+            kept = [resource.erased() if resource.key in erased else resource for resource in wanted]
+            changes = [_change(present.get(resource.key), resource) for resource in kept]
+            for change, resource in zip(changes, kept, strict=True):
                 if not dry_run and change.action != "unchanged":
                     await self._put(connection, resource, change)
             return changes
@@ -240,8 +244,12 @@ class Store:
 
     async def _deletion_waived(self, connection: AsyncConnection, name: str, present: Iterable[Resource]) -> bool:
         declared = [(each.name, each.spec) for each in present if isinstance(each.spec, WaiverSpec)]
-        waivers = (await signed_waivers(connection, declared)).get(name, [])
-        return waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, self._clock()) is not None
+        waivers, now = (await signed_waivers(connection, declared)).get(name, []), self._clock()
+        waiver = waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, now)
+        if waiver is not None:
+            said = {"server": name, **claim(waiver, now, why="deleted without a destruction certificate")}
+            await owe(connection, Predicate.WAIVER, f"server/{name}", said)
+        return waiver is not None
 
     # intents
 

@@ -5,6 +5,7 @@ A `Waiver` document asks; it counts once two operators have approved exactly wha
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -19,11 +20,13 @@ from freehold.root_of_trust.operators import (
     Operators,
     Request,
     approvers,
+    as_evidence,
 )
 
 
 class ActiveWaiver(msgspec.Struct, frozen=True, kw_only=True):
-    """A waiver that enough people signed. `expires`: UNIX seconds; whoever relies on it compares."""
+    """A waiver that enough people signed. `expires`: UNIX seconds; whoever relies on it compares. `approval`: what they
+    signed, with their signatures."""
 
     name: str
     finding: Waivable
@@ -31,6 +34,7 @@ class ActiveWaiver(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
     approved_by: tuple[str, ...]
     account: str | None = None
+    approval: dict[str, Any] = {}
 
 
 def request_of(name: str, spec: WaiverSpec) -> Request:
@@ -47,8 +51,8 @@ def request_of(name: str, spec: WaiverSpec) -> Request:
 
 def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Operators) -> ActiveWaiver | None:
     """The waiver, if enough of today's operators signed what it says now."""
-    request = request_of(name, spec)
-    names = approvers(request.to_bytes(), PAYLOAD_TYPE, envelopes, people)
+    request, given = request_of(name, spec), tuple(envelopes)
+    names = approvers(request.to_bytes(), PAYLOAD_TYPE, given, people)
     if len(names) < THRESHOLD:
         return None
     return ActiveWaiver(
@@ -58,6 +62,7 @@ def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Oper
         expires=request.expires,
         approved_by=names,
         account=spec.account,
+        approval=as_evidence(request, given, people),
     )
 
 
@@ -124,9 +129,9 @@ def _waived(waiver: ActiveWaiver, what: str, server: str) -> Finding:
     )
 
 
-def claim(waiver: ActiveWaiver, **what: object) -> dict[str, object]:
-    """The statement `waiver`: what was gone without, and by whose word."""
-    return {**msgspec.to_builtins(waiver), **what}
+def claim(waiver: ActiveWaiver, at: float, **what: object) -> dict[str, object]:
+    """The statement `waiver`: what was gone without, and by whose word and signature, at that time (UNIX seconds)."""
+    return {**msgspec.to_builtins(waiver), "at": at, **what}
 
 
 def remedy(server: str, finding: Waivable) -> str:

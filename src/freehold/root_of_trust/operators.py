@@ -158,6 +158,19 @@ def grant(request: Request, envelopes: Iterable[bytes], operators: Operators, at
     return Granted(request=request, signatures=tuple(sorted(signed, key=lambda each: each.name)), at=at)
 
 
+def as_evidence(request: Request, envelopes: Iterable[bytes], operators: Operators) -> dict[str, Any]:
+    """What was asked, who approved it with which key, and their signatures over `request`, from which anybody with the
+    operators' public keys can tell that it was so. `freehold.evidence.approvals` verifies it."""
+    payload, approved = request.to_bytes(), []
+    for data in envelopes:
+        for name in approvers(payload, PAYLOAD_TYPE, [data], operators):
+            key = operators.people[name]
+            approved.append({"name": name, "key_id": key.key_id, "public_key": key.pem.decode(),
+                             "envelope": msgspec.json.decode(data)})  # fmt: skip
+    approved.sort(key=lambda each: str(each["name"]))
+    return {"request_id": request.id, "request": msgspec.to_builtins(request), "approved_by": approved}
+
+
 def require_approval(
     request: Request, envelopes: Iterable[bytes], operators: Operators, now: float, *, threshold: int = THRESHOLD
 ) -> tuple[str, ...]:

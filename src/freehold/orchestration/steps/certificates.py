@@ -78,7 +78,7 @@ def _without(ctx: StepContext, error: NotSupported) -> StepResult:
         raise NotSupported(
             error.what, server=ctx.name, remedy=f"{error.remedy or 'look at the BMC'}, {hint}"
         ) from error
-    claim = waivers.claim(waiver, why=error.what, spki_sha256=ctx.facts.bmc_identity)
+    claim = waivers.claim(waiver, ctx.now, why=error.what, spki_sha256=ctx.facts.bmc_identity)
     return StepResult(facts={"bmc_certificate_waived": True}, statements=(("waiver", claim),), resolved=(FINDING,))
 
 

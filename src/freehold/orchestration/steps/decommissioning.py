@@ -49,7 +49,7 @@ async def list_media(site: Site, ctx: StepContext) -> StepResult:
             remedy=f"put them back, {waivers.remedy(ctx.name, Waivable.MISSING_MEDIUM)}",
         )
     media = tuple(Medium(serial=str(disk["serial"]), details={"disk": disk}) for disk in disks)
-    claims = (("waiver", waivers.claim(waiver, media=list(gone))),) if waiver is not None else ()
+    claims = (("waiver", waivers.claim(waiver, ctx.now, media=list(gone))),) if waiver is not None else ()
     facts = {"media": media, "missing_media": gone}
     return StepResult(facts=facts, statements=claims, events=(f"{len(media)} media to sanitize",))
 

@@ -19,10 +19,11 @@ from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.audit import read_firmware
 from freehold.out_of_band.errors import NotSupported
+from freehold.out_of_band.factory_credentials import IN_USE, UNTRIED
 from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
 from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
-from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
+from freehold.out_of_band.posture import disproved, posture_findings, read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
@@ -140,7 +141,7 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
             remedy=f"delete them by hand on the BMC, then resume, {hint}",
         )
     kept = [waived[account.username] for account in enabled]
-    statements = tuple(("waiver", waivers.claim(each, why="declared")) for each in kept)
+    statements = tuple(("waiver", waivers.claim(each, ctx.now, why="declared")) for each in kept)
     return StepResult(facts={"factory_accounts_disabled": True}, statements=statements)
 
 
@@ -221,7 +222,7 @@ async def close_services(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:
-    """How open the BMC still stands, as findings and as evidence."""
+    """How open the BMC still stands, as findings and as evidence. What was found before and is mended goes."""
     async with site.bmc(ctx.server) as client:
         posture = await read_posture(client)
         firmware = await read_firmware(client, posture)
@@ -229,6 +230,7 @@ async def record_posture(site: Site, ctx: StepContext) -> StepResult:
     findings: list[Finding] = posture_findings(posture, subject=ctx.name, expected_accounts=frozenset({own}))
     await ctx.ensure_lease(BMC_COMMAND)
     probed = await probe(site.vault, ctx.name, connect, posture, firmware, own=own, now=ctx.now)
+    over = disproved(posture) | (set() if any(each.kind == UNTRIED for each in probed) else {IN_USE})
     findings += [each for each in probed if each.severity is not Severity.INFO]  # an audit says what was not tried
     claim = {
         "kind": "configuration",
@@ -237,4 +239,9 @@ async def record_posture(site: Site, ctx: StepContext) -> StepResult:
         "lockout_threshold": posture.policy.lockout_threshold,
         "findings": msgspec.to_builtins(findings),
     }
-    return StepResult(facts={"posture_recorded": True}, statements=(("posture", claim),), findings=tuple(findings))
+    return StepResult(
+        facts={"posture_recorded": True},
+        statements=(("posture", claim),),
+        findings=tuple(findings),
+        resolved=tuple(sorted(over)),
+    )
