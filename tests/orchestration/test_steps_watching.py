@@ -323,15 +323,20 @@ def medium(**changes: Any) -> dict[str, Any]:
     return given | changes
 
 
-async def test_silence_is_counted_from_the_last_attestation_not_from_the_first(owned: Place) -> None:
+async def test_a_demand_ends_the_session_and_keeps_when_the_os_last_proved_itself(owned: Place) -> None:
     day = 86400.0
     now = time.time()
     await owned.establish(ServerState.ACTIVE, last_attestation=now - 9 * day)
     await owned.speak("os", started=now - day, attested_at=now - day)
     asked = await owned.step("renew_attestation")
-    assert (asked.done, asked.quarantine, asked.facts) == (False, None, {"last_attestation": now - day})
+    assert (asked.done, asked.quarantine, asked.facts["last_attestation"]) == (False, None, now - day)
+    first = asked.facts["attestation_demanded"]
+    assert now <= first <= time.time()
     assert (await owned.view()).agent is None
-    assert (await owned.step("renew_attestation")).quarantine is None
-    await owned.establish(ServerState.ACTIVE, last_attestation=now - 3 * day)
-    silent = await owned.step("renew_attestation")
-    assert silent.quarantine == "its OS has not attested for 72 hours, and does not answer the demand to"
+    # Made again, it is the first one that silence counts from.
+    await owned.establish(ServerState.ACTIVE, **asked.facts)
+    again = await owned.step("renew_attestation")
+    assert again.facts == {"last_attestation": now - day, "attestation_demanded": first}
+    # What was answered is over.
+    await owned.establish(ServerState.ACTIVE, last_attestation=first + 1)
+    assert (await owned.step("renew_attestation")).facts["attestation_demanded"] > first

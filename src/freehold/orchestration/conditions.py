@@ -19,6 +19,8 @@ SLOW_BOOT = 240.0
 
 OS_RUNS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
 
+TENANT_RUNS = (ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
+
 BOOT_PATIENCE = 900.0
 """Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
 
@@ -310,9 +312,34 @@ def attestation_fresh(server: ServerView, now: float) -> bool:
     return not asked and now - attested_last(server) < interval and tpm_or_waiver(server, now)
 
 
-def fresh_or_drifted(server: ServerView, now: float) -> bool:
-    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
-    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
+def demanded(server: ServerView) -> float | None:
+    """When the OS was first told to attest anew, if it has not done so since; a release begins the count again."""
+    since, told = max(attested_last(server), server.facts.released_at or 0.0), server.facts.attestation_demanded
+    return told if told is not None and told > since else None
+
+
+def attestation_demanded(server: ServerView, now: float) -> bool:
+    """The OS need not attest now, or was told to: no session is left of before."""
+    if attestation_fresh(server, now):
+        return True
+    told, agent = demanded(server), server.agent
+    return told is not None and (agent is None or agent.started > max(told, attestation_asked(server) or 0.0))
+
+
+def silence(server: ServerView, now: float) -> str | None:
+    """Why an OS counts as lost: it has not attested for two intervals, and had time to answer when it was told to. It
+    needs nothing of the BMC, which may be in the hands of the same thief."""
+    told = demanded(server)
+    since = attested_last(server) or server.facts.released_at or server.status.state_since
+    patience = 2 * parse_duration(server.policy.attestation_interval)
+    if server.status.state not in TENANT_RUNS or told is None:
+        return None
+    if now - since < patience or now - told < BOOT_PATIENCE:
+        return None
+    why = f"its OS has not attested for {(now - since) / 3600:.0f} hours"
+    if server.agent is not None and server.agent.mode != "os":
+        return f"{why}: what answers for it is the {server.agent.mode}"
+    return f"{why}, and does not answer the demand to"
 
 
 def or_drifted(condition: Condition) -> Condition:
