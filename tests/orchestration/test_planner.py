@@ -40,19 +40,12 @@ from freehold.model.status import (
     Tenancy,
 )
 from freehold.orchestration import bmc_keys, outcomes
-from freehold.orchestration.conditions import (
-    AGENT_LOST,
-    BOOT_PATIENCE,
-    certificate_due,
-    certificate_fresh,
-    fact,
-    keys_current,
-    rotation_due,
-)
+from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, keys_current
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
 from freehold.orchestration.pace import LAPSES, Pace
 from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
+from freehold.orchestration.renewals import certificate_due, certificate_fresh, rotation_due
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
 from freehold.root_of_trust.operators import Act, Asked

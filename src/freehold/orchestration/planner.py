@@ -28,8 +28,6 @@ from freehold.orchestration.conditions import (
     bmc_firmware_current,
     bmc_firmware_wanted,
     bound,
-    certificate_due,
-    certificate_fresh,
     drift_checked,
     every_medium,
     fact,
@@ -44,11 +42,6 @@ from freehold.orchestration.conditions import (
     os_ready,
     rechecked,
     revocations_checked,
-    rotated_or_waiting,
-    rotation_asked,
-    rotation_look,
-    rotation_turn,
-    rotation_waits,
     secure_boot_waiver_ends,
     silence,
     silent_for,
@@ -60,6 +53,15 @@ from freehold.orchestration.conditions import (
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, no_tpm_attests, nothing_attests
+from freehold.orchestration.renewals import (
+    certificate_due,
+    certificate_fresh,
+    rotated_or_waiting,
+    rotation_asked,
+    rotation_look,
+    rotation_turn,
+    rotation_waits,
+)
 from freehold.orchestration.view import ServerView
 
 S = ServerState
