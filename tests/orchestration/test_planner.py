@@ -327,6 +327,30 @@ def test_a_waiver_holds_in_place_of_secure_boot_keys_until_it_ends() -> None:
     assert next_step(view(S.PREPARING, untried, waivers=(waiver,)), NOW) == enroll
 
 
+@pytest.mark.parametrize(
+    ("finding", "lacks"),
+    [
+        (Waivable.SECURE_BOOT_DATABASES, {"secure_boot_waived": True, "secure_boot_enrolled": False}),
+        (Waivable.IPMI, {"ipmi_waived": True}),
+        (Waivable.BMC_DIRECTORY, {"services_left_open": ("directory LDAP",)}),
+    ],
+)
+def test_the_end_of_a_waiver_that_an_active_server_lives_by_is_told_at_that_moment(
+    finding: Waivable, lacks: dict[str, Any]
+) -> None:
+    tell = Do("tell_ended_waivers", "tell_ended_waivers")
+    waiver = ActiveWaiver(name="w", finding=finding, reason="old", expires=NOW + 60, approved_by=("a", "b"))
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, **lacks)
+    idle = next_step(view(S.ACTIVE, facts, waivers=(waiver,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NOW + 60
+    assert next_step(view(S.ACTIVE, facts, waivers=(waiver,)), NOW + 60) == tell
+    assert next_step(view(S.ACTIVE, facts), NOW) == tell  # withdrawn
+    told = msgspec.structs.replace(facts, waivers_ended=(finding,))
+    assert isinstance(next_step(view(S.ACTIVE, told), NOW), Idle)
+    assert next_step(view(S.ACTIVE, told, waivers=(waiver,)), NOW) == tell  # signed anew: it is over
+
+
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
 def test_a_renewal_falls_due_at_the_beginning_of_the_last_third(name: str, life: float) -> None:
     installed = msgspec.structs.replace(CERTIFICATE, not_before=NOW, not_after=NOW + life)

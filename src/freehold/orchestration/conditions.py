@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
 from freehold.model.status import Facts, IntentKind, Medium, OrderState, ServerState
+from freehold.orchestration import waivers
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -189,6 +190,15 @@ def secure_boot_waiver_ends(server: ServerView) -> float:
         return math.inf
     ends = (each.expires for each in server.waivers if each.finding is Waivable.SECURE_BOOT_DATABASES)
     return max(ends, default=0.0)
+
+
+def ended_waivers_told(server: ServerView, now: float) -> bool:
+    """People were told of just those waivers that ended while the server lives by them."""
+    return waivers.ended(server.waivers, server.facts, now) == server.facts.waivers_ended
+
+
+def next_waiver_end(server: ServerView, now: float) -> float:
+    return min((each.expires for each in server.waivers if each.expires > now), default=math.inf)
 
 
 def keys_enrolled(server: ServerView, now: float) -> bool:

@@ -56,6 +56,7 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
         "keys_destroyed", "state_reasserted", "certificate_index", "drift", "boot_ticket", "os_ticket",
+        "waivers_ended",
     ),
 }  # fmt: skip
 """Facts that no longer hold, or must be established anew, when a server enters a state."""

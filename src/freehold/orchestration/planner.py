@@ -29,6 +29,7 @@ from freehold.orchestration.conditions import (
     bmc_firmware_wanted,
     bound,
     drift_checked,
+    ended_waivers_told,
     every_medium,
     fact,
     firmware_current,
@@ -37,6 +38,7 @@ from freehold.orchestration.conditions import (
     keys_current,
     keys_enrolled,
     keys_settled,
+    next_waiver_end,
     or_drifted,
     os_attested,
     os_ready,
@@ -172,8 +174,9 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
     ),
     S.ACTIVE: (
-        # What needs least comes first: these two need nothing of the server, and are done once. Drift needs its BMC. So
+        # What needs least comes first: these need nothing of the server, and are done once. Drift needs its BMC. So
         # neither a BMC that is away nor an OS that does not attest can keep us from the other; `silence` judges the OS.
+        Goal("ended waivers told", ended_waivers_told, "tell_ended_waivers"),
         Goal("image held against revocations", revocations_checked, "check_revocations"),
         Goal("attestation demanded", attestation_demanded, "renew_attestation"),
         Goal("drift checked", drift_checked, "check_drift"),
@@ -308,7 +311,7 @@ def _onward(server: ServerView, now: float) -> Decision:
         case S.ACTIVE:
             if kinds := blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE):
                 return Move(S.DRIFTED, f"drift: {', '.join(kinds)}")
-            return _idle(server, now, *_next_checks(server))
+            return _idle(server, now, *_next_checks(server), next_waiver_end(server, now))
         case S.DRIFTED:
             if kinds := blocking(server, Reaction.QUARANTINE):
                 return Quarantine(f"drift that policy does not remediate: {', '.join(kinds)}")

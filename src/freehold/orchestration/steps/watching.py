@@ -182,3 +182,19 @@ async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
         await site.end_session(ctx.name)
     facts |= {"last_attestation": proved} if proved else {}
     return StepResult(done=False, facts=facts, retry_after=ANSWERED_WITHIN, waiting_for="a new attestation")
+
+
+async def tell_ended_waivers(_site: Site, ctx: StepContext) -> StepResult:
+    """What two people let the server go without, and for no longer. Its tenant goes on, watched as before: only a
+    decommissioning could mend most of it, and that is for people to decide; the pool does not take it back without."""
+    ended = waivers.ended(ctx.server.waivers, ctx.facts, ctx.now)
+    findings = tuple(waivers.ended_finding(ctx.name, each) for each in ended)
+    fresh = tuple(each.detail for each in findings if each.subject not in ctx.facts.waivers_ended)
+    claim = {"kind": waivers.ENDED, "lacks": [each.value for each in ended]}
+    return StepResult(
+        facts={"waivers_ended": ended},
+        statements=(("posture", claim),),
+        findings=findings,
+        resolved=(waivers.ENDED,),
+        events=fresh,
+    )
