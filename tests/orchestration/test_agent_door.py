@@ -202,13 +202,15 @@ async def test_revoked_measurements_vouch_for_nobody_not_even_for_a_server_that_
     with booted_tpm(vendor, "own", "secure-boot") as own:
         session = await attested_os(trusting, own)
         measured = {pcr: tuple(digests) for pcr, digests in session.details["reference"].items()}
-        await place.establish(reference_values=measured, reference_id=None)
+        await place.establish(ServerState.ATTESTING, reference_values=measured, reference_id=None)
         values = ReferenceValues(vendor="v", model="m", version="1", digests=measured)
         await place.store.references.propose(values, "advisory", "ann", 1.0)
         await place.store.references.withdraw(values.id, ReferenceState.REVOKED, 2.0)
+        ((kind, why),) = await place.intents()  # it does not wait for the next attestation in the schedule
+        assert (kind, why) == (IntentKind.ATTEST, f"the reference values {values.id} were revoked")
         words = await trusting.refused(own, log="secure-boot", mode="os")
     assert f"the reference values {values.id} were revoked" in words
-    assert [kind for kind, _ in await place.intents()] == [IntentKind.QUARANTINE]
+    assert [kind for kind, _ in await place.intents()] == [IntentKind.ATTEST, IntentKind.QUARANTINE]
 
 
 @pytest.mark.host
@@ -279,6 +281,20 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
     while (await trusting.place.view()).intents:
         await engine.round()
     assert (await trusting.place.view()).status.state is ServerState.QUARANTINED
+
+
+@pytest.mark.host
+async def test_what_no_server_is_bound_to_yet_is_evidence_too_once_and_quarantines_nobody(
+    trusting: Door, own: Any
+) -> None:
+    """A tampered boot during discovery must be more than an event."""
+    await trusting.place.establish(ServerState.DISCOVERING, agent_booted_at=1.0)
+    trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
+    for _ in range(2):
+        await trusting.refused(own)
+    ((_, server, claim),) = [each for each in trusting.place.evidence.statements if each[0] == "attestation"]
+    assert (server, claim["trusted"], claim["ek_sha256"]) == (SERVER, False, ek_of(own))
+    assert await trusting.place.intents() == []
 
 
 @pytest.mark.host

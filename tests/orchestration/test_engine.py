@@ -48,15 +48,15 @@ def since(certificate: BmcCertificate | None) -> float:
 
 
 async def story(rig: Rig, engine: Engine) -> None:
-    """The whole life of server-1: a TPM that is off at first, to active, through a drift, and back to available. Goes
-    on wherever it stands."""
+    """The whole life of server-1: a TPM that is off at first, to active, through a drift and the end of a waiver, and
+    back to available. Goes on wherever it stands."""
 
     def done(*states: ServerState) -> Callable[[ServerStatus], bool]:
         return lambda _status: rig.evidence.path("server-1")[: len(states)] == list(states)
 
     server = rig.world.server("server-1")
     if not rig.evidence.path("server-1"):
-        server.has_tpm = False
+        server.has_tpm, server.keeps_ipmi = False, True
     if not server.has_tpm:
         status = await rig.drive(engine, lambda status: status.facts.tpm_missing is not None)
         assert status.state is S.DISCOVERING

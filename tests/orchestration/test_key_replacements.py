@@ -14,9 +14,9 @@ from site_support import SERVER, Place, a_place, bmc, place_at
 from freehold.evidence import Ed25519Signer, Predicate
 from freehold.model.status import AgentSession, ImageFact, ServerState
 from freehold.orchestration import key_replacements
-from freehold.orchestration.conditions import certificate_fresh
 from freehold.orchestration.decisions import Do
 from freehold.orchestration.planner import next_step
+from freehold.orchestration.renewals import certificate_fresh
 from freehold.orchestration.site import agent_port, bmc_identity
 from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.transport import fetch_identity, unrecognised

@@ -40,19 +40,12 @@ from freehold.model.status import (
     Tenancy,
 )
 from freehold.orchestration import bmc_keys, outcomes
-from freehold.orchestration.conditions import (
-    AGENT_LOST,
-    BOOT_PATIENCE,
-    certificate_due,
-    certificate_fresh,
-    fact,
-    keys_current,
-    rotation_due,
-)
+from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, keys_current
 from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
 from freehold.orchestration.pace import LAPSES, Pace
 from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
+from freehold.orchestration.renewals import certificate_due, certificate_fresh, rotation_due
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
 from freehold.root_of_trust.operators import Act, Asked
@@ -404,9 +397,12 @@ def test_an_active_server_without_a_tpm_has_to_be_let_in_anew_when_its_waiver_ha
     idle = next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW)
     assert isinstance(idle, Idle)
     assert idle.until == NO_TPM.expires
-    assert next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW + 60) == Do(
-        "renew_attestation", "renew_attestation"
-    )
+    assert next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW + 60).step == "tell_ended_waivers"
+    told = msgspec.structs.replace(active, waivers_ended=(Waivable.TPM,))
+    assert next_step(view(S.ACTIVE, told, waivers=(NO_TPM,)), NOW + 60) == RENEW
+    demanded = msgspec.structs.replace(told, attestation_demanded=NOW + 60)
+    waits = next_step(view(S.ACTIVE, demanded, waivers=(NO_TPM,)), NOW + 61)
+    assert waits == Wait("a TPM: the waiver of its missing one has ended", NOW + 91)
 
 
 def test_a_server_that_goes_without_a_tpm_is_not_asked_to_attest() -> None:
@@ -420,6 +416,30 @@ def test_without_a_tpm_and_without_a_waiver_nothing_is_erased_by_whoever_says_so
     entered = view(S.DECOMMISSIONING, facts, agent=agent(**BY_TICKET), waivers=(NO_TPM,))
     assert next_step(entered, NOW) == Do("list_media", "list_media")
     assert next_step(entered, NOW + 60) == REQUIRE
+
+
+@pytest.mark.parametrize(
+    ("finding", "lacks"),
+    [
+        (Waivable.SECURE_BOOT_DATABASES, {"secure_boot_waived": True, "secure_boot_enrolled": False}),
+        (Waivable.IPMI, {"ipmi_waived": True}),
+        (Waivable.BMC_DIRECTORY, {"services_left_open": ("directory LDAP",)}),
+    ],
+)
+def test_the_end_of_a_waiver_that_an_active_server_lives_by_is_told_at_that_moment(
+    finding: Waivable, lacks: dict[str, Any]
+) -> None:
+    tell = Do("tell_ended_waivers", "tell_ended_waivers")
+    waiver = ActiveWaiver(name="w", finding=finding, reason="old", expires=NOW + 60, approved_by=("a", "b"))
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, **lacks)
+    idle = next_step(view(S.ACTIVE, facts, waivers=(waiver,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NOW + 60
+    assert next_step(view(S.ACTIVE, facts, waivers=(waiver,)), NOW + 60) == tell
+    assert next_step(view(S.ACTIVE, facts), NOW) == tell  # withdrawn
+    told = msgspec.structs.replace(facts, waivers_ended=(finding,))
+    assert isinstance(next_step(view(S.ACTIVE, told), NOW), Idle)
+    assert next_step(view(S.ACTIVE, told, waivers=(waiver,)), NOW) == tell  # signed anew: it is over
 
 
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
@@ -537,21 +557,23 @@ def test_drift_by_policy() -> None:
     assert next_step(reported, NOW) == Idle(NOW - 1 + 300)
     drifted = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), **checked))
     assert next_step(drifted, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
-    silent = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), last_drift_check=NOW - 1))
+    told_so = {"last_drift_check": NOW - 1, "attestation_demanded": NOW - 5}
+    silent = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), **told_so))
     assert next_step(silent, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
     both = drift(DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT)
     assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both)), NOW), Quarantine)
     lenient = PolicySpec(remediation={DriftKind.SECURE_BOOT: Reaction.REMEDIATE})
     assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both), policy=lenient), NOW), Move)
-    assert next_step(view(S.REMEDIATING, Facts(drift=both), policy=lenient), NOW) == Do(
+    assert next_step(view(S.REMEDIATING, Facts(drift=both, **checked), policy=lenient), NOW) == Do(
         "remediate", "remediate/bios-attribute"
     )
 
 
 def test_drift_that_survives_its_remediation_quarantines() -> None:
     facts = Facts(
-        drift=drift(DriftKind.BIOS_ATTRIBUTE), remediated=(DriftKind.BIOS_ATTRIBUTE,), last_remediation=NOW - 20
-    )
+        drift=drift(DriftKind.BIOS_ATTRIBUTE), remediated=(DriftKind.BIOS_ATTRIBUTE,), last_remediation=NOW - 20,
+        last_attestation=NOW - 60,
+    )  # fmt: skip
     assert next_step(view(S.REMEDIATING, facts), NOW) == Do("check_drift", "check_drift")
     again = msgspec.structs.replace(facts, last_drift_check=NOW - 10)
     assert isinstance(next_step(view(S.REMEDIATING, again), NOW), Quarantine)
@@ -667,11 +689,62 @@ def test_a_bmc_is_brought_to_new_firmware_before_anything_else_and_closed_again(
     assert next_step(applied, NOW) == Do("disable_ipmi", "disable_ipmi")
 
 
-def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
-    stale = Facts(last_drift_check=NOW - 3600, last_attestation=NOW - 10 * 86400)
-    assert next_step(view(S.ACTIVE, stale), NOW) == Do("check_drift", "check_drift")
-    looked = msgspec.structs.replace(stale, last_drift_check=NOW - 1)
-    assert next_step(view(S.ACTIVE, looked), NOW) == Do("renew_attestation", "renew_attestation")
+DAY = 86400.0
+STALE: dict[str, Any] = {"last_attestation": NOW - 1.5 * DAY, "bmc_credential_since": NOW, **KNOWN}
+
+
+def test_neither_a_silent_os_nor_a_bmc_that_is_away_keeps_us_from_the_other() -> None:
+    """The demand needs no BMC and comes first, but only once: then drift is looked for as often as policy wants."""
+    stale = Facts(last_drift_check=NOW - 3600, **STALE)
+    assert next_step(view(S.ACTIVE, stale), NOW) == RENEW
+    demanded = msgspec.structs.replace(stale, attestation_demanded=NOW - 5)
+    assert next_step(view(S.ACTIVE, demanded), NOW) == Do("check_drift", "check_drift")
+    looked = msgspec.structs.replace(demanded, last_drift_check=NOW - 1)
+    assert next_step(view(S.ACTIVE, looked), NOW) == Wait("a new attestation", NOW + 30)
+    old = agent("os", started=NOW - 20, attested_at=NOW - 1.4 * DAY)  # back with what it had before the demand
+    assert next_step(view(S.ACTIVE, looked, agent=old), NOW) == RENEW
+
+
+SILENCE = "its OS has not attested for 49 hours, and does not answer the demand to"
+
+
+@pytest.mark.parametrize("state", [S.ACTIVE, S.DRIFTED, S.REMEDIATING])
+@pytest.mark.parametrize("status", [{}, {"retry_at": NOW + 200, "reason": "the BMC does not answer"}])
+def test_an_os_that_is_silent_too_long_is_quarantined_whatever_its_bmc_does(state: S, status: dict[str, Any]) -> None:
+    """The BMC's thief who cuts it off, or who keeps our account locked, gains nothing."""
+    facts = Facts(last_attestation=NOW - 49 * 3600, attestation_demanded=NOW - DAY, drift=drift(DriftKind.IPMI))
+    assert next_step(view(state, facts, status=status), NOW) == Quarantine(SILENCE)
+    younger = msgspec.structs.replace(facts, last_attestation=NOW - 47 * 3600)
+    assert not isinstance(next_step(view(state, younger, status=status), NOW), Quarantine)
+
+
+def test_an_os_is_asked_before_its_silence_counts() -> None:
+    """A controller that was off for a week does not find its whole fleet silent."""
+    facts = Facts(last_drift_check=NOW - 1, last_attestation=NOW - 7 * DAY, bmc_credential_since=NOW, **KNOWN)
+    assert next_step(view(S.ACTIVE, facts), NOW) == RENEW
+    demanded = msgspec.structs.replace(facts, attestation_demanded=NOW)
+    assert isinstance(next_step(view(S.ACTIVE, demanded), NOW + BOOT_PATIENCE - 1), Wait | Do)
+    assert isinstance(next_step(view(S.ACTIVE, demanded), NOW + BOOT_PATIENCE), Quarantine)
+    answered = agent("os", started=NOW + 10, attested_at=NOW + 11)
+    assert not isinstance(next_step(view(S.ACTIVE, demanded, agent=answered), NOW + BOOT_PATIENCE), Quarantine)
+    released = msgspec.structs.replace(demanded, released_at=NOW + 1)  # counts anew
+    assert next_step(view(S.ACTIVE, released), NOW + BOOT_PATIENCE) == RENEW
+
+
+def test_our_own_ramdisk_on_an_active_server_is_no_os() -> None:
+    facts = Facts(last_drift_check=NOW - 1, attestation_demanded=NOW - DAY, last_attestation=NOW - 49 * 3600)
+    found = next_step(view(S.ACTIVE, facts, agent=agent("ramdisk", attested_at=NOW - 5)), NOW)
+    assert found == Quarantine("its OS has not attested for 49 hours: what answers for it is the ramdisk")
+    # Its hello before the demand, its quote after it: the first demand counts, however often it is made anew.
+    crossed = agent("ramdisk", started=NOW - 2 * DAY, attested_at=NOW - 5)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=crossed), NOW), Quarantine)
+
+
+@given(facts=st.deferred(lambda: facts), silence=st.floats(2 * DAY, 9 * DAY), waits=st.booleans())
+def test_nothing_else_that_is_known_lets_a_silent_os_stay_active(facts: Facts, silence: float, waits: bool) -> None:
+    last = {"last_attestation": NOW - silence, "attestation_demanded": NOW - silence + DAY, "released_at": None}
+    server = view(S.ACTIVE, msgspec.structs.replace(facts, **last), status={"retry_at": NOW + 9 if waits else None})
+    assert isinstance(next_step(server, NOW), Quarantine)
 
 
 def test_time_in_a_state_is_no_attestation() -> None:

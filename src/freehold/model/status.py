@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from freehold.model.findings import Finding
-from freehold.model.resources import AssignmentSpec, DriftKind
+from freehold.model.resources import AssignmentSpec, DriftKind, Waivable
 
 
 class ServerState(StrEnum):
@@ -162,6 +162,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     boot_entry_set: bool = False
     os_booted_at: float | None = None
     last_attestation: float | None = None
+    attestation_demanded: float | None = None  # when the OS was first told to attest anew; counts until it has
+    waivers_ended: tuple[Waivable, ...] = ()  # what it lives without, as people were last told, though no waiver holds
     revocations_checked: int | None = None  # newest generation of the site's keys that its OS image was held against
     image_revoked: str | None = None  # digest (Authenticode, hex) of its OS image, if dbx of that generation holds it
     released_at: float | None = None  # when a person last let it out of quarantine: what was proved before is stale

@@ -2,8 +2,8 @@
 
 Identity is the TPM's endorsement key. MAC addresses and SMBIOS strings are claims: they only find the server that a new
 key is to be bound to. A TPM that is not the server's own is refused and reported, and never replaces the bound one
-(CVE-2025-13609). A server is quarantined only by a quote that its own TPM signed (before one is bound: a TPM whose
-vendor the site trusts); what anybody on the segment could send must not be able to do that.
+(CVE-2025-13609). A server is quarantined only by a quote that its own, bound TPM signed; what anybody on the segment
+could send must not be able to do that. What a TPM of a vendor that the site trusts signed is evidence in any case.
 """
 
 import asyncio
@@ -60,6 +60,7 @@ Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
 
 LOST_ORDER = "an order of this server"
 MOST_CHALLENGES = 8
+MOST_DISTRUSTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class AgentDoor:
         self._greeted: dict[str, _Greeted] = {}
         self._admitted = AdmittedAgents()
         self._bells: dict[str, asyncio.Event] = {}
+        self._distrusted: set[tuple[str, str, str, tuple[str, ...]]] = set()
         self._who = Recognition(store)
         self._tickets = TicketDoor(store, record, self._who, self._let_in)
         self.nudge: Callable[[], None] = lambda: None
@@ -172,12 +174,12 @@ class AgentDoor:
             index = await self._claim(greeted, proof, verdict)
             return await self._admit(greeted, proven, index, verdict, key)
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
+        await self._claim_once(greeted, proof, verdict)
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
             raise await self._who.refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
-            await self._claim(greeted, proof, verdict)
             with contextlib.suppress(IntentRefusedError):  # somebody was faster
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
         raise await self._who.refuse(view.name, why, "find out what booted; then `freehold release` the server")
@@ -330,6 +332,16 @@ class AgentDoor:
             public_key=given.public_key,
             raw={name: data for name, data in raw.items() if data is not None},
         )
+
+    async def _claim_once(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> None:
+        """The same of the same boot once: who says hello in a loop must not fill the log."""
+        said = (greeted.server, greeted.ek.identity, greeted.hello.boot_id, verdict.reasons)
+        if said in self._distrusted:
+            return
+        if len(self._distrusted) >= MOST_DISTRUSTED:
+            self._distrusted.clear()
+        self._distrusted.add(said)
+        await self._claim(greeted, proof, verdict)
 
     async def _claim(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> int:
         view = await self._who.view(greeted.server)

@@ -1,12 +1,11 @@
 """What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
 
-import hashlib
 import math
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
 from freehold.model.status import Facts, IntentKind, Medium, OrderState, ServerState
-from freehold.orchestration.pace import LAPSES
+from freehold.orchestration import waivers
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -18,6 +17,8 @@ SLOW_BOOT = 240.0
 """Seconds from power-on after which people are told where to look; big servers take minutes to test their memory."""
 
 OS_RUNS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
+
+TENANT_RUNS = (ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
 
 BOOT_PATIENCE = 900.0
 """Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
@@ -178,72 +179,6 @@ def firmware_current(server: ServerView, _now: float) -> bool:
     return wanted is None or (found is not None and found.version == wanted)
 
 
-def rotation_due(server: ServerView) -> float:
-    """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
-    the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
-    interval = parse_duration(server.policy.rotation_interval)
-    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - _spread(server.name) / 5.0)
-
-
-def _spread(name: str) -> float:
-    """0 to 1, the same for the same name: so that a fleet does not do everything in one night."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
-
-
-def rotation_asked(server: ServerView) -> float | None:
-    """When a person last asked for a rotation that has not happened yet."""
-    since = server.facts.bmc_credential_since or 0.0
-    asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
-    return max(asked, default=None)
-
-
-def credential_fresh(server: ServerView, now: float) -> bool:
-    return rotation_asked(server) is None and now < rotation_due(server)
-
-
-def rotation_turn(server: ServerView, now: float) -> float | None:
-    """When it is the server's turn to rotate, UNIX seconds; None: it has to ask for one. A turn is for one rotation."""
-    mine = server.facts.rotation_turn
-    if mine is None or mine.taken <= (server.facts.bmc_credential_since or 0.0):
-        return None
-    turn = server.pace.turn(mine.slot, _spread(server.name))
-    return turn if turn is not None and now <= turn + LAPSES else None
-
-
-def rotation_waits(server: ServerView, now: float) -> float | None:
-    """When the rotation that is due may begin, if that is not yet."""
-    turn = None if credential_fresh(server, now) else rotation_turn(server, now)
-    return turn if turn is not None and turn > now else None
-
-
-def rotated_or_waiting(server: ServerView, now: float) -> bool:
-    """A rotation that waits for its turn keeps nothing else from being done."""
-    return credential_fresh(server, now) or rotation_waits(server, now) is not None
-
-
-def rotation_look(server: ServerView, now: float) -> float:
-    """When there is something to do about the password next, UNIX seconds."""
-    return rotation_waits(server, now) or rotation_due(server)
-
-
-def certificate_due(server: ServerView) -> float:
-    """When the BMC's certificate is to be renewed, UNIX seconds: when less than a third of its life is left. The next
-    fifth of that third is spread over the fleet by name. One of a BMC CA that was replaced is due at once. A server
-    without one is due when its waiver ends: at once, if it has none."""
-    installed = server.facts.bmc_certificate
-    if installed is None:
-        waived = server.waivers if server.facts.bmc_certificate_waived else ()
-        return max((each.expires for each in waived if each.finding is Waivable.BMC_CERTIFICATE), default=0.0)
-    if server.bmc_ca is not None and installed.issuer != server.bmc_ca:
-        return 0.0
-    third = (installed.not_after - installed.not_before) / 3.0
-    return installed.not_after - third * (1.0 - _spread(server.name) / 5.0)
-
-
-def certificate_fresh(server: ServerView, now: float) -> bool:
-    return now < certificate_due(server)
-
-
 def keys_settled(server: ServerView, _now: float) -> bool:
     """What its firmware measures is certain: no enrolment of Secure Boot keys was begun and not ended."""
     return not server.facts.secure_boot_changing
@@ -255,6 +190,15 @@ def secure_boot_waiver_ends(server: ServerView) -> float:
         return math.inf
     ends = (each.expires for each in server.waivers if each.finding is Waivable.SECURE_BOOT_DATABASES)
     return max(ends, default=0.0)
+
+
+def ended_waivers_told(server: ServerView, now: float) -> bool:
+    """People were told of just those waivers that ended while the server lives by them."""
+    return waivers.ended(server.waivers, server.facts, now) == server.facts.waivers_ended
+
+
+def next_waiver_end(server: ServerView, now: float) -> float:
+    return min((each.expires for each in server.waivers if each.expires > now), default=math.inf)
 
 
 def keys_enrolled(server: ServerView, now: float) -> bool:
@@ -311,9 +255,34 @@ def attestation_fresh(server: ServerView, now: float) -> bool:
     return not asked and now - attested_last(server) < interval and tpm_or_waiver(server, now)
 
 
-def fresh_or_drifted(server: ServerView, now: float) -> bool:
-    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
-    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
+def demanded(server: ServerView) -> float | None:
+    """When the OS was first told to attest anew, if it has not done so since; a release begins the count again."""
+    since, told = max(attested_last(server), server.facts.released_at or 0.0), server.facts.attestation_demanded
+    return told if told is not None and told > since else None
+
+
+def attestation_demanded(server: ServerView, now: float) -> bool:
+    """The OS need not attest now, or was told to: no session is left of before."""
+    if attestation_fresh(server, now):
+        return True
+    told, agent = demanded(server), server.agent
+    return told is not None and (agent is None or agent.started > max(told, attestation_asked(server) or 0.0))
+
+
+def silence(server: ServerView, now: float) -> str | None:
+    """Why an OS counts as lost: it has not attested for two intervals, and had time to answer when it was told to. It
+    needs nothing of the BMC, which may be in the hands of the same thief."""
+    told = demanded(server)
+    since = attested_last(server) or server.facts.released_at or server.status.state_since
+    patience = 2 * parse_duration(server.policy.attestation_interval)
+    if server.status.state not in TENANT_RUNS or told is None:
+        return None
+    if now - since < patience or now - told < BOOT_PATIENCE:
+        return None
+    why = f"its OS has not attested for {(now - since) / 3600:.0f} hours"
+    if server.agent is not None and server.agent.mode != "os":
+        return f"{why}: what answers for it is the {server.agent.mode}"
+    return f"{why}, and does not answer the demand to"
 
 
 def or_drifted(condition: Condition) -> Condition:

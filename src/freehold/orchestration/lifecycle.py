@@ -49,13 +49,14 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
     ),
     S.PROVISIONING: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
-        "last_attestation", "certificate_index", "boot_ticket", "os_ticket",
+        "last_attestation", "attestation_demanded", "certificate_index", "boot_ticket", "os_ticket",
     ),
     S.ACTIVE: ("last_drift_check", "revocations_checked", "image_revoked"),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
         "keys_destroyed", "state_reasserted", "certificate_index", "drift", "boot_ticket", "os_ticket",
+        "waivers_ended",
     ),
 }  # fmt: skip
 """Facts that no longer hold, or must be established anew, when a server enters a state."""
@@ -147,7 +148,8 @@ def forget(facts: Facts, entering: ServerState, *, released: bool = False) -> Fa
     defaults = Facts()
     changes = {name: getattr(defaults, name) for name in FORGETS.get(entering, ())}
     if released:
-        changes |= {"drift": (), "last_drift_check": None, "last_attestation": None, "baseline": None}
+        changes |= {"drift": (), "last_drift_check": None, "last_attestation": None, "attestation_demanded": None}
+        changes |= {"baseline": None}
     return msgspec.structs.replace(facts, **changes)
 
 

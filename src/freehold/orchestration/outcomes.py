@@ -12,6 +12,7 @@ from freehold.orchestration.decisions import Move
 from freehold.orchestration.lifecycle import DEADLINES, forget, transition
 from freehold.orchestration.planner import ROTATE, overdue
 from freehold.orchestration.view import ServerView
+from freehold.orchestration.waivers import ENDED
 
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds between attempts: doubled each time, never more than the last."""
@@ -162,4 +163,5 @@ def _entered(old: ServerStatus, state: ServerState, reason: str, now: float) -> 
         deadline=now + limit if limit is not None else None,
         stuck=False,
     )
-    return with_findings(status, (), resolved=("stuck", "quarantined", STEP_FAILED))
+    over = (ENDED,) if state is ServerState.DECOMMISSIONING else ()  # its tenant's: what comes next is told anew
+    return with_findings(status, (), resolved=("stuck", "quarantined", STEP_FAILED, *over))

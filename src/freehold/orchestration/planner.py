@@ -20,35 +20,32 @@ from freehold.orchestration.conditions import (
     agent_attested,
     agent_expected,
     attestation_asked,
+    attestation_demanded,
+    attestation_fresh,
     attested_as_asked,
     attested_last,
     blocking,
     bmc_firmware_current,
     bmc_firmware_wanted,
     bound,
-    certificate_due,
-    certificate_fresh,
     drift_checked,
+    ended_waivers_told,
     every_medium,
     fact,
     firmware_current,
     firmware_wanted,
     first_medium,
-    fresh_or_drifted,
     keys_current,
     keys_enrolled,
     keys_settled,
+    next_waiver_end,
     or_drifted,
     os_attested,
     os_ready,
     rechecked,
     revocations_checked,
-    rotated_or_waiting,
-    rotation_asked,
-    rotation_look,
-    rotation_turn,
-    rotation_waits,
     secure_boot_waiver_ends,
+    silence,
     silent_for,
     tpm_or_waiver,
     tpm_waiver_ends,
@@ -58,6 +55,15 @@ from freehold.orchestration.conditions import (
 )
 from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, no_tpm_attests, nothing_attests
+from freehold.orchestration.renewals import (
+    certificate_due,
+    certificate_fresh,
+    rotated_or_waiting,
+    rotation_asked,
+    rotation_look,
+    rotation_turn,
+    rotation_waits,
+)
 from freehold.orchestration.view import ServerView
 
 S = ServerState
@@ -168,16 +174,20 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
     ),
     S.ACTIVE: (
-        # What needs least comes first: this needs nothing of the server, drift only its BMC, so neither a BMC that is
-        # away nor an OS that does not attest can keep us from looking.
+        # What needs least comes first: these need nothing of the server, and are done once. Drift needs its BMC. So
+        # neither a BMC that is away nor an OS that does not attest can keep us from the other; `silence` judges the OS.
+        Goal("ended waivers told", ended_waivers_told, "tell_ended_waivers"),
         Goal("image held against revocations", revocations_checked, "check_revocations"),
+        Goal("attestation demanded", attestation_demanded, "renew_attestation"),
         Goal("drift checked", drift_checked, "check_drift"),
         Goal("credential fresh", rotated_or_waiting, ROTATE),
-        Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
         Goal("certificate fresh", or_drifted(certificate_fresh), "renew_certificate"),
+        Goal("TPM, or a waiver", or_drifted(tpm_or_waiver), waits_for="a TPM: the waiver of its missing one has ended"),
+        Goal("attestation fresh", or_drifted(attestation_fresh), waits_for="a new attestation"),
     ),
     S.DRIFTED: (),
     S.REMEDIATING: (
+        Goal("attestation demanded", attestation_demanded, "renew_attestation"),
         Goal("drift remediated", lambda server, _: not unremediated(server), "remediate", subject=_first_unremediated),
         Goal("drift rechecked", rechecked, "check_drift"),
     ),
@@ -212,6 +222,8 @@ def next_step(server: ServerView, now: float) -> Decision:
             return answer
     if server.paused or status.state in (S.QUARANTINED, S.RETIRED):
         return Idle(None)
+    if (lost := silence(server, now)) is not None:
+        return Quarantine(lost)
     if status.retry_at is not None and now < status.retry_at:
         return Wait(status.reason, status.retry_at)
     for goal in GOALS[status.state]:
@@ -249,8 +261,8 @@ def overdue(server: ServerView, now: float) -> bool:
 
 def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
     if goal.step is None:
-        silence = silent_for(server, now)
-        late = f"; nothing was heard for {silence / 60:.0f} minutes: {goal.if_silent}" if silence > SLOW_BOOT else ""
+        quiet = silent_for(server, now)
+        late = f"; nothing was heard for {quiet / 60:.0f} minutes: {goal.if_silent}" if quiet > SLOW_BOOT else ""
         return Wait(goal.waits_for + (late if goal.if_silent else ""), now + goal.again_after)
     key = f"{goal.step}/{goal.subject(server)}" if goal.subject else goal.step
     order = server.orders.get(key)
@@ -299,7 +311,7 @@ def _onward(server: ServerView, now: float) -> Decision:
         case S.ACTIVE:
             if kinds := blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE):
                 return Move(S.DRIFTED, f"drift: {', '.join(kinds)}")
-            return _idle(server, now, *_next_checks(server))
+            return _idle(server, now, *_next_checks(server), next_waiver_end(server, now))
         case S.DRIFTED:
             if kinds := blocking(server, Reaction.QUARANTINE):
                 return Quarantine(f"drift that policy does not remediate: {', '.join(kinds)}")
@@ -327,7 +339,7 @@ def _onward(server: ServerView, now: float) -> Decision:
 def _next_checks(server: ServerView) -> tuple[float, ...]:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
-    return checked, attested, tpm_waiver_ends(server)
+    return checked, attested
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:

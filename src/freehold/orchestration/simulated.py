@@ -18,6 +18,7 @@ from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_want
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
 from freehold.orchestration.planner import STEPS
 from freehold.orchestration.step import StepContext, StepFn, StepResult
+from freehold.orchestration.waivers import ended
 
 FACTORY, OURS = "factory", "ours"
 CERTIFICATE_LIFE = 397 * 86400.0
@@ -46,6 +47,7 @@ class SimulatedServer:
     agent_silent: bool = False
     has_tpm: bool = True
     skips_erase: bool = False
+    keeps_ipmi: bool = False  # nothing turns it off: two people waived it, and their waiver has ended
     wrong_image: bool = False
 
     def bios_fact(self) -> FirmwareFact:
@@ -114,8 +116,8 @@ class World:
         return StepResult(facts={"factory_accounts_disabled": True})
 
     async def _disable_ipmi(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        server.ipmi = False
-        return StepResult(facts={"ipmi_off": True})
+        server.ipmi = server.keeps_ipmi
+        return StepResult(facts={"ipmi_off": True, "ipmi_waived": server.keeps_ipmi})
 
     async def _close_services(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("posture", services_closed=True)
@@ -227,6 +229,9 @@ class World:
 
     async def _check_revocations(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return StepResult(facts={"revocations_checked": context.server.secure_boot_generation})
+
+    async def _tell_ended_waivers(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"waivers_ended": ended(context.server.waivers, context.facts, context.now)})
 
     async def _check_drift(self, context: StepContext, server: SimulatedServer) -> StepResult:
         found = []

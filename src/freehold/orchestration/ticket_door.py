@@ -115,7 +115,7 @@ class TicketDoor:
             "agent_spki_sha256": hashlib.sha256(entry.public_key).hexdigest(),
             "attested": False,
             "expires_at": since + lasts,
-            **waivers.claim(waiver),
+            **waivers.claim(waiver, since),
         }
         index = await self._record("admission", view.name, claim)
         # No `ek_sha256` and no `attestation`: whoever looks for a proof finds none.

@@ -77,9 +77,20 @@ def of_accounts(waivers: Iterable[ActiveWaiver], now: float) -> dict[str, Active
     return {each.account: each for each in found if each.account is not None}
 
 
+ENDED = "waiver-ended"
+
+
 def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: float) -> tuple[Finding, ...]:
-    """What the server goes without: a remark while a waiver holds, a warning when it has ended."""
+    """What the server goes without: a remark while a waiver holds; critical when it has ended and the server lives on
+    without."""
     known = tuple(waivers)
+    found = [_exception(known, finding, server, now) for finding in _lacking(facts)]
+    for account, waiver in of_accounts(known, now).items():
+        found.append(_waived(waiver, f"account {account} of its BMC, which is not ours, may stay", server))
+    return tuple(found)
+
+
+def _lacking(facts: Facts) -> tuple[Waivable, ...]:
     lacking = {
         Waivable.BMC_CERTIFICATE: facts.bmc_certificate is None and facts.bmc_certificate_waived,
         Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
@@ -88,10 +99,26 @@ def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: 
         Waivable.IPMI: facts.ipmi_waived,
         Waivable.BMC_DIRECTORY: bool(directories(facts.services_left_open)),
     }
-    found = [_exception(known, finding, server, now) for finding, lacks in lacking.items() if lacks]
-    for account, waiver in of_accounts(known, now).items():
-        found.append(_waived(waiver, f"account {account} of its BMC, which is not ours, may stay", server))
-    return tuple(found)
+    return tuple(finding for finding, lacks in lacking.items() if lacks)
+
+
+def ended(waivers: Iterable[ActiveWaiver], facts: Facts, now: float) -> tuple[Waivable, ...]:
+    """What the server lives without though no waiver holds any longer. A medium that was missing when it was erased is
+    the past: only that waiver's end changes nothing. A foreign account is drift from that moment on."""
+    known = tuple(waivers)
+    lasting = (finding for finding in _lacking(facts) if finding is not Waivable.MISSING_MEDIUM)
+    return tuple(finding for finding in lasting if waiver_for(known, finding, now) is None)
+
+
+def ended_finding(server: str, finding: Waivable) -> Finding:
+    past = finding is Waivable.MISSING_MEDIUM
+    return Finding(
+        severity=Severity.WARNING if past else Severity.CRITICAL,
+        kind=ENDED,
+        subject=finding.value,
+        detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
+        remedy=f"mend it, {remedy(server, finding)}",
+    )
 
 
 _WITHOUT = {
@@ -107,13 +134,7 @@ _WITHOUT = {
 def _exception(waivers: tuple[ActiveWaiver, ...], finding: Waivable, server: str, now: float) -> Finding:
     waiver = waiver_for(waivers, finding, now)
     if waiver is None:
-        return Finding(
-            severity=Severity.WARNING,
-            kind=finding.value,
-            subject=server,
-            detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
-            remedy=f"mend it, {remedy(server, finding)}",
-        )
+        return ended_finding(server, finding)
     return _waived(waiver, _WITHOUT[finding], server)
 
 

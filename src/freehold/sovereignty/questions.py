@@ -130,6 +130,9 @@ def measured_boot(run: Run) -> Finding:
         let_in = run.of("admission")
         why = f"; {len(let_in)} were let in by ticket, which proves nothing of what they booted" if let_in else ""
         return Verdict.NOT_PROVEN, f"no boot was attested in this run{why}", let_in
+    # Whoever has a TPM can come to the door with this server's MAC address; its own TPM cannot be had by that.
+    own = {claim.predicate["ek_sha256"] for claim in run.of("inventory", source="tpm")}
+    attestations = [each for each in attestations if not own or each.predicate.get("ek_sha256") in (None, *own)]
     refused = [claim for claim in attestations if claim.predicate.get("trusted") is not True]
     if refused:
         return Verdict.NON_SOVEREIGN, f"a boot was refused: {refused[0].predicate.get('reasons')}", refused

@@ -222,7 +222,10 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         ("asked for", "; ".join(f"{i.kind} by {i.by}" + (f": {i.reason}" if i.reason else "") for i in view.intents)),
     )
     without = exceptions(view.waivers, facts, view.name, now)
-    yield from _section("Findings", _findings((*status.findings, *without)) or ["none"])
+    yield from _section(
+        "Findings",
+        _findings((*status.findings, *(each for each in without if each not in status.findings))) or ["none"],
+    )
     if view.waivers:
         yield from _section("Waivers", [_signed_waiver(each, now) for each in view.waivers])
     yield from _section("Identity", _pairs(

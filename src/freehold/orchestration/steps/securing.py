@@ -169,7 +169,7 @@ async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
     claim = {"kind": "ipmi", "ipmi": state, "probe": msgspec.to_builtins(answered)}
     statements: tuple[tuple[str, dict[str, object]], ...] = (("posture", claim),)
     if answered.present and waiver is not None:
-        statements = (*statements, ("waiver", waivers.claim(waiver, why=state)))
+        statements = (*statements, ("waiver", waivers.claim(waiver, ctx.now, why=state)))
     return StepResult(
         facts={"ipmi_off": True, "ipmi_waived": answered.present},
         statements=statements,
@@ -217,7 +217,7 @@ async def close_services(site: Site, ctx: StepContext) -> StepResult:
     claim = {"kind": "services", **msgspec.to_builtins(hardened), "left_open": list(left)}
     statements: tuple[tuple[str, dict[str, object]], ...] = (("posture", claim),)
     if let_in and waiver is not None:
-        statements = (*statements, ("waiver", waivers.claim(waiver, why="declared")))
+        statements = (*statements, ("waiver", waivers.claim(waiver, ctx.now, why="declared")))
     return StepResult(facts={"services_closed": True, "services_left_open": left}, statements=statements)
 
 

@@ -54,6 +54,7 @@ DOERS: dict[str, Doer] = {
     "renew_certificate": certificates.install,
     "renew_attestation": watching.renew_attestation,
     "check_revocations": revocations.check,
+    "tell_ended_waivers": watching.tell_ended_waivers,
     "check_drift": watching.check_drift,
     "remediate": watching.remediate,
     "power_off": booting.power_off,

@@ -79,7 +79,7 @@ def bind_waiver(ctx: StepContext, agent: AgentSession) -> StepResult:
     claim = {"source": "tpm", "ek_sha256": None, "admission": agent.details["admission"]}
     return StepResult(
         facts={"tpm_waived": True, "tpm_missing": None, "learned_reference": {}},
-        statements=(("waiver", waivers.claim(waiver, why=why)), ("inventory", claim)),
+        statements=(("waiver", waivers.claim(waiver, ctx.now, why=why)), ("inventory", claim)),
         events=(f"it goes without a TPM, by waiver {waiver.name}",),
         resolved=(FINDING, "pcr-banks"),
     )

@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import DriftKind, Waivable, parse_duration
+from freehold.model.resources import DriftKind
 from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration import waivers
-from freehold.orchestration.conditions import attested_last, tpm_or_waiver
+from freehold.orchestration.conditions import attested_last, demanded
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
@@ -23,6 +23,9 @@ from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot
 from freehold.out_of_band.takeover import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
+
+ANSWERED_WITHIN = 5.0
+"""Seconds after the demand to attest until other work goes on: an OS that runs has mostly answered by then."""
 
 
 async def observe(client: RedfishClient) -> Observation:
@@ -171,18 +174,27 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
 
 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
-    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, so
-    that its silence is counted from there."""
-    last = ctx.facts.last_attestation or ctx.server.status.state_since
-    overdue = ctx.now - last > 2 * parse_duration(ctx.server.policy.attestation_interval)
-    if overdue and ctx.server.agent is None:
-        hours = (ctx.now - last) / 3600
-        why = f"its OS has not attested for {hours:.0f} hours, and does not answer the demand to"
-        return StepResult(done=False, quarantine=why)
+    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, and
+    when it was first told to: `conditions.silence` counts from there."""
     proved = attested_last(ctx.server)
+    facts = {"attestation_demanded": demanded(ctx.server) or ctx.now}
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
-    waiting = "a new attestation"
-    if not tpm_or_waiver(ctx.server, ctx.now):
-        waiting = f"the waiver of its missing TPM has ended: {waivers.remedy(ctx.name, Waivable.TPM)}"
-    return StepResult(done=False, facts={"last_attestation": proved} if proved else {}, waiting_for=waiting)
+    facts |= {"last_attestation": proved} if proved else {}
+    return StepResult(done=False, facts=facts, retry_after=ANSWERED_WITHIN, waiting_for="a new attestation")
+
+
+async def tell_ended_waivers(_site: Site, ctx: StepContext) -> StepResult:
+    """What two people let the server go without, and for no longer. Its tenant goes on, watched as before: only a
+    decommissioning could mend most of it, and that is for people to decide; the pool does not take it back without."""
+    ended = waivers.ended(ctx.server.waivers, ctx.facts, ctx.now)
+    findings = tuple(waivers.ended_finding(ctx.name, each) for each in ended)
+    fresh = tuple(each.detail for each in findings if each.subject not in ctx.facts.waivers_ended)
+    claim = {"kind": waivers.ENDED, "lacks": [each.value for each in ended]}
+    return StepResult(
+        facts={"waivers_ended": ended},
+        statements=(("posture", claim),),
+        findings=findings,
+        resolved=(waivers.ENDED,),
+        events=fresh,
+    )
