@@ -189,8 +189,8 @@ def test_what_two_people_waived_is_listed_and_says_so_and_what_has_no_waiver_cou
     facts = Facts(bmc_identity=rack.key, bmc_credential_committed=True, bmc_certificate_waived=True)
     site.set_status("server-1", ServerStatus(state=ServerState.ACTIVE, state_since=time.time(), facts=facts))
     (unsigned,) = [each for each in site("audit", "server-1", "-o", "json").json()["servers"][0]["findings"]
-                   if each["kind"] == "bmc-certificate"]  # fmt: skip
-    assert unsigned["severity"] == "warning"
+                   if (each["kind"], each["subject"]) == ("waiver-ended", "bmc-certificate")]  # fmt: skip
+    assert unsigned["severity"] == "critical"
     assert "the waiver of that has ended" in unsigned["detail"]
     site.declare(WAIVER)
     for name in ("ann", "bob"):

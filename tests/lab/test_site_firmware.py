@@ -1,7 +1,6 @@
 """Attack path 4 and its opposite: a BIOS out of the depot really swaps the firmware, by upload and by download; what it
 then measures counts once two people have said so; other code under the same version string is quarantined."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -48,9 +47,7 @@ def test_firmware_comes_out_of_the_depot_and_what_it_measures_is_what_counts(tmp
         fill_depot(rig)
         rig.in_lab("fault", "bmc-slow", "server-1", "0.5")
         rig.approve_firmware()  # of 1.0.0, with which it came
-        rig.wait("update", lambda status: status["step"] == "apply_firmware" or "BIOS" in str(rig.events("server-1")))
-        time.sleep(2.0)
-        rig.kill()  # in the middle of it
+        rig.kill_during("apply_firmware", after=2.0)
         rig.in_lab("fault", "bmc-slow", "server-1", "0")
         rig.serve()
         rig.wait_event("BIOS 1.0.0 -> 1.1.0")

@@ -5,15 +5,15 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from io import BytesIO
 from pathlib import Path
 
 import msgspec
 import pytest
 from aiohttp import web
+from depot_support import PEOPLE, published
 from site_support import SERVER, Place
 
-from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
+from freehold.evidence import EvidenceLog, Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
 from freehold.model.status import FirmwareFact, SentFirmware
@@ -22,29 +22,23 @@ from freehold.orchestration.downgrades import request_for
 from freehold.orchestration.opening import open_log
 from freehold.orchestration.package_measurements import pcr_value
 from freehold.orchestration.step import StepResult
-from freehold.orchestration.steps.firmware import BACK_WITHIN
+from freehold.orchestration.steps.firmware import BACK_WITHIN, CUT_OFF
 from freehold.out_of_band.errors import BmcUnreachable
 from freehold.out_of_band.server import power
 from freehold.out_of_band.update import FETCHED, bios_version
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
     DepotMissing,
-    Description,
     Kind,
     PackageForAnotherModel,
     TargetChanged,
     TrustedStateLost,
     Wanted,
 )
-from freehold.root_of_trust.depot.metadata import Days
-from freehold.root_of_trust.depot.staging import sign_staged
-from freehold.root_of_trust.keys import make_depot_key
 from freehold.root_of_trust.operators import Act, Request, approve
-from freehold.root_of_trust.pki import utc_now
 from freehold_lab import firmware_package
 
 NEW = b"HALDEN-BIOS 2.0.0\n" + bytes(1 << 16)
-PEOPLE = {name: Ed25519Signer.generate() for name in ("alice", "bob", "carol")}
 
 
 def publish(
@@ -56,18 +50,7 @@ def publish(
     component: str = "bios",
     measurements: dict[int, tuple[str, ...]] | None = None,
 ) -> None:
-    depot, online, now = place.site.depot, make_depot_key(place.site.vault), utc_now()
-    if not depot.publishes:
-        depot.found({name: key.public_key for name, key in PEOPLE.items()}, online.public_key, Days(), now)
-    about = Description(
-        kind=Kind.FIRMWARE, vendor=board(place).vendor, component=component, version=version, models=models,
-        unsigned_because="a test", security_floor=floor, measurements=measurements or {},
-    )  # fmt: skip
-    with depot.receiving(BytesIO(data)) as received:
-        depot.add(received, f"{component}-{version}.bin", about, now)
-    for name in ("alice", "carol"):
-        sign_staged(depot.staging, depot.staged(), PEOPLE[name])
-    depot.publish(online, now)
+    published(place.site, board(place).vendor, data, version, models, floor, component, measurements)
 
 
 def board(place: Place) -> FirmwareFact:
@@ -135,6 +118,8 @@ async def wanting_a_new_bmc(owned: Place) -> Place:
 
 
 async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_new_bmc: Place) -> None:
+    owed = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert (owed.done, owed.statements) == (False, ())
     sent = await wanting_a_new_bmc.step("apply_bmc_firmware")
     assert not sent.done
     ((name, claim),) = sent.statements
@@ -153,6 +138,21 @@ async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_
     assert (facts.ipmi_off, facts.services_closed, facts.posture_recorded) == (False, False, False)
 
 
+async def test_what_was_sent_to_a_bmc_is_on_record_though_nobody_saw_how_it_ended(wanting_a_new_bmc: Place) -> None:
+    place = wanting_a_new_bmc
+    await place.step("apply_bmc_firmware")
+    before = (await place.view()).facts
+    ((_, sent),) = (await place.step("apply_bmc_firmware")).statements
+    await place.establish(bmc_firmware_sent=before.bmc_firmware_sent)  # the controller died before it wrote that down
+    async with asyncio.timeout(30):
+        done = None
+        while done is None or not done.done:
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(BmcUnreachable):
+                done = await place.step("apply_bmc_firmware")
+    assert done.statements == (("firmware", sent | {"sent_by": CUT_OFF}),)
+
+
 async def test_the_firmware_of_a_bmc_has_a_floor_and_tickets_of_its_own(wanting_a_new_bmc: Place) -> None:
     place = wanting_a_new_bmc
     newer = firmware_package.pack("5.0.0", b"x" * 1000, firmware_package.BMC_MAGIC)
@@ -165,6 +165,7 @@ async def test_the_firmware_of_a_bmc_has_a_floor_and_tickets_of_its_own(wanting_
     with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
         await place.step("apply_bmc_firmware")
     await ask(place, request, "alice", "bob")
+    await place.step("apply_bmc_firmware")
     ((_, claim),) = (await place.step("apply_bmc_firmware")).statements
     assert (claim["below_floor"], claim["downgrade"]["request_id"]) == ("4.20.0", request.id)
 
@@ -180,6 +181,15 @@ async def test_a_bmc_that_stays_with_its_old_firmware_is_quarantined_and_not_sen
     result = await wanting_a_new_bmc.step("apply_bmc_firmware")
     assert result.quarantine == "after the update to BMC firmware 4.13.00 the BMC tells of version 4.12.03"
     assert result.facts["bmc_firmware_sent"] is None  # whoever releases it has it tried again
+
+
+async def test_a_bmc_that_started_anew_in_the_middle_of_its_update_is_sent_it_again(wanting_a_new_bmc: Place) -> None:
+    long_ago = time.time() - BACK_WITHIN - 1.0
+    lost = SentFirmware(version="4.13.00", at=long_ago, seen=False)
+    await wanting_a_new_bmc.establish(bmc_firmware_sent=lost)
+    assert (await wanting_a_new_bmc.step("apply_bmc_firmware")).quarantine is None
+    ((name, claim),) = (await wanting_a_new_bmc.step("apply_bmc_firmware")).statements
+    assert (name, claim["to"]) == ("firmware", "4.13.00")
 
 
 async def test_a_bmc_that_did_not_do_what_it_said_is_quarantined(wanting: Place) -> None:

@@ -1,5 +1,6 @@
 """The client against a scripted BMC: one log-in attempt, ETags, tasks, paging, errors in words."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from freehold.out_of_band.errors import (
     AccountLocked,
     BmcAnswerUnreadable,
     BmcError,
+    BmcUnreachable,
     NotSupported,
     PasswordChangeRequired,
     WrongCredential,
@@ -25,16 +27,20 @@ LOGGED_IN = Answer(status=201, headers={"x-auth-token": "t", "location": "https:
 
 @dataclass
 class Script:
-    """Answers by (method, path), the last one for ever; logs every call."""
+    """Answers (or errors) by (method, path), the last one for ever; logs every call."""
 
-    answers: dict[tuple[str, str], list[Answer]]
+    answers: Mapping[tuple[str, str], list[Any]]
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
     async def request(self, call: Call) -> Answer:
         self.calls.append(call)
         left = self.answers.get((call.method, call.path), [Answer(status=404)])
-        return left.pop(0) if len(left) > 1 else left[0]
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Answer)
+        return answer
 
     async def close(self) -> None:
         self.closed = True
@@ -43,7 +49,7 @@ class Script:
         return [call.path for call in self.calls if call.method == method]
 
 
-def script(answers: dict[tuple[str, str], list[Answer]], root: dict[str, Any] = ROOT_BODY) -> Script:
+def script(answers: Mapping[tuple[str, str], list[Any]], root: dict[str, Any] = ROOT_BODY) -> Script:
     default = {("GET", "/redfish/v1/"): [_ok(root)], ("POST", SESSIONS): [LOGGED_IN]}
     return Script({**default, **answers})
 
@@ -123,6 +129,26 @@ async def test_a_forgotten_session_is_opened_anew_once() -> None:
     async with client(bmc) as bmc_client:
         assert (await bmc_client.post("/redfish/v1/x", {})).status == 204
     assert bmc.seen("POST") == [SESSIONS, "/redfish/v1/x", SESSIONS, "/redfish/v1/x"]
+
+
+async def test_a_bmc_that_goes_away_while_we_log_in_again_has_refused_nothing() -> None:
+    gone = BmcUnreachable("it starts anew")
+    answers = {("POST", SESSIONS): [LOGGED_IN, gone, LOGGED_IN], ("GET", "/x"): [Answer(status=401), _ok({"Id": "x"})]}
+    bmc = script(answers)
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcUnreachable):
+            await bmc_client.get("/x")
+        assert await bmc_client.get("/x") == {"Id": "x"}
+    assert [call.headers for call in bmc.calls if call.path == "/x"] == [{"X-Auth-Token": "t"}] * 2
+
+
+async def test_a_bmc_that_forgets_session_after_session_has_refused_no_password() -> None:
+    bmc = script({("GET", "/x"): [Answer(status=401), Answer(status=401), _ok({"Id": "x"})]})
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcUnreachable, match="forgot the session that it had just opened"):
+            await bmc_client.get("/x")
+        assert await bmc_client.get("/x") == {"Id": "x"}
+    assert len(bmc.seen("POST")) == 3
 
 
 async def test_patch_sends_the_etag_and_reads_again_once_on_412() -> None:

@@ -92,6 +92,8 @@ class _Checker:
                 _account(waiver, report)
 
     def _site(self, site: SiteSpec, report: Report) -> None:
+        if not 1 <= site.rotations_per_minute <= 100_000:
+            report("spec.rotationsPerMinute", "must be between 1 and 100000")
         for role in ("oob", "provisioning"):
             network = self._refer("Network", getattr(site.networks, role), f"spec.networks.{role}", report)
             address = getattr(site.controller, role)

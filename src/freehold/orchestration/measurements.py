@@ -16,6 +16,9 @@ from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues
 from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.secure_boot_signing import signers_of
 
+REVOKED = "revoked-image"
+"""Kind of the finding that the site's newest Secure Boot keys would not start what a server runs."""
+
 
 @dataclass(frozen=True)
 class BootedImage:
@@ -100,6 +103,7 @@ def attestation_result(verdict: Verdict, proven: Evidence, valid_for: float) -> 
         "trusted": verdict.trusted,
         "reasons": list(verdict.reasons),
         "findings": [finding.detail for finding in verdict.findings],
+        "revoked_image": any(finding.kind == REVOKED for finding in verdict.findings),
         "policy": verdict.policy_id,
         "nonce": proven.nonce.hex(),
         "ak_name": proven.ak_name.hex(),

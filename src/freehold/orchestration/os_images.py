@@ -143,12 +143,21 @@ def load(site: Site, client: DepotClient, target: Target, *, read: bool = True) 
         manifest_envelope=dsse.sign(payload, manifest.PAYLOAD_TYPE, site.keys.image).to_dict(),
         manifest_sha256=hashlib.sha256(payload).hexdigest(),
         booted=booted,
+        sha256=made.sha256,
         size=made.size,
         chunks=len(made.chunks),
+        agent_ca=_agent_ca(site, target.sha256),
         served=f"{target.sha256}.raw",
     )
     site.depot_images[target.sha256] = image
     return image
+
+
+def _agent_ca(site: Site, sha256: str) -> int:
+    """The generation of the agent CA in an image: known if its bytes are those that this controller built just now. Of
+    any other the first is assumed: an OS that is told of once too often is redeployed, one too few is left to a thief
+    who has the old CA."""
+    return next((each.agent_ca for each in site.images.values() if each.sha256 == sha256), 1)
 
 
 def require_predicted(target: Target, booted: BootedImage) -> None:

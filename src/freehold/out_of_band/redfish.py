@@ -14,6 +14,7 @@ from freehold.out_of_band import messages
 from freehold.out_of_band.errors import (
     BmcAnswerUnreadable,
     BmcError,
+    BmcUnreachable,
     NotSupported,
     OutOfBandError,
     PasswordChangeRequired,
@@ -75,6 +76,7 @@ class RedfishClient:
         self._authorization: dict[str, str] = {}
         self._session_uri: str | None = None
         self._refused = False
+        self._session_lost = False  # and not opened anew yet
         self._secrets: set[str] = set()
         """All that was sent in this conversation and must not come back in an error."""
 
@@ -159,18 +161,32 @@ class RedfishClient:
     async def _call(self, method: str, path: str, **parts: Any) -> Answer:
         """Send and raise typed errors. A session that the BMC forgot (it restarted) is opened anew, once."""
         call = Call(method=method, path=path, **{"timeout": self.timeout, **parts})
+        if self._session_lost and not self._authorization:
+            # The BMC went away while we logged in again. Sent without a token, the call would look like a refusal.
+            await self._log_in_again()
         answer = await self._send(call)
         if answer.status == 401 and "X-Auth-Token" in self._authorization:
             # 401 means that nothing was done (RFC 9110, 15.5.2), so even a POST may be sent again with a new token.
-            self._authorization, self._session_uri = {}, None
-            await self.login()
+            await self._log_in_again()
             answer = await self._send(call)
         try:
             messages.raise_for(answer, method, path, server=self.server, secrets=self._secrets)
-        except WrongCredential:
+        except WrongCredential as error:
+            if "X-Auth-Token" in self._authorization:  # it took the password a moment ago
+                self._authorization, self._session_uri, self._session_lost = {}, None, True
+                raise BmcUnreachable(
+                    f"{method} {path}: the BMC forgot the session that it had just opened; nothing was done",
+                    server=self.server,
+                    remedy="it may be starting anew, and is tried again by itself",
+                ) from error
             self._refused = True
             raise
         return answer
+
+    async def _log_in_again(self) -> None:
+        self._authorization, self._session_uri, self._session_lost = {}, None, True
+        await self.login()
+        self._session_lost = False
 
     async def read(self, path: str, *, timeout: float | None = None) -> Answer:
         """GET with its headers; the body is there."""

@@ -13,7 +13,7 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, show_table, site_store, state_option
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding, Severity
-from freehold.orchestration import revocations
+from freehold.orchestration import key_replacements, revocations
 from freehold.orchestration.auditing import audit_server
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.store import Store
@@ -150,7 +150,7 @@ async def _one(vault: Vault, view: ServerView, probe_defaults: bool) -> Outcome:
     try:
         report = await audit_server(vault, view, probe_defaults=probe_defaults)
         more = revocations.audited(view, await asyncio.to_thread(newest_generation, vault))
-        return Outcome(view.name, report=report.and_also(more))
+        return Outcome(view.name, report=report.and_also((*more, *key_replacements.audited(view))))
     except FreeholdError as error:
         return Outcome(view.name, error=error)
 

@@ -173,7 +173,7 @@ async def _failed(site: Site, ctx: StepContext, client: RedfishClient, why: str)
             "secure_boot_changing": False,
             "enrolment_booted_at": None,
         }
-        claim = waivers.claim(waiver, why=why)
+        claim = waivers.claim(waiver, ctx.now, why=why)
         event = f"it goes without the site's Secure Boot keys, by waiver {waiver.name}: {why}"
         return StepResult(facts=facts, statements=(("waiver", claim),), events=(event,), resolved=(FINDING,))
     finding = Finding(

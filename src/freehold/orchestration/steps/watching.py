@@ -6,16 +6,16 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import DriftKind, parse_duration
+from freehold.model.resources import DriftKind
 from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration import waivers
-from freehold.orchestration.conditions import attested_last
+from freehold.orchestration.conditions import attested_last, demanded
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
-from freehold.out_of_band.hardening import harden, opened
+from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
@@ -23,6 +23,9 @@ from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot
 from freehold.out_of_band.takeover import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
+
+ANSWERED_WITHIN = 5.0
+"""Seconds after the demand to attest until other work goes on: an OS that runs has mostly answered by then."""
 
 
 async def observe(client: RedfishClient) -> Observation:
@@ -147,9 +150,9 @@ async def _ipmi(client: RedfishClient, _baseline: Observation, _keys: KeyDatabas
     return False
 
 
-async def _services(client: RedfishClient, _baseline: Observation, _keys: KeyDatabases) -> bool:
+async def _services(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     """Those that stay open are seen by the check that follows."""
-    await harden(client)
+    await harden(client, keep_directories=bool(directories(baseline.services)))
     return False
 
 
@@ -171,19 +174,27 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
 
 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
-    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, so
-    that its silence is counted from there."""
-    last = ctx.facts.last_attestation or ctx.server.status.state_since
-    overdue = ctx.now - last > 2 * parse_duration(ctx.server.policy.attestation_interval)
-    if overdue and ctx.server.agent is None:
-        hours = (ctx.now - last) / 3600
-        why = f"its OS has not attested for {hours:.0f} hours, and does not answer the demand to"
-        return StepResult(done=False, quarantine=why)
+    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, and
+    when it was first told to: `conditions.silence` counts from there."""
     proved = attested_last(ctx.server)
+    facts = {"attestation_demanded": demanded(ctx.server) or ctx.now}
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
+    facts |= {"last_attestation": proved} if proved else {}
+    return StepResult(done=False, facts=facts, retry_after=ANSWERED_WITHIN, waiting_for="a new attestation")
+
+
+async def tell_ended_waivers(_site: Site, ctx: StepContext) -> StepResult:
+    """What two people let the server go without, and for no longer. Its tenant goes on, watched as before: only a
+    decommissioning could mend most of it, and that is for people to decide; the pool does not take it back without."""
+    ended = waivers.ended(ctx.server.waivers, ctx.facts, ctx.now)
+    findings = tuple(waivers.ended_finding(ctx.name, each) for each in ended)
+    fresh = tuple(each.detail for each in findings if each.subject not in ctx.facts.waivers_ended)
+    claim = {"kind": waivers.ENDED, "lacks": [each.value for each in ended]}
     return StepResult(
-        done=False,
-        facts={"last_attestation": proved} if proved else {},
-        waiting_for="a new attestation",
+        facts={"waivers_ended": ended},
+        statements=(("posture", claim),),
+        findings=findings,
+        resolved=(waivers.ENDED,),
+        events=fresh,
     )
