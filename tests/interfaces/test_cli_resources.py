@@ -205,7 +205,7 @@ def test_a_server_without_a_tpm_is_not_shown_as_attested(site: Shell) -> None:
     assert "never: no TPM, let in 10m ago" in wide
     text = site("describe", "server-1").out
     for part in (
-        "WARNING missing-tpm (server-1): it has no usable TPM 2.0: nothing proves what it boots; the waiver of that",
+        "CRITICAL waiver-ended (missing-tpm): it has no usable TPM 2.0: nothing proves what it boots",
         "TPM EK:      NONE, by a waiver",
         "last:        never: no TPM, let in 10m ago",
         "reference:   none: there is no TPM to measure",

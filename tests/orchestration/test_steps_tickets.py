@@ -146,9 +146,9 @@ async def test_a_ticket_after_the_inventory_of_a_tpm_is_a_trust_failure(owned: P
 async def test_the_audit_names_it_and_does_not_speak_of_learned_values(owned: Place) -> None:
     await owned.establish(tpm_waived=True, reference_values={})
     view = await owned.view()
-    for waivers, severity, words in ((WAIVER, "info", "waived until"), (ENDED, "warning", "has ended")):
-        found = await audit_server(owned.site.vault, msgspec.structs.replace(view, waivers=(waivers,)))
-        (remark,) = [each for each in found.findings if each.kind == "missing-tpm"]
+    for waiver, severity, words in ((WAIVER, "info", "waived until"), (ENDED, "critical", "has ended")):
+        found = await audit_server(owned.site.vault, msgspec.structs.replace(view, waivers=(waiver,)))
+        (remark,) = [each for each in found.findings if "it has no usable TPM 2.0" in each.detail]
         assert (remark.severity, words in remark.detail) == (severity, True)
         assert not [each for each in found.findings if each.kind == "firmware-unapproved"]
 
@@ -188,11 +188,10 @@ async def test_a_server_that_has_a_tpm_is_not_done_before_it_is_cleared(place: P
         await place.step("clear_tpm")
 
 
-async def test_when_the_waiver_has_ended_an_active_server_is_told_what_it_lacks(owned: Place) -> None:
+async def test_when_the_waiver_has_ended_an_active_server_is_let_in_no_more(owned: Place) -> None:
     await owned.establish(ServerState.ACTIVE, tpm_waived=True)
     session = await owned.speak("os", details={"ticket": "t" * 64})
-    result = await owned.step("renew_attestation", agent=session, waivers=(ENDED,))
-    assert "the waiver of its missing TPM has ended" in result.waiting_for
+    await owned.step("renew_attestation", agent=session, waivers=(ENDED,))
     assert (await owned.view()).agent is None
-    held = await owned.step("renew_attestation", agent=session, waivers=(WAIVER,))
-    assert held.waiting_for == "a new attestation"
+    told = await owned.step("tell_ended_waivers", waivers=(ENDED,))
+    assert (told.findings[0].severity, told.findings[0].subject) == ("critical", "missing-tpm")

@@ -93,7 +93,7 @@ def test_every_kind_of_finding_is_one_that_the_next_look_can_take_back() -> None
         connectors=(CloudConnector(name="Call home", state="True", enabled=True),),
         snmp=Snmp(enabled=True, v1=True, v2c=True, defaults=("public",)),
         host_interfaces=(HostInterfaceFact(uri="/h/1", enabled=True, no_auth=True, bootstrapping=True),),
-        external_providers=(ExternalProvider(name="LDAP", addresses=("10.0.0.1",)),),
+        external_providers=(ExternalProvider(name="LDAP", uri="/a", addresses=("10.0.0.1",)),),
         services_told=False,
         unread={"/x": "500"},
     )
