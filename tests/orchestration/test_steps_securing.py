@@ -85,10 +85,13 @@ async def test_a_rotation_changes_the_password_and_says_so_without_showing_it(pl
     assert after is not None
     assert after != before
     ((name, claim),) = result.statements
-    assert (name, claim["event"], claim["unique"]) == ("credential", "rotated", True)
+    assert (name, claim["event"], claim["why"], claim["unique"]) == ("credential", "rotated", "schedule", True)
     assert msgspec.json.decode(after)["password"] not in str(claim)
     async with place.own_bmc() as client:  # the new one works
         assert await read_accounts(client)
+    asked = Intent(id=1, at=time.time(), kind=IntentKind.ROTATE, by="ann")
+    (((_, on_demand),)) = (await place.step("rotate_credential", intents=(asked,))).statements
+    assert on_demand["why"] == "asked"
 
 
 async def test_a_rotation_waits_for_its_turn(place: Place) -> None:

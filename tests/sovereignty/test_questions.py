@@ -9,9 +9,12 @@ ATTEMPTS = [
     {"from": "production (client)", "outcome": "timeout"},
     {"from": "provisioning (agent)", "outcome": "timeout"},
 ]
+ROTATED = {
+    "unique": True, "stored": "vault", "factory_accounts_disabled": ["root"], "event": "rotated", "why": "schedule",
+}  # fmt: skip
 WHOLE = [
     ("credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": ["root"]}),
-    ("credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": ["root"], "event": "rotated"}),
+    ("credential", ROTATED),
     ("posture", {"kind": "reachability", "attempts": ATTEMPTS, "control": "connected"}),
     ("firmware", {"staged_locally": True, "verified": True}),
     ("boot-config", {}),
@@ -43,6 +46,12 @@ def test_whole_evidence_passes_and_is_stage_four():
     assert all(a.evidence for a in answers)
 
 
+def test_a_password_that_was_only_changed_when_somebody_asked_shows_no_schedule():
+    asked = answer(run([("credential", ROTATED | {"why": "asked"})], without=("credential",)))
+    assert asked[1].verdict is Verdict.DEGRADED
+    assert "on schedule has no evidence" in asked[1].reason
+
+
 def test_no_evidence_is_not_proven_and_stage_one():
     answers = answer(Run([], "s1"))
     assert {a.verdict for a in answers} == {Verdict.NOT_PROVEN}
@@ -50,10 +59,7 @@ def test_no_evidence_is_not_proven_and_stage_one():
 
 
 CERTIFIED = ("bmc-identity", {"method": "certificate of the site's BMC CA"})
-ROTATED = (
-    "credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": True, "event": "rotated"},
-)  # fmt: skip
-WITH_ANOTHER = ("credential", ROTATED[1] | {"waived_accounts": ["field"]})
+WITH_ANOTHER = ("credential", ROTATED | {"waived_accounts": ["field"]})
 SILENT = ("posture", {"kind": "ipmi", "probe": {"present": False}})
 ANSWERS = ("posture", {"kind": "ipmi", "probe": {"present": True}})
 CLOSED = ("posture", {"kind": "services", "left_open": ["SNMP"]})
@@ -65,9 +71,9 @@ ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
     ("number", "finding", "mended", "others"),
     [
         (2, "bmc-certificate", CERTIFIED, [("bmc-identity", {"method": "accepted by eve"}), ENROLLED]),
-        (2, "bmc-account", ROTATED, [WITH_ANOTHER, CERTIFIED]),
+        (2, "bmc-account", ("credential", ROTATED), [WITH_ANOTHER, CERTIFIED]),
         (2, "ipmi", SILENT, [ANSWERS, CERTIFIED, CLOSED]),
-        (2, "bmc-directory", CLOSED, [LETS_IN, ROTATED, SILENT]),
+        (2, "bmc-directory", CLOSED, [LETS_IN, ("credential", ROTATED), SILENT]),
         (5, "secure-boot-databases", ENROLLED, [("secure-boot", {"event": "generation"}), CERTIFIED]),
     ],
 )

@@ -1,6 +1,7 @@
 """What is due again and again on a BMC, and when: its password and its certificate. Pure."""
 
 import hashlib
+from typing import Literal
 
 from freehold.model.resources import Waivable, parse_duration
 from freehold.model.status import IntentKind
@@ -25,6 +26,10 @@ def rotation_asked(server: ServerView) -> float | None:
     since = server.facts.bmc_credential_since or 0.0
     asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
     return max(asked, default=None)
+
+
+def why_rotated(server: ServerView) -> Literal["asked", "schedule"]:
+    return "schedule" if rotation_asked(server) is None else "asked"
 
 
 def credential_fresh(server: ServerView, now: float) -> bool:

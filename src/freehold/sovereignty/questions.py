@@ -92,9 +92,9 @@ def bmc_credentials(run: Run) -> Finding:
         return Verdict.NON_SOVEREIGN, "the BMC credential is shared, or not in the local vault", claims
     if not last.get("factory_accounts_disabled"):
         return Verdict.NON_SOVEREIGN, "a factory account is still enabled", claims
-    if not run.of("credential", event="rotated"):
+    if not run.of("credential", event="rotated", why="schedule"):
         return Verdict.DEGRADED, "unique and in the local vault; rotation on schedule has no evidence yet", claims
-    return Verdict.PASS, "unique, rotated, in the local vault", claims
+    return Verdict.PASS, "unique, rotated on schedule, in the local vault", claims
 
 
 def bmc_isolation(run: Run) -> Finding:

@@ -11,6 +11,7 @@ from freehold.model.status import Intent, IntentKind
 from freehold.orchestration import waivers
 from freehold.orchestration.default_probe import probe
 from freehold.orchestration.passwords import PasswordIndex
+from freehold.orchestration.renewals import why_rotated
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
@@ -105,7 +106,7 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
     assert credential is not None
     index = PasswordIndex(site.vault)
     claim = {
-        "event": "rotated" if rotate else "taken-over",
+        **({"event": "rotated", "why": why_rotated(ctx.server)} if rotate else {"event": "taken-over"}),
         "username": result.username,
         "unique": not await asyncio.to_thread(index.shared_with, ctx.name, credential.password),
         "password_length": len(credential.password),
