@@ -363,6 +363,19 @@ def test_roots_are_read_from_pem_bundles_and_der_and_damaged_files_are_named(tmp
         ek.verify_ek(der(other), EK, loaded, now=NOW)
 
 
+def test_a_root_that_came_or_was_taken_away_counts_at_once_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    roots = ek.RootsDirectory(tmp_path)
+    assert roots().certificates == ()
+    (tmp_path / "root.cer").write_bytes(der(ROOT))
+    one = roots()
+    assert len(one.certificates) == 1
+    assert roots() is one
+    (tmp_path / "root.cer").write_bytes(b"\x30\x80")
+    assert roots().unreadable == ("root.cer",)
+    (tmp_path / "root.cer").unlink()
+    assert roots().certificates == ()
+
+
 # ---- templates
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import logging
 import os
@@ -44,7 +43,7 @@ from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust import pki
-from freehold.root_of_trust.attestation.ek import load_roots
+from freehold.root_of_trust.attestation.ek import RootsDirectory
 from freehold.root_of_trust.depot import Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
@@ -83,7 +82,7 @@ def make_site(
         images={boot.os.name: boot.os},
         agent_builds=agents,
         os_builds=systems,
-        tpm_roots=functools.partial(load_roots, state / "tpm-roots"),
+        tpm_roots=RootsDirectory(state / "tpm-roots"),
         files=files,
         tftp=tftp,
     )

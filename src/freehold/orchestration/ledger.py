@@ -5,11 +5,11 @@ a server in flight carries the epoch of its replica and a fence that grew at the
 renewed; a completion counts only `WHERE name AND fence`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Row, Select, case, delete, insert, or_, select, update
+from sqlalchemy import Column, Row, Select, case, delete, false, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
@@ -234,6 +234,15 @@ class Ledger:
                 await wake(connection, name)
 
         await self._database.write(work)
+
+    async def mentioned(self, column: Column[str], words: Collection[str]) -> list[str]:
+        """Servers in whose document or status, as it is stored, one of the words stands, in any case. The database
+        looks for it, so that nobody reads a whole fleet; what the word means there, whoever asks looks up."""
+        named = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
+        found = or_(false(), *(column.icontains(word, autoescape=True) for word in words))
+        async with self._database.read() as connection:
+            rows = await connection.scalars(select(servers.c.name).join(resources, named).where(found))
+            return list(rows)
 
     async def view(self, name: str) -> ServerView | None:
         """The view of one server; None if it is not declared."""

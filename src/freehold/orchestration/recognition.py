@@ -5,11 +5,13 @@ bound to, or whose ticket is compared.
 """
 
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 
-from freehold.model.resources import ServerSpec
+from sqlalchemy import Column
+
 from freehold.orchestration.refusals import Refusals
-from freehold.orchestration.store import Store, Stored
+from freehold.orchestration.schema import resources, servers
+from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.provisioning.agent_messages import AgentRefusedError
 from freehold.root_of_trust.attestation.ek import ek_identity
@@ -25,20 +27,20 @@ class Recognition:
     async def recognize(self, macs: Collection[str], ek_public: bytes | None, peer: str) -> ServerView:
         """The server that this TPM belongs to, or the one that it may be bound to."""
         identity = ek_identity(ek_public) if ek_public else None
-        named = []
-        async for declared in self._servers():
-            assert isinstance(declared.resource.spec, ServerSpec)
-            if identity and declared.status and declared.status.facts.ek_sha256 == identity:
-                return await self.view(declared.resource.name)
-            if set(macs) & {nic.mac.lower() for nic in declared.resource.spec.nics}:
-                named.append(declared.resource.name)
+        if identity is not None:
+            for known in await self._mentioning(servers.c.status, [identity]):
+                if known.facts.ek_sha256 == identity:
+                    return known
+        shown = set(macs)
+        candidates = await self._mentioning(resources.c.document, shown)
+        named = [each for each in candidates if shown & {nic.mac.lower() for nic in each.spec.nics}]
         if len(named) != 1:
-            names = ", ".join(named) or "no declared server"
+            names = ", ".join(sorted(each.name for each in named)) or "no declared server"
             raise AgentRefusedError(
                 f"the machine at {peer} with MAC {', '.join(macs) or 'none'} is {names}",
                 remedy="declare its NICs in exactly one Server document",
             )
-        view = await self.view(named[0])
+        (view,) = named
         if view.facts.ek_sha256 is not None and identity is not None:
             raise await self.other_tpm(view.name, identity, peer)
         return view
@@ -61,9 +63,6 @@ class Recognition:
             return view
         raise AgentRefusedError(f"server {server} is not declared any more", remedy="declare it")
 
-    async def _servers(self) -> AsyncIterator[Stored]:
-        after = ("Server", "")
-        while page := await self._store.list_resources("Server", after=after):
-            for declared in page:
-                yield declared
-            after = page[-1].resource.key
+    async def _mentioning(self, column: Column[str], words: Collection[str]) -> list[ServerView]:
+        names = await self._store.ledger.mentioned(column, words)
+        return list((await self._store.ledger.views(names)).values()) if names else []

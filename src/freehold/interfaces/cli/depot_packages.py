@@ -133,7 +133,7 @@ def import_package(
       freehold depot import bios.bin --signature bios.bin.asc --trust acme.asc --by alice \\
         --vendor ACME --component bios --version 2.6.1 --model "M1 Gen2" --floor 2.4.0   # freehold asks nobody else
       freehold depot import state/images/5f1b2c…/os.raw --kind os-image --site lab --by alice \\
-        --vendor Example --component debian-12 --version 12.8.1 --unsigned-because "built by this site"
+        --vendor Example --component debian-12 --version 12.8.1 --unsigned-because "built by freehold"
     """  # fmt: skip
     if (trust is None) == (unsigned_because is None):
         raise click.UsageError("give the vendor's keys with --trust, or the reason with --unsigned-because")

@@ -103,6 +103,21 @@ def load_roots(directory: Path) -> TpmRoots:
     return TpmRoots(certificates=tuple(certificates), unreadable=tuple(unreadable))
 
 
+class RootsDirectory:
+    """The roots in a directory as they are now; read again only when a file came, went or changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._known: tuple[frozenset[tuple[str, int, int]], TpmRoots] | None = None
+
+    def __call__(self) -> TpmRoots:
+        files = ((path.name, path.stat()) for path in self._directory.iterdir())
+        seen = frozenset((name, found.st_mtime_ns, found.st_size) for name, found in files)
+        if self._known is None or self._known[0] != seen:
+            self._known = seen, load_roots(self._directory)
+        return self._known[1]
+
+
 def load_pem(data: bytes) -> list[bytes]:
     """The DER of each certificate in PEM; `data` itself if it is DER already. Raises ValueError."""
     return [base64.b64decode(one) for one in PEM.findall(data)] if b"-----BEGIN" in data else [data]
