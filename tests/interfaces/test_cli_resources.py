@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -195,6 +196,22 @@ def test_describe_has_it_all(site: Shell) -> None:
     assert found["agent"]["details"]["hostname"] == "web-1"
     assert found["events"][0]["kind"] == "created"
     assert site("describe", "image", "debian").code == 2
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "not our keys yet"),
+        ({"secure_boot_waived": True}, "not our keys, by a waiver"),
+        ({"secure_boot_enrolled": True, "secure_boot_generation": 2, "secure_boot_confirmed": 1}, "by the BMC's word"),
+        ({"secure_boot_enrolled": True, "secure_boot_confirmed": 1}, "keys of generation 1, confirmed by PCR 7"),
+    ],
+)
+def test_who_says_that_the_secure_boot_keys_are_ours(site: Shell, facts: dict[str, Any], words: str) -> None:
+    status = msgspec.structs.replace(ACTIVE, facts=msgspec.structs.replace(ACTIVE.facts, **facts))
+    site.set_status("server-1", status)
+    (line,) = [each for each in site("describe", "server-1").out.splitlines() if "Secure Boot:" in each]
+    assert words in line
 
 
 def test_a_server_without_a_tpm_is_not_shown_as_attested(site: Shell) -> None:

@@ -546,6 +546,26 @@ def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("facts", "confirmed"),
+    [
+        (
+            {"secure_boot_enrolled": True, "secure_boot_generation": 3, "ek_sha256": "e" * 64},
+            {"secure_boot_confirmed": 3},
+        ),
+        ({"secure_boot_enrolled": True, "ek_sha256": None, "tpm_waived": True}, {}),
+        ({"secure_boot_waived": True, "ek_sha256": "e" * 64}, {}),
+    ],
+)
+def test_secure_boot_keys_are_confirmed_by_who_attested_under_them_not_by_the_bmc(
+    facts: dict[str, Any], confirmed: dict[str, Any]
+) -> None:
+    written = Facts(image_written=True, seed_written=True, boot_entry_set=True, os_booted_at=NOW - 1, **facts)
+    move = next_step(view(S.PROVISIONING, written, waivers=(NO_TPM,)), NOW)
+    assert isinstance(move, Move)
+    assert move.facts == confirmed
+
+
 def drift(*kinds: DriftKind) -> tuple[Drift, ...]:
     return tuple(Drift(kind=kind, subject="x", expected="a", observed="b") for kind in kinds)
 

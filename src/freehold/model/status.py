@@ -143,6 +143,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bios_applied: bool = False
     secure_boot_enrolled: bool = False
     secure_boot_generation: int | None = None  # of the site's keys, as enrolled; None: the first, if any was
+    secure_boot_confirmed: int | None = None  # the generation that PCR 7 of a boot has shown; a BMC only says so
     secure_boot_waived: bool = False  # nothing could enrol them, and a waiver says that it goes without
     secure_boot_changing: bool = False  # its keys are being written: nobody knows what its firmware would measure
     enrolment_booted_at: float | None = None  # when it was started into the enrolment image, until that is done

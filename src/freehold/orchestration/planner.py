@@ -304,7 +304,7 @@ def _onward(server: ServerView, now: float) -> Decision:
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
-            return Move(S.ATTESTING, "the image is written and the OS is booting")
+            return Move(S.ATTESTING, "the image is written and the OS is booting", facts=_confirmed(server))
         case S.ATTESTING:
             attested = server.agent.attested_at if server.agent else None
             return Move(S.ACTIVE, "the OS attested and is ready", facts={"last_attestation": attested})
@@ -334,6 +334,13 @@ def _onward(server: ServerView, now: float) -> Decision:
             return Move(target, "sanitized, verified and certified", facts={"ended_assignment": ended})
         case S.QUARANTINED | S.RETIRED:
             return Idle(None)
+
+
+def _confirmed(server: ServerView) -> dict[str, object]:
+    """The agent that wrote the image had attested under these keys: PCR 7 was what they make it."""
+    facts = server.facts
+    shown = facts.secure_boot_enrolled and facts.ek_sha256 is not None
+    return {"secure_boot_confirmed": facts.secure_boot_generation or 1} if shown else {}
 
 
 def _next_checks(server: ServerView) -> tuple[float, ...]:

@@ -243,6 +243,7 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
     yield from _section("Attestation", _pairs(
         ("last", attested(view, now)),
         ("reference", _reference(facts)),
+        ("Secure Boot", _secure_boot(facts)),
         ("agent", _agent(view, now)),
     ))  # fmt: skip
     yield from _section("Image", _pairs(
@@ -262,6 +263,16 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         yield from _section("Orders", [_order(order) for order in view.orders.values()])
     lines = [f"{moment(event.at)}  {event.kind}: {event.message}" for event in recent]
     yield from _section(f"Last {len(recent)} events", lines)
+
+
+def _secure_boot(facts: Facts) -> str:
+    """Whose keys are on it, and by whose word."""
+    if not facts.secure_boot_enrolled:
+        return "not our keys, by a waiver" if facts.secure_boot_waived else "not our keys yet"
+    generation = facts.secure_boot_generation or 1
+    if facts.secure_boot_confirmed == generation:
+        return f"keys of generation {generation}, confirmed by PCR 7"
+    return f"keys of generation {generation}, by the BMC's word: PCR 7 of the next attested boot is to confirm it"
 
 
 def _reference(facts: Facts) -> str:

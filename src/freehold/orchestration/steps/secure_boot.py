@@ -95,6 +95,7 @@ def _done(keys: KeySet, state: SecureBootState | None, by: str) -> StepResult:
     facts = {
         "secure_boot_enrolled": True,
         "secure_boot_generation": keys.generation,
+        "secure_boot_confirmed": None,
         "secure_boot_waived": False,
         "secure_boot_changing": False,
         "enrolment_booted_at": None,
