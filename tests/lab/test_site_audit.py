@@ -65,6 +65,17 @@ def rotated_in_spite_of(rig: SiteRig, killed_after: float | None) -> str:
     return recorded(rig)
 
 
+def killed_while_it_secures(rig: SiteRig) -> None:
+    """In the first change of the password and in that of the certificate, by a BMC that answers slowly."""
+    rig.in_lab("fault", "bmc-slow", "server-1", "0.4")
+    rig.serve()
+    rig.found_operators()
+    for step, seconds in (("take_over_credential", 0.8), ("install_certificate", 0.4)):
+        rig.kill_during(step, seconds)
+        rig.serve()
+    rig.in_lab("fault", "bmc-slow", "server-1", "0")
+
+
 def ipmi_is_probed_before_anything_goes_on(rig: SiteRig) -> None:
     """The BMC says that its IPMI is off, and lies: nothing goes on until its port is silent."""
     status = rig.wait("a probe of UDP 623", lambda status: "port 623 to be silent" in status["waiting_for"])
@@ -90,8 +101,7 @@ def test_the_audit_names_what_is_wrong_and_is_clean_after_securing(tmp_path: Pat
         not_ours = rig.freehold("audit", "--lab", str(rig.lab), check=False)
         assert (not_ours.returncode, "not audited" in not_ours.stdout) == (1, True)
         rig.in_lab("fault", "ipmi-stays-on", "server-1", "on")
-        rig.serve()
-        rig.found_operators()
+        killed_while_it_secures(rig)
         ipmi_is_probed_before_anything_goes_on(rig)
         rig.approve_firmware()
         rig.wait_state("available")
