@@ -28,7 +28,7 @@ from freehold.root_of_trust.attestation.appraise import Evidence, Policy, TpmSta
 from freehold.root_of_trust.attestation.certificate import read_certificate
 from freehold.root_of_trust.attestation.ek import TpmRoots, check_ek_template, load_pem, verify_ek
 from freehold.root_of_trust.attestation.errors import AttestationError
-from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
+from freehold.root_of_trust.attestation.event_log import EventLog, parse_event_log, replay
 from freehold.root_of_trust.attestation.quote import check_ak, check_quote
 from freehold.root_of_trust.attestation.session import SELECTION
 from freehold.root_of_trust.attestation.structures import ClockInfo, parse_attest, parse_public, parse_signature
@@ -84,6 +84,22 @@ def seeds() -> Seeds:
         lists=[uefi.parse_variable(data).data for data in variables if len(data) > 100],
         loads=[event.data for event in events if event.type == 0x80000003],
     )
+
+
+def pieces(log: bytes, length: int = 3) -> list[bytes]:
+    """The log cut into short ones of so many events each, behind the header that says how digests are written: an input
+    costs a tenth, and a change in it hits what a parser decides by."""
+    parsed = parse_event_log(log)
+    agile = parsed.events[0].number == 1
+    at = begin = 32 + int.from_bytes(log[28:32], "little") if agile else 0
+    head, found = log[:at], []
+    for number, event in enumerate(parsed.events, 1):
+        digests = sum(2 + len(digest) for digest in event.digests.values()) if agile else 20
+        at += 8 + 4 * agile + digests + 4 + len(event.data)
+        if number % length == 0 or number == len(parsed.events):
+            found.append(head + log[begin:at])
+            begin = at
+    return found
 
 
 def image(kernel: bytes) -> bytes:
@@ -148,10 +164,14 @@ def targets(given: Seeds) -> dict[str, tuple[list[bytes], int, Callable[[bytes],
     pcrs = {pcr: value for pcr, value in replay(good, "sha256").items() if pcr not in (10, 15)}
     policy = Policy(id="fuzz", ek_identity="ek", pcr4=(), pcr7=(), pcr11=(pcrs[11],))
 
-    def log(data: bytes) -> None:
+    def short_log(data: bytes) -> EventLog:
         parsed = parse_event_log(data)
         for bank in set(parsed.banks) - {"sm3_256"}:
             replay(parsed, bank)
+        return parsed
+
+    def log(data: bytes) -> None:
+        parsed = short_log(data)
         state = TpmState(clock=STATE.clock, firmware_version=1, banks=dict.fromkeys(parsed.banks, True))
         evidence = Evidence(ek_identity="ek", ak_name=b"", nonce=b"", pcrs=pcrs, log=parsed, tpm=state, quoted_at=NOW)
         verdict = appraise(evidence, policy, NOW)
@@ -189,7 +209,8 @@ def targets(given: Seeds) -> dict[str, tuple[list[bytes], int, Callable[[bytes],
         predict.pcr11_events(data)
 
     return {
-        "event log": (given.logs, 30, log),
+        "event log": (given.logs, 20, log),
+        "short event log": ([piece for whole in given.logs for piece in pieces(whole)], 10, short_log),
         "certificate": (given.certificates, 15, certificate),
         "public area": (given.publics, 10, public),
         "quote": (given.quotes, 10, attest),

@@ -20,10 +20,10 @@ BLOCK = re.compile(r"^ {4}(freehold .+?)\s*&?(?: +#.*)?$", re.MULTILINE)
 GROUPS = {
     "depot": {"init", "import", "list", "sign", "publish", "verify", "mirror", "rotate", "withdraw", "downgrade"},
     "evidence": {"log", "export"},
-    "image": {"build", "import", "list"},
+    "image": {"build", "import", "list", "replace-key"},
     "vault": {"init", "status", "rekey", "recover", "audit"},
     "secureboot": {"list", "revoke", "rotate", "image"},
-    "pki": {"ceremony", "request", "install", "list", "revoke", "crl"},
+    "pki": {"ceremony", "request", "install", "list", "revoke", "crl", "replace"},
 }
 LAB = {"up", "down", "status", "fault", "console", "power", "ssh", "exec", "wan"}
 # Outside addresses that a reader may be sent to. A package index or a mirror is never one of them.

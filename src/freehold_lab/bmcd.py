@@ -19,9 +19,10 @@ from aiohttp import web
 
 from freehold_lab import control, faults, layout, network
 from freehold_lab.bmc.context import BmcConfig
-from freehold_lab.bmc.service import serve
+from freehold_lab.bmc.service import BMC, serve
 from freehold_lab.bmc.tls import forget_certificates, restore_factory_certificate
 from freehold_lab.errors import LabError
+from freehold_lab.ipmi import IpmiServer, IpmiUser
 from freehold_lab.machine import Cabling, Machine
 from freehold_lab.tpm import TpmVendor
 
@@ -75,11 +76,18 @@ class Chassis:
 
     async def _fault_set(self, request: dict[str, Any]) -> dict[str, Any]:
         faults.switch(self.machine.faults, request["name"], request["value"])
+        await self._settle()
         return faults.active(self.machine.faults)
 
     async def _fault_clear(self, _: dict[str, Any]) -> dict[str, Any]:
         faults.clear(self.machine.faults)
+        await self._settle()
         return {}
+
+    async def _settle(self) -> None:
+        """A fault that is a process begins or ends at once; a BMC that starts looks by itself."""
+        if self._runner:
+            await self._runner.app[BMC].settle_ipmi()
 
     async def _power_loss(self, _: dict[str, Any]) -> dict[str, Any]:
         await self.machine.lose_power()
@@ -145,11 +153,13 @@ async def run(directory: Path, name: str) -> None:
         cabling=Cabling(network.inside(plan.layout.namespace("fabric")), network.taps(number)),
         kvm=plan.kvm,
     )
+    factory = IpmiUser(facts["factory_user"], facts["factory_password"])
     config = BmcConfig(
-        factory_password=facts["factory_password"],
+        factory_password=factory.password,
         state_dir=here / "bmc",
         address=facts["bmc_address"],
-        factory_user=facts["factory_user"],
+        factory_user=factory.name,
+        ipmi=IpmiServer(here / "ipmi", facts["bmc_address"], factory, machine.info.uuid),
     )
     chassis = Chassis(machine, config)
     stop = asyncio.Event()

@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--servers", type=int, default=1, help="how many servers (default: 1)")
     up.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of a server (default: 1024)")
     up.add_argument("--cores", type=int, default=1, help="cores of a server (default: 1)")
+    up.add_argument(
+        "--no-tpm", action="append", default=[], metavar="SERVER", help="its board has no TPM; may be given again"
+    )
     up.add_argument("--tcg", action="store_true", help="emulate the processors, without asking whether KVM works")
     down = command("down", _down, "remove a lab and all it made", "down", "down --name lab --keep")
     down.add_argument("--name", help="name of the lab, if its directory is lost")
@@ -169,7 +172,12 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
 # ---- one function a command
 def _up(options: argparse.Namespace) -> int:
     progress = Progress(quiet=options.output == "json")
-    plan = LabPlan(options.name, options.dir.resolve(), options.servers, options.memory, options.cores)
+    plan = LabPlan(
+        *(options.name, options.dir.resolve(), options.servers, options.memory, options.cores),
+        without_tpm=tuple(options.no_tpm),
+    )
+    if strangers := set(plan.without_tpm) - {layout.server_name(number) for number in range(1, plan.servers + 1)}:
+        raise UsageError(f"the lab will have no {', '.join(sorted(strangers))}", remedy="Its servers are server-1, ….")
     check_host(plan)
     if not options.tcg:
         with progress.step("trying KVM"):

@@ -43,6 +43,7 @@ SWITCHES: dict[str, tuple[str, Callable[[str], Value], str]] = {
     "no-uploads": ("uploads_refused", _switch, "on or off: the BMC takes firmware by download alone (SimpleUpdate)"),
     "csr-subject": ("csr_subject", str, "another common name for the BMC's certificate requests, '' for the right one"),
     "certificate-waits": ("certificate_waits", _switch, "on or off: a new certificate is served after a BMC restart"),
+    "ipmi-stays-on": ("ipmi_stays_on", _switch, "on or off: IPMI answers over LAN, whatever Redfish says of it"),
     "firmware-version": ("firmware_version", str, "BIOS version that the BMC reports, '' for the true one"),
 }
 ACTIONS = {

@@ -85,6 +85,7 @@ class Faults:
     uploads_refused: bool = False  # the BMC takes firmware by download alone
     csr_subject: str = ""  # if set, the common name that the BMC puts into its certificate requests
     certificate_waits: bool = False  # a replaced certificate is served from the BMC's next start on only
+    ipmi_stays_on: bool = False  # the BMC answers IPMI over LAN although Redfish says that it is off
     extra: dict[str, str] = field(default_factory=dict)
 
 

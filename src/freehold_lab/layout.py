@@ -36,6 +36,7 @@ class LabPlan:
     memory_mib: int = 1024
     cores: int = 1
     kvm: bool = False
+    without_tpm: tuple[str, ...] = ()  # names of servers whose board has none
 
     @property
     def layout(self) -> network.Layout:
@@ -72,6 +73,7 @@ def hardware_info(plan: LabPlan, number: int) -> HardwareInfo:
             DriveInfo(qemu.DISK_ID, f"{serial}D", "QEMU virtio disk", qemu.DISK_BYTES, "SATA"),
         ),
         nics=(NicInfo("nic0", f"{mac}:00", "provisioning"), NicInfo("nic1", f"{mac}:01", "production")),
+        has_tpm=server_name(number) not in plan.without_tpm,
     )
 
 
@@ -146,6 +148,7 @@ def plan_of(value: dict[str, Any]) -> LabPlan:
         memory_mib=value["memory_mib"],
         cores=value["cores"],
         kvm=value["kvm"],
+        without_tpm=tuple(each["name"] for each in value["servers"] if not each["has_tpm"]),
     )
 
 

@@ -10,9 +10,10 @@ import contextlib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from freehold_lab import console, device_path, firmware_package, firmware_vars, qemu, tpm
+from freehold_lab.boot import QEMU_LOG, Boot
 from freehold_lab.errors import LabError
 from freehold_lab.firmware_vars import Edit, Variables
 from freehold_lab.hardware import (
@@ -25,7 +26,7 @@ from freehold_lab.hardware import (
     SecureBootDatabaseName,
 )
 from freehold_lab.machine_state import BIOS_DEFAULTS, BiosAttributes, MachineState, checked_bios
-from freehold_lab.processes import DIE_WITH_PARENT
+from freehold_lab.processes import tail
 
 PowerState = Literal["On", "Off"]
 
@@ -36,16 +37,6 @@ class Cabling:
 
     enter: tuple[str, ...] = ()  # command prefix, e.g. ("ip", "netns", "exec", "fh-lab-fabric")
     taps: dict[str, str] | None = None
-
-
-@dataclass
-class _Run:
-    """One boot: the processes from power-on or reset to the next."""
-
-    process: asyncio.subprocess.Process
-    tpm: asyncio.subprocess.Process | None
-    qmp: qemu.Qmp
-    follow: asyncio.Task[None]
 
 
 class Machine:
@@ -67,7 +58,7 @@ class Machine:
         self._vendor, self._cabling, self._kvm, self._patience = vendor, cabling or Cabling(), kvm, patience
         self._state = MachineState()
         self._lock = asyncio.Lock()
-        self._run: _Run | None = None
+        self._boot: Boot | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._off = asyncio.Event()
         self._off.set()
@@ -94,11 +85,11 @@ class Machine:
 
     # ---- power
     async def power_state(self) -> PowerState:
-        return "On" if self._run else "Off"
+        return "On" if self._boot else "Off"
 
     async def power_on(self) -> None:
         async with self._lock:
-            if not self._run:
+            if not self._boot:
                 self.console.powered_on()
                 await self._start("power on")
 
@@ -107,11 +98,11 @@ class Machine:
             async with self._lock:
                 await self._stop()
                 self.console.note("power off (forced)")
-        elif self._run:
+        elif self._boot:
             await self._press_power_button()
 
     async def reset(self, *, force: bool) -> None:
-        if not force and self._run:
+        if not force and self._boot:
             await self._press_power_button()
         async with self._lock:
             await self._stop()
@@ -123,10 +114,9 @@ class Machine:
         await self.power_off(force=True)
 
     async def _press_power_button(self) -> None:
-        run = self._run
-        if run:
+        if boot := self._boot:
             with contextlib.suppress(ConnectionError):
-                await run.qmp.execute("system_powerdown")
+                await boot.qmp.execute("system_powerdown")
         try:
             await asyncio.wait_for(self._off.wait(), self._patience)
         except TimeoutError:
@@ -164,8 +154,8 @@ class Machine:
             raise LabError(f"there is no image {image} to insert", server=self.info.name)
         self._state.media = str(image.resolve())
         self._save()
-        if self._run:
-            await self._run.qmp.execute(
+        if self._boot:
+            await self._boot.qmp.execute(
                 "blockdev-change-medium",
                 id="cd",
                 filename=self._state.media,
@@ -176,8 +166,8 @@ class Machine:
     async def eject_media(self) -> None:
         self._state.media = ""
         self._save()
-        if self._run:
-            await self._run.qmp.execute("eject", id="cd", force=True)
+        if self._boot:
+            await self._boot.qmp.execute("eject", id="cd", force=True)
 
     # ---- BIOS
     async def bios_attributes(self) -> BiosAttributes:
@@ -224,7 +214,7 @@ class Machine:
         if drive_id not in images:
             raise LabError(f"there is no drive {drive_id}", server=self.info.name)
         async with self._lock:
-            if self._run:
+            if self._boot:
                 raise LabError(
                     f"drive {drive_id} is in use", server=self.info.name, remedy="Power the server off first."
                 )
@@ -257,7 +247,7 @@ class Machine:
         async with self._lock:
             self._variables().apply(edit)  # refuses here what would fail at the next boot
             self._state.edits.append(edit)
-            if not self._run:
+            if not self._boot:
                 self._apply_edits()
             self._save()
 
@@ -326,83 +316,28 @@ class Machine:
         """Boot once. Under the lock."""
         launch = self._apply_queued()
         self.console.note(f"{why}; Secure Boot {'on' if self._state.secure_boot_active else 'off'}")
-        for name in (qemu.QMP_SOCKET, tpm.SOCKET):
-            (self.directory / name).unlink(missing_ok=True)
-        chip = await self._start_tpm() if launch.tpm else None
-        command = [*DIE_WITH_PARENT, *self._cabling.enter, *qemu.command(self.info, launch)]
-        with self._log("qemu.log") as log:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=self.directory,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-            )
-        assert process.stdout is not None
-        assert process.stdin is not None
-        follow = asyncio.create_task(self.console.follow(process.stdout, process.stdin))
-        try:
-            qmp = await qemu.Qmp.connect(self.directory / qemu.QMP_SOCKET, process)
-        except (LabError, ConnectionError) as exc:
-            await _end(process, chip)
-            await follow
-            raise LabError(
-                f"QEMU does not start: {self._tail('qemu.log')}",
-                server=self.info.name,
-                remedy="Correct that and power on.",
-            ) from exc
-        run = self._run = _Run(process, chip, qmp, follow)
+        boot = self._boot = await Boot.start(self.info, launch, self.directory, self.console, self._cabling.enter)
         self._off.clear()
-        self._watcher = asyncio.create_task(self._watch(run))
+        self._watcher = asyncio.create_task(self._watch(boot))
 
-    async def _start_tpm(self) -> asyncio.subprocess.Process:
-        with self._log("swtpm.log") as log:
-            command = [*DIE_WITH_PARENT, *tpm.daemon_command()]
-            process = await asyncio.create_subprocess_exec(
-                *command, cwd=self.directory, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        while not (self.directory / tpm.SOCKET).exists():
-            if process.returncode is not None:
-                raise LabError(f"the TPM does not start: {self._tail('swtpm.log')}", server=self.info.name)
-            await asyncio.sleep(0.02)
-        return process
-
-    async def _watch(self, run: _Run) -> None:
+    async def _watch(self, boot: Boot) -> None:
         """Wait for the end of this boot; a guest that rebooted gets the next one."""
-        await run.process.wait()
-        await run.qmp.ended
+        reason = await boot.ended()
         async with self._lock:
-            if self._run is not run:
+            if self._boot is not boot:
                 return  # stopped from outside
             await self._stop()
-            reason = run.qmp.shutdown_reason
             if reason == "guest-reset":
                 try:
                     await self._start("the machine rebooted")
                 except (LabError, OSError) as exc:  # nobody awaits this task: the console is where it is read
                     self.console.note(f"power off: {exc}")
             else:
-                self.console.note(f"power off ({reason or 'QEMU ended: ' + self._tail('qemu.log')})")
+                self.console.note(f"power off ({reason or 'QEMU ended: ' + tail(self.directory / QEMU_LOG)})")
 
     async def _stop(self) -> None:
         """Off, now. Under the lock; the watcher then finds that this boot is no longer its own."""
-        if run := self._run:
-            self._run = None
-            await _end(run.process, run.tpm)
-            await run.qmp.ended
-            await run.follow
+        if boot := self._boot:
+            self._boot = None
+            await boot.stop()
             self._off.set()
-
-    def _log(self, name: str) -> IO[bytes]:
-        return (self.directory / name).open("ab")
-
-    def _tail(self, name: str) -> str:
-        return (self.directory / name).read_text(errors="replace").strip()[-400:] or "it wrote nothing"
-
-
-async def _end(*processes: asyncio.subprocess.Process | None) -> None:
-    for process in processes:
-        if process:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from freehold_lab import qemu
+from freehold_lab import ipmi, qemu
 from freehold_lab.errors import LabError
 from freehold_lab.layout import LabPlan
 
@@ -19,6 +19,7 @@ PROGRAMS = {
     "nft": "nftables",
     "dnsmasq": "dnsmasq-base",
     "setpriv": "util-linux",
+    ipmi.PROGRAM: "openipmi",
 }
 FILES = {qemu.CODE: "ovmf", qemu.VARS_TEMPLATE: "ovmf"}
 

@@ -4,6 +4,8 @@ Every process that a lab starts carries `FREEHOLD_LAB_ID` in its environment and
 crash left behind is found in /proc without any record.
 """
 
+import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -34,6 +36,33 @@ def run(*command: object, stdin: str | None = None, check: bool = True) -> str:
             f"`{' '.join(arguments)}` ended with code {done.returncode}: {(done.stderr or done.stdout).strip()[-800:]}"
         )
     return done.stdout
+
+
+async def start(*command: str, directory: Path, log: str, talks: bool = False) -> asyncio.subprocess.Process:
+    """A child that works in `directory` and logs to a file there. `talks`: its standard input and output are pipes, and
+    the log has the rest; otherwise it has no input."""
+    with (directory / log).open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            cwd=directory,
+            stdin=asyncio.subprocess.PIPE if talks else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE if talks else output,
+            stderr=output,
+        )
+
+
+async def end(*processes: asyncio.subprocess.Process | None) -> None:
+    """Kill children of ours and wait until they are gone."""
+    for process in processes:
+        if process:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def tail(log: Path) -> str:
+    """The last words of a child, for an error."""
+    return log.read_text(errors="replace").strip()[-400:] or "it wrote nothing"
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _manufacture(plan: LabPlan) -> None:
     vendor.establish()
     for number in range(1, plan.servers + 1):
         info = layout.hardware_info(plan, number)
-        vendor.manufacture(plan.server_directory(info.name), info.serial)
+        vendor.manufacture(plan.server_directory(info.name), info.serial)  # one of a board without lies unused
     roots = plan.directory / layout.TPM_ROOTS
     roots.mkdir(exist_ok=True)
     shutil.copyfile(vendor.root_certificate, roots / "root.pem")

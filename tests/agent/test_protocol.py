@@ -20,6 +20,7 @@ from freehold.agent import client as client_module
 from freehold.agent import orders
 from freehold.agent.client import Agent, Controller
 from freehold.agent.identity import qualifying_data
+from freehold.agent.ticket import record
 from freehold.agent.tpm import TpmError
 from freehold.provisioning.agent_api import create_agent_app
 from freehold.provisioning.agent_messages import (
@@ -36,6 +37,7 @@ from freehold.root_of_trust.attestation.quote import check_quote
 from freehold.root_of_trust.attestation.structures import parse_public
 
 NONCE = bytes(range(32))
+TICKET = b"t" * 32
 PCRS = {"sha256": [0, 1, 2, 4, 7, 11]}
 
 
@@ -90,6 +92,7 @@ class Backend:
     def __init__(self, *given, drop_results=0, refuse=0):
         self.queue, self.given, self.results = list(given), list(given), []
         self.hellos, self.evidence, self.progressed, self.readies = [], [], [], []
+        self.entries = []
         self.drop_results, self.refuse, self.forget_at = drop_results, refuse, None
         self.live, self.digest, self.secret, self.valid_for = set(), None, b"s" * 32, 3600.0
         self.site = None
@@ -114,6 +117,14 @@ class Backend:
         if evidence.secret != self.secret:
             raise AgentRefusedError("the credential was not activated", remedy="look at the TPM")
         pem, shown = self.site.admit(evidence.public_key)
+        self.live = {shown}
+        return Admission(certificate=pem, valid_for=self.valid_for)
+
+    async def enter(self, entry, peer):
+        self.entries.append(entry)
+        if entry.ticket != TICKET:
+            raise AgentRefusedError("not of this boot", remedy="start it anew")
+        pem, shown = self.site.admit(entry.public_key)
         self.live = {shown}
         return Admission(certificate=pem, valid_for=self.valid_for)
 
@@ -312,6 +323,61 @@ async def test_server_without_tpm_is_named_to_the_controller(machine, site, caps
     assert backend.hellos[0].ek_public is None
     assert backend.evidence == []
     assert "no usable TPM" in capsys.readouterr().out
+
+
+def with_ticket(machine, secret=TICKET):
+    machine.write("proc/sys/kernel/random/boot_id", "boot-1\n")
+    machine.write("sys/block/sr0/removable", "1\n")
+    machine.write("dev/sr0", bytes(4096) + record(secret))
+
+
+async def test_without_a_tpm_the_ticket_of_this_boot_is_shown_and_no_hello_said(machine, site, capsys):
+    with_ticket(machine)
+    backend = Backend(Order(id="1", kind="inventory", args={}), REBOOT)
+    backend.forget_at = "1"
+    _, left, waits = await run_agent(backend, site, machine, tpm=TpmError("no TPM", "turn it on"))
+    assert (left, waits) == ([("reboot", "ramdisk")], [])
+    assert (backend.hellos, backend.evidence) == ([], [])
+    first, second = backend.entries
+    assert (first.mode, first.boot_id, first.ticket, second.ticket) == ("ramdisk", "boot-1", TICKET, TICKET)
+    assert first.public_key != second.public_key
+    said = capsys.readouterr().out
+    assert "let in by ticket" in said
+    assert TICKET.hex() not in said
+
+
+async def test_a_ticket_that_is_refused_is_said_and_tried_again(machine, site, capsys):
+    with_ticket(machine, b"o" * 32)
+    backend = Backend(REBOOT)
+    _, left, _ = await run_agent(backend, site, machine, tpm=TpmError("no TPM", "turn it on"), pauses=2)
+    assert (left, len(backend.entries)) == ([], 2)
+    assert "the controller answers 403: not of this boot" in capsys.readouterr().out
+
+
+async def test_a_tpm_that_the_controller_does_not_take_leaves_the_ticket(machine, site):
+    with_ticket(machine)
+    backend = Backend(REBOOT, refuse=1)
+    _, left, _ = await run_agent(backend, site, machine)
+    assert left
+    assert (len(backend.hellos), len(backend.entries), backend.evidence) == (1, 1, [])
+
+
+async def test_an_attestation_that_failed_is_not_made_good_by_a_ticket(machine, site):
+    with_ticket(machine)
+    backend = Backend(REBOOT)
+    backend.secret = b"x" * 32
+    _, left, _ = await run_agent(backend, site, machine, pauses=2)
+    assert (left, backend.entries, len(backend.evidence)) == ([], [], 2)
+
+
+async def test_the_os_shows_the_ticket_of_its_seed_partition_and_no_other(machine, site):
+    with_ticket(machine, b"o" * 32)
+    machine.write("sys/class/block/nvme0n1p2/uevent", "PARTNAME=CIDATA\n")
+    machine.write("dev/nvme0n1p2", bytes(4096) + record(TICKET))
+    backend = Backend(REBOOT)
+    _, left, _ = await run_agent(backend, site, machine, tpm=TpmError("no TPM", "turn it on"), mode="os")
+    assert left == [("reboot", "os")]
+    assert [(one.mode, one.ticket) for one in backend.entries] == [("os", TICKET)]
 
 
 async def test_forgotten_session_leads_to_a_new_attestation(machine, site):

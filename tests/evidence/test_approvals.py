@@ -125,3 +125,43 @@ def test_the_signature_of_something_else_is_no_approval(tmp_path: Path) -> None:
     claim = of_values(kept, 2.0, {"ann": ANN}) | {"approved_by": ["ann", "bob"]}
     with pytest.raises(BundleRefused, match="not the approvals that it names"):
         checked(tmp_path / "3", kept, FOUNDED, (Predicate.POSTURE, claim))
+
+
+WAIVED = {"name": "old", "server": "server-1", "finding": "bmc-account", "reason": "contract", "account": "field"}
+
+
+def waiver(at: float, people: Mapping[str, Ed25519Signer], signed: bytes | None = None, **said: Any) -> dict[str, Any]:
+    """A `waiver` statement; `said`: what it says other than what was signed."""
+    details = {key: value for key, value in WAIVED.items() if key != "name"} | {"waiver": "old"}
+    request = {"act": "waiver", "subject": "server/server-1", "details": details, "at": 0.0, "expires": 86400.0}
+    given = inline(at, people, signed or canonical.dumps(request))["approved_by"]
+    claim = {**WAIVED, "approved_by": sorted(people), "at": at}
+    return {**claim, "approval": {"request_id": "x", "request": request, "approved_by": given}, **said}
+
+
+def test_a_waiver_carries_the_signatures_of_those_who_were_operators_when_it_was_relied_on(tmp_path: Path) -> None:
+    both = {"ann": ANN, "bob": BOB}
+    older = {key: value for key, value in waiver(2.0, both).items() if key != "approval"}
+    kept = Artifacts(tmp_path / "kept")
+    said = checked(tmp_path, kept, FOUNDED, (Predicate.WAIVER, waiver(2.0, both)), (Predicate.WAIVER, older))
+    assert said.startswith("approvals: the signatures of all 1 that statements carry verify")
+
+
+@pytest.mark.parametrize(
+    ("claim", "why"),
+    [
+        (waiver(6.0, {"ann": ANN, "bob": BOB}), "was no operator of the site then"),
+        (waiver(2.0, {"ann": ANN, "bob": CAROL}), "was no operator of the site then"),
+        (waiver(2.0, {"ann": ANN, "bob": BOB}, signed=b"{}"), "what ann signed is another request"),
+        (waiver(2.0, {"ann": ANN, "bob": BOB}, account="root"), "what was waived is not what it says"),
+        (waiver(2.0, {"ann": ANN, "bob": BOB}, reason="another"), "what was waived is not what it says"),
+        (waiver(2.0, {"ann": ANN, "bob": BOB}, server="server-2"), "what was approved is another waiver"),
+        (waiver(2.0, {"ann": ANN, "bob": BOB}, name="new"), "what was approved is another waiver"),
+        (waiver(2.0, {"ann": ANN, "bob": BOB}, approved_by=["ann", "carol"]), "not those of the people that it names"),
+        (waiver(2.0, {"ann": ANN}), "not those of the people that it names"),
+        (waiver(86400.0, {"ann": ANN, "bob": BOB}), "the waiver had ended"),
+    ],
+)
+def test_a_waiver_that_its_signatures_do_not_bear_is_refused(tmp_path: Path, claim: dict[str, Any], why: str) -> None:
+    with pytest.raises(BundleRefused, match=why):
+        checked(tmp_path, Artifacts(tmp_path / "kept"), FOUNDED, REPLACED, (Predicate.WAIVER, claim))

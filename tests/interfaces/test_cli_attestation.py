@@ -9,6 +9,7 @@ from cli_support import Shell
 
 from freehold.evidence import Predicate, Statement, Subject
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState, ServerStatus
+from freehold.orchestration.decisions import Refuse
 from freehold.orchestration.opening import open_log, open_vault
 from freehold.orchestration.planner import next_step
 from freehold.orchestration.store import Store
@@ -31,10 +32,12 @@ def status(state: S, **rest: object) -> ServerStatus:
     return ServerStatus(state=state, state_since=time.time(), **rest)  # type: ignore[arg-type]
 
 
-def record(state: Path) -> int:
+def record(state: Path, **changes: object) -> int:
     keys = SiteKeys.create(state, open_vault(state), "lab", ["172.30.2.2"], bmc_networks=["172.30.1.0/24"])
     with open_log(state, "lab", keys) as log:
-        return log.append(Statement.claim(Predicate.ATTESTATION, [Subject.of_name("server/server-1")], CLAIM)).index
+        return log.append(
+            Statement.claim(Predicate.ATTESTATION, [Subject.of_name("server/server-1")], CLAIM | changes)
+        ).index
 
 
 def soon(site: Shell, answer: object) -> threading.Thread:
@@ -62,12 +65,13 @@ async def settle(store: Store, facts: ServerStatus) -> None:
     assert view is not None
     decision = next_step(view, now)
     handled = (decision.intent, "attested") if hasattr(decision, "outcome") else None  # type: ignore[union-attr]
+    if isinstance(decision, Refuse):
+        handled = (decision.intent, decision.reason)
     await store.ledger.complete(claim, Completion(status=facts, next_due=None, handled=handled), now)
 
 
-def test_the_verdict_is_shown_as_the_log_has_it(site: Shell) -> None:
-    site.set_status("server-1", status(S.ACTIVE))
-    index = record(site.state)
+def attesting(site: Shell, index: int) -> threading.Thread:
+    """The OS attests as entry `index` of the log says."""
 
     async def attests(store: Store) -> None:
         now = time.time()
@@ -75,7 +79,13 @@ def test_the_verdict_is_shown_as_the_log_has_it(site: Shell) -> None:
         await store.agents.put_session("server-1", AgentSession(id="s", details={"attestation": index}, **given))  # type: ignore[arg-type]
         await settle(store, status(S.ACTIVE))
 
-    controller = soon(site, attests)
+    return soon(site, attests)
+
+
+def test_the_verdict_is_shown_as_the_log_has_it(site: Shell) -> None:
+    site.set_status("server-1", status(S.ACTIVE))
+    index = record(site.state)
+    controller = attesting(site, index)
     shown = site("attest", "server-1", "--reason", "audit", "--wait", "--timeout", "20")
     controller.join()
     assert shown.code == 0, shown
@@ -83,6 +93,31 @@ def test_the_verdict_is_shown_as_the_log_has_it(site: Shell) -> None:
     assert f"held against debian-12@ab/secure-boot-1; entry {index} of the evidence log" in shown.out
     assert "finding: the bank sha1 is active" in shown.out
     assert f"4     matched    {'ab' * 32}" in shown.out
+
+
+def test_a_revoked_image_is_not_shown_as_clean(site: Shell) -> None:
+    site.set_status("server-1", status(S.ACTIVE))
+    controller = attesting(site, record(site.state, revoked_image=True))
+    shown = site("attest", "server-1", "--reason", "audit", "--wait", "--timeout", "20")
+    controller.join()
+    assert "trusted, but of an image that the newest Secure Boot keys refuse, at " in shown.out
+
+
+def test_a_ticket_is_not_shown_as_an_attestation(site: Shell) -> None:
+    site.set_status("server-1", status(S.DISCOVERING))
+
+    async def enters(store: Store) -> None:
+        now = time.time()
+        given = {"mode": "ramdisk", "boot_id": "b", "started": now, "last_seen": now, "attested_at": now}
+        session = AgentSession(id="s", details={"ticket": "t" * 64, "admission": 1}, **given)  # type: ignore[arg-type]
+        await store.agents.put_session("server-1", session)
+        await settle(store, status(S.DISCOVERING))
+
+    controller = soon(site, enters)
+    shown = site("attest", "server-1", "--wait", "--timeout", "20")
+    controller.join()
+    assert shown.code == 1
+    assert "there was no attestation: it has no TPM, and goes without by a waiver" in shown.err
 
 
 def test_quarantine_is_a_no(site: Shell) -> None:
@@ -111,6 +146,7 @@ def test_silence_ends_with_the_time(site: Shell) -> None:
         (status(S.AVAILABLE), "nothing that could attest runs on a server that is available now"),
         (status(S.PREPARING, facts=Facts(learned_reference={})), "on a server that is preparing now"),
         (status(S.QUARANTINED), "`freehold release` it"),
+        (status(S.ACTIVE, facts=Facts(tpm_waived=True)), "it has no TPM, and goes without by a waiver"),
     ],
 )
 def test_what_cannot_attest_is_refused_and_nothing_is_recorded(site: Shell, now: ServerStatus, says: str) -> None:

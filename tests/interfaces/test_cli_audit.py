@@ -18,6 +18,7 @@ from freehold.interfaces.cli import audit as audit_module
 from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ImageFact, ServerState, ServerStatus
 from freehold.orchestration.opening import open_vault
+from freehold.orchestration.view import ServerView
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.takeover import StagedCredential
@@ -166,6 +167,25 @@ def test_a_server_that_cannot_be_audited_ends_with_1_and_the_others_are(
     assert "server-2   not audited" in table.out
 
 
+def test_what_nobody_has_thought_of_at_one_bmc_keeps_no_other_from_being_audited(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for server in ADDRESSES:
+        rack.own(server)
+    real = audit_module.audit_server
+
+    async def one_breaks(vault: Any, view: ServerView, **how: Any) -> Any:
+        if view.name == "server-2":
+            raise RecursionError("maximum recursion depth exceeded")
+        return await real(vault, view, **how)
+
+    monkeypatch.setattr(audit_module, "audit_server", one_breaks)
+    answer = rack.site("audit", "-o", "json")
+    assert answer.code == 1
+    assert kinds(answer.json(), "server-1")
+    assert "the audit failed: RecursionError" in answer.json()["servers"][1]["error"]["what"]
+
+
 def test_a_shared_password_is_found_by_its_digest(rack: Rack) -> None:
     for server in ADDRESSES:
         rack.own(server)
@@ -189,8 +209,8 @@ def test_what_two_people_waived_is_listed_and_says_so_and_what_has_no_waiver_cou
     facts = Facts(bmc_identity=rack.key, bmc_credential_committed=True, bmc_certificate_waived=True)
     site.set_status("server-1", ServerStatus(state=ServerState.ACTIVE, state_since=time.time(), facts=facts))
     (unsigned,) = [each for each in site("audit", "server-1", "-o", "json").json()["servers"][0]["findings"]
-                   if each["kind"] == "bmc-certificate"]  # fmt: skip
-    assert unsigned["severity"] == "warning"
+                   if (each["kind"], each["subject"]) == ("waiver-ended", "bmc-certificate")]  # fmt: skip
+    assert unsigned["severity"] == "critical"
     assert "the waiver of that has ended" in unsigned["detail"]
     site.declare(WAIVER)
     for name in ("ann", "bob"):

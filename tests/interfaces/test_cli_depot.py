@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from freehold.interfaces.cli.depot_packages import Meter
 from freehold.model.status import Facts, FirmwareFact, ServerState, ServerStatus
+from freehold.orchestration.measurements import BootedImage
 from freehold.orchestration.opening import open_vault
+from freehold.provisioning.images import disk, uki
 from freehold.root_of_trust.depot import Depot, Kind, Wanted
 from freehold.root_of_trust.keys import depot_key
 from freehold_lab import firmware_package
@@ -270,7 +272,14 @@ def test_another_root_than_the_one_on_paper(published: Shell, tmp_path: Path) ->
         (("--unsigned-because", "x", "--floor", "2.0"), 1, "below its own security floor"),
         (("--unsigned-because", "x", "--name", "../x"), 1, "cannot be a file name"),
         (("--unsigned-because", "x", "--member", "y"), 1, "is no cabinet"),
-        (("--unsigned-because", "x", "--kind", "os-image"), 1, "names the models"),
+        (
+            ("--unsigned-because", "x", "--kind", "os-image", "--site", "lab"),
+            1,
+            "has no EFI/BOOT/BOOTX64.EFI in an ESP",
+        ),
+        (("--unsigned-because", "x", "--kind", "agent", "--site", "lab"), 1, "no MZ header"),
+        (("--unsigned-because", "x", "--kind", "os-image"), 2, "needs --site"),
+        (("--unsigned-because", "x", "--site", "lab"), 2, "nothing else, needs --site"),
     ],
 )
 def test_imports_that_are_refused(
@@ -328,10 +337,62 @@ def test_the_vendors_signature_is_recorded_with_who_looked(founded: Shell, packa
     assert (target.path, target.sha256) == ("firmware/firmware.bin", hashlib.sha256(PACKAGE).hexdigest())
 
 
-def test_an_image_for_any_model(founded: Shell, package: Path) -> None:
-    words = ("--kind", "os-image", "--vendor", "Debian", "--component", "debian-12", "--version", "12.8", "--by", "bob")
-    assert founded("depot", "import", package, *words, "--unsigned-because", "built here").code == 0
-    assert "any" in founded("depot", "list").out
+@pytest.mark.parametrize("beside", ["firmware.jcat", "firmware.bin.asc"])
+def test_a_signed_member_of_a_cabinet_does_not_come_in_as_unsigned(founded: Shell, tmp_path: Path, beside: str) -> None:
+    archive = CabArchive()
+    archive["firmware.bin"], archive[beside] = CabFile(PACKAGE), CabFile(b"whatever it says")
+    if beside.endswith(".jcat"):
+        archive["second.jcat"] = CabFile(b"of two catalogues none is the right one, and both are there")
+    (tmp_path / "acme.cab").write_bytes(archive.save(compress=True))
+    told = ("--member", "firmware.bin", "--unsigned-because", "it is quicker")
+    answer = founded("depot", "import", tmp_path / "acme.cab", *WORDS, *told)
+    assert answer.code == 1
+    assert f"firmware.bin is not unsigned: {beside}" in answer.err
+    assert "give the vendor's keys with --trust" in answer.err
+    assert Depot(founded.state / "depot").packages() == []
+
+
+def test_a_file_with_its_signature_beside_it_does_not_come_in_as_unsigned(founded: Shell, package: Path) -> None:
+    package.with_name(f"{package.name}.p7s").write_bytes(b"a signature")
+    answer = founded("depot", "import", package, *WORDS, "--unsigned-because", "it is quicker")
+    assert (answer.code, Depot(founded.state / "depot").packages()) == (1, [])
+    assert f"is not unsigned: {package.name}.p7s lies beside it" in answer.err
+    package.with_name(f"{package.name}.p7s").unlink()
+    assert founded("depot", "import", package, *WORDS, "--unsigned-because", "there is none").code == 0
+
+
+STARTED = ("--vendor", "Example", "--version", "12.8", "--by", "bob", "--unsigned-because", "built here")
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> Path:
+    """A UKI, and beside it a disk that starts it."""
+    path = tmp_path / "agent.efi"
+    path.write_bytes(uki.assemble(uki.read_stub(), "quiet", b"ID=freehold\n"))
+    (tmp_path / "root").write_bytes(b"root" * 1000)
+    table = "11111111-2222-5333-8444-555555555555"
+    disk.assemble(tmp_path / "os.raw", tmp_path / "root", table, table, {disk.LOADER_PATH: path.read_bytes()})
+    return path
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(("kind", "name"), [("os-image", "os.raw"), ("agent", "agent.efi")])
+def test_what_servers_start_comes_in_with_what_it_will_measure(
+    founded: Shell, keys: Path, loader: Path, kind: str, name: str
+) -> None:
+    predicted = BootedImage.of("x", loader.read_bytes()).predicted
+    words = ("depot", "import", loader.with_name(name), *STARTED, "--kind", kind, "--site", "lab", "--component", "c")
+    lying = founded(*words, "--pcr", f"11={'ab' * 32}")
+    assert (lying.code, Depot(founded.state / "depot").packages()) == (1, [])
+    assert f"PCR 11 will be {predicted[11]}, not {'ab' * 32}, as --pcr says" in lying.err
+    about = founded(*words, "--pcr", f"11={predicted[11]}", "-o", "json").json()["target"]["about"]
+    assert about["measurements"] == {str(index): [value] for index, value in predicted.items()}
+    assert (about["site"], "models" in about) == ("lab", False)
+    assert f"{kind}/{name} measures into PCR 4: {predicted[4]}" in sign(founded, keys, "bob").out
+    assert "site lab" in founded("depot", "list").out
+    elsewhere = ["elsewhere" if word == "lab" else word for word in words]
+    assert founded(*elsewhere, "--name", f"elsewhere-{name}").code == 0
+    assert "one package for each model and version" in founded(*words, "--name", f"again-{name}").err
 
 
 def test_verify_says_no_with_3(published: Shell, tmp_path: Path) -> None:

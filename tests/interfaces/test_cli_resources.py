@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from cli_support import RACK, Shell
@@ -82,6 +84,14 @@ def test_wide_says_everything_at_a_glance(site: Shell) -> None:
     ]  # fmt: skip
     assert "(debian)" in other
     assert "never" in other
+
+
+def test_an_attestation_of_a_revoked_image_is_never_shown_as_a_clean_one(site: Shell) -> None:
+    facts = msgspec.structs.replace(ACTIVE.facts, image_revoked="ab" * 32)
+    site.set_status("server-1", msgspec.structs.replace(ACTIVE, facts=facts))
+    site.set_agent("server-1", AGENT)
+    assert "10m ago, of a revoked image" in site("get", "servers", "-o", "wide").out
+    assert "10m ago, of a revoked image" in site("describe", "server", "server-1").out
 
 
 def test_paused_and_stuck_and_progress_stand_out(site: Shell) -> None:
@@ -186,6 +196,38 @@ def test_describe_has_it_all(site: Shell) -> None:
     assert found["agent"]["details"]["hostname"] == "web-1"
     assert found["events"][0]["kind"] == "created"
     assert site("describe", "image", "debian").code == 2
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "not our keys yet"),
+        ({"secure_boot_waived": True}, "not our keys, by a waiver"),
+        ({"secure_boot_enrolled": True, "secure_boot_generation": 2, "secure_boot_confirmed": 1}, "by the BMC's word"),
+        ({"secure_boot_enrolled": True, "secure_boot_confirmed": 1}, "keys of generation 1, confirmed by PCR 7"),
+    ],
+)
+def test_who_says_that_the_secure_boot_keys_are_ours(site: Shell, facts: dict[str, Any], words: str) -> None:
+    status = msgspec.structs.replace(ACTIVE, facts=msgspec.structs.replace(ACTIVE.facts, **facts))
+    site.set_status("server-1", status)
+    (line,) = [each for each in site("describe", "server-1").out.splitlines() if "Secure Boot:" in each]
+    assert words in line
+
+
+def test_a_server_without_a_tpm_is_not_shown_as_attested(site: Shell) -> None:
+    facts = msgspec.structs.replace(ACTIVE.facts, ek_sha256=None, tpm_waived=True, reference_values={})
+    site.set_status("server-1", msgspec.structs.replace(ACTIVE, facts=facts))
+    site.set_agent("server-1", AGENT)
+    wide = site("get", "servers", "-o", "wide").out.splitlines()[1]
+    assert "never: no TPM, let in 10m ago" in wide
+    text = site("describe", "server-1").out
+    for part in (
+        "CRITICAL waiver-ended (missing-tpm): it has no usable TPM 2.0: nothing proves what it boots",
+        "TPM EK:      NONE, by a waiver",
+        "last:        never: no TPM, let in 10m ago",
+        "reference:   none: there is no TPM to measure",
+    ):
+        assert part in text, part
 
 
 def test_what_an_agent_says_does_not_command_the_terminal(site: Shell) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -95,6 +96,22 @@ class SiteRig:
         (found,) = self.state.glob(f"images/*/{name}")
         return found
 
+    def busy_with(self) -> set[str]:
+        """The steps that were begun and not ended, as the journal has them."""
+        store = sqlite3.connect(f"file:{self.state / 'freehold.db'}?mode=ro", uri=True)
+        with contextlib.closing(store):
+            return {key for (key,) in store.execute("SELECT key FROM journal WHERE finished IS NULL")}
+
+    def kill_during(self, step: str, after: float = 0.0) -> None:
+        """kill -9 so many seconds after the step began; it has not ended then."""
+        deadline = time.monotonic() + 240
+        while step not in self.busy_with():
+            assert time.monotonic() < deadline, f"{step} did not begin"
+            time.sleep(0.05)
+        time.sleep(after)
+        self.kill()
+        assert step in self.busy_with(), f"{step} had ended within {after} s"
+
     def kill(self) -> None:
         """kill -9 of the controller."""
         assert self.controller is not None
@@ -184,10 +201,11 @@ class SiteRig:
 
 
 @contextlib.contextmanager
-def site_rig(directory: Path, name: str, servers: int = 1) -> Iterator[SiteRig]:
+def site_rig(directory: Path, name: str, servers: int = 1, *options: str) -> Iterator[SiteRig]:
+    """`options`: more of `freehold lab up`."""
     rig = SiteRig(directory, name, servers)
     try:
-        rig.in_lab("up", "--name", name, "--servers", str(servers))
+        rig.in_lab("up", "--name", name, "--servers", str(servers), *options)
         yield rig
     finally:
         rig.stop()

@@ -117,6 +117,26 @@ def test_kvm_is_tried_unless_somebody_says_not_to(
     assert ("KVM does not work here: the processors are emulated" in capsys.readouterr().err) is not works
 
 
+def test_a_board_may_have_no_tpm_and_a_server_that_is_none_may_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans: list[LabPlan] = []
+
+    def up(plan: LabPlan, _: object) -> dict[str, Any]:
+        plans.append(plan)
+        return {"servers": []}
+
+    monkeypatch.setattr(cli, "check_root", lambda: None)
+    monkeypatch.setattr(cli.rack, "up", up)
+    words = ["up", "--tcg", "--dir", str(tmp_path / "lab"), "--servers", "2", "--no-tpm"]
+    assert cli.main([*words, "server-2"]) == 0
+    (plan,) = plans
+    assert [layout.hardware_info(plan, number).has_tpm for number in (1, 2)] == [True, False]
+    assert layout.plan_of(layout.facts(plan)).without_tpm == ("server-2",)
+    assert cli.main([*words, "server-3"]) == 2
+    assert "the lab will have no server-3" in capsys.readouterr().err
+
+
 # ---- networks
 def test_interface_names_fit_the_kernel() -> None:
     text = network.Layout("a-lab-with-long-name", network.MAX_SERVERS).fabric_batch()

@@ -26,6 +26,10 @@ FETCH = "import urllib.request, sys; sys.stdout.buffer.write(urllib.request.urlo
 LOOK_UP = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(bytes(20), (sys.argv[1], 53))"
 )
+PING = (
+    "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2)\n"
+    "s.connect((sys.argv[1], 623)); s.send(bytes.fromhex('0600ff06000011be80000000')); sys.exit(not s.recv(100))"
+)  # RMCP presence
 KEY = "import ssl, sys; print(ssl.get_server_certificate((sys.argv[1], 443)))"
 DHCP = (
     *(
@@ -233,6 +237,22 @@ def test_bmc_reboot_answers_nothing_and_comes_back(running: Running) -> None:
     wait(reachable, 20)
 
 
+def test_ipmi_answers_on_the_out_of_band_network_until_redfish_turns_it_off(running: Running) -> None:
+    def answers() -> bool:
+        return running.run("controller", sys.executable, "-c", PING, running.server["bmc_address"]).returncode == 0
+
+    protocols = "/redfish/v1/Managers/1/NetworkProtocol"
+    assert answers()
+    running.redfish("PATCH", protocols, {"IPMI": {"ProtocolEnabled": False}})
+    assert not answers()
+    running("fault", "ipmi-stays-on", "server-1", "on")
+    assert answers()
+    running("fault", "clear")
+    assert not answers()
+    running.redfish("PATCH", protocols, {"IPMI": {"ProtocolEnabled": True}})
+    assert answers()
+
+
 def test_another_board_shows_another_key(running: Running) -> None:
     def shown() -> str:
         return running.run("controller", sys.executable, "-c", KEY, running.server["bmc_address"]).stdout
@@ -256,8 +276,10 @@ def test_down_after_kill_nine_leaves_nothing_and_up_cleans_by_itself(tmp_path: P
     plan = layout.LabPlan(name, directory)
     lab("up", "--dir", directory, "--name", name)
     lab("power", "--dir", directory, "server-1", "on")
+    assert any("ipmi_sim" in line for line in command_lines(plan))
     kill_all(plan, "freehold_lab.bmcd")
-    wait(lambda: not any("qemu" in line or "swtpm" in line for line in command_lines(plan)), 10)  # they die with it
+    parts = ("qemu", "swtpm", "ipmi_sim")
+    wait(lambda: not any(part in line for part in parts for line in command_lines(plan)), 10)  # they die with it
     assert lab("status", "--dir", directory, check=False).returncode == 3
     lab("up", "--dir", directory, "--name", name)  # over the ruins
     assert lab("status", "--dir", directory).returncode == 0

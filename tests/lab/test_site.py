@@ -137,16 +137,6 @@ def test_wrong_image_tampering_kills_and_a_drive_that_lies(tmp_path: Path) -> No
         assert (proved["trusted"], proved["mode"], proved["pcrs"]["4"]["status"]) == (True, "os", "matched")
         assert proved["attested_at"] == rig.attested()
 
-        # Attack path 4 of the seed: other firmware under the same version string. Only the TPM tells.
-        rig.in_lab("fault", "tampered-firmware", "server-1")
-        rig.in_lab("power", "server-1", "reset")
-        status = rig.wait_state("quarantined")
-        assert "it booted something else: PCR 0: " in status["reason"], status["reason"]
-        rig.in_lab("fault", "tampered-firmware", "server-1")  # and the right one back
-        rig.in_lab("power", "server-1", "reset")
-        rig.freehold("release", "server-1", "--reason", "the flash chip was replaced", "--wait", "--timeout", "60")
-        rig.wait("new proof", lambda status: status["facts"]["released_at"] < rig.attested())
-
         # A drive that reports an erase that it did not do: never back to the pool.
         rig.in_lab("fault", "drive-skips-erase", "server-1", "on")
         rig.freehold("decommission", "server-1", "--yes", "--reason", "test")

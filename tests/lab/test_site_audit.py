@@ -42,16 +42,16 @@ def recorded(rig: SiteRig) -> str:
 
 
 def rotated_in_spite_of(rig: SiteRig, killed_after: float | None) -> str:
-    """The new password of a rotation in which the controller is killed so many seconds after it was asked for, or else
-    the BMC starts anew. The BMC answers slowly, so that it happens in the middle. Nobody is locked out, and nothing is
+    """The new password of a rotation in which the controller is killed so many seconds after it began, or else the BMC
+    starts anew. The BMC answers slowly, so that it happens in the middle. Nobody is locked out, and nothing is
     quarantined."""
     asked = time.time()
     rig.in_lab("fault", "bmc-slow", "server-1", "0.4")
     rig.freehold("rotate", "server-1", "--reason", "test")
-    time.sleep(killed_after if killed_after is not None else 2.0)
     if killed_after is not None:
-        rig.kill()
+        rig.kill_during("rotate_credential", killed_after)
     else:
+        time.sleep(2.0)
         rig.in_lab("fault", "bmc-reboot", "server-1", "2")
     rig.in_lab("fault", "bmc-slow", "server-1", "0")
     if killed_after is not None:
@@ -63,6 +63,28 @@ def rotated_in_spite_of(rig: SiteRig, killed_after: float | None) -> str:
 
     rig.wait("new password", rotated)
     return recorded(rig)
+
+
+def killed_while_it_secures(rig: SiteRig) -> None:
+    """In the first change of the password and in that of the certificate, by a BMC that answers slowly."""
+    rig.in_lab("fault", "bmc-slow", "server-1", "0.4")
+    rig.serve()
+    rig.found_operators()
+    for step, seconds in (("take_over_credential", 0.8), ("install_certificate", 0.4)):
+        rig.kill_during(step, seconds)
+        rig.serve()
+    rig.in_lab("fault", "bmc-slow", "server-1", "0")
+
+
+def ipmi_is_probed_before_anything_goes_on(rig: SiteRig) -> None:
+    """The BMC says that its IPMI is off, and lies: nothing goes on until its port is silent."""
+    status = rig.wait("a probe of UDP 623", lambda status: "port 623 to be silent" in status["waiting_for"])
+    assert (status["state"], status["step"]) == ("securing", "disable_ipmi")
+    protocols = rig.redfish("GET", PROTOCOLS)
+    assert protocols["IPMI"]["ProtocolEnabled"] is False
+    (lie,) = [found for found in rig.server()["status"]["findings"] if found["kind"] == "ipmi-still-answers"]
+    assert lie["severity"] == "critical"
+    rig.in_lab("fault", "clear")
 
 
 def foreign_certificate() -> str:
@@ -78,14 +100,15 @@ def test_the_audit_names_what_is_wrong_and_is_clean_after_securing(tmp_path: Pat
         rig.declare()
         not_ours = rig.freehold("audit", "--lab", str(rig.lab), check=False)
         assert (not_ours.returncode, "not audited" in not_ours.stdout) == (1, True)
-        rig.serve()
-        rig.found_operators()
+        rig.in_lab("fault", "ipmi-stays-on", "server-1", "on")
+        killed_while_it_secures(rig)
+        ipmi_is_probed_before_anything_goes_on(rig)
         rig.approve_firmware()
         rig.wait_state("available")
         assert audited(rig, 0) == {}
 
         passwords = [recorded(rig)]
-        for seconds in (1.0, 2.5, 4.0, None):
+        for seconds in (0.0, 0.8, 1.6, None):
             passwords.append(rotated_in_spite_of(rig, seconds))
         assert len(set(passwords)) == len(passwords)
         assert audited(rig, 0) == {}
@@ -97,6 +120,11 @@ def test_the_audit_names_what_is_wrong_and_is_clean_after_securing(tmp_path: Pat
         rig.redfish("POST", DB, {"CertificateString": foreign_certificate(), "CertificateType": "PEM"})
         found = audited(rig, 3)
         assert {"bmc-foreign-account", "bmc-ipmi-enabled", "secure-boot-foreign-key"} <= set(found), sorted(found)
+        spoken = {kind: each["evidence"] for kind, each in found.items() if kind.startswith("ipmi-")}
+        assert {"ipmi-answers", "ipmi-cipher-zero", "ipmi-auth-none", "ipmi-hash-disclosed"} <= set(spoken)
+        assert all(spoken.values())
+        assert "port 623 answered, IPMI 1.5 and 2.0" in spoken["ipmi-answers"]
+        assert "root" in found["ipmi-hash-disclosed"]["detail"]
         assert "mallory" in found["bmc-foreign-account"]["detail"]
         assert found["secure-boot-foreign-key"]["severity"] == "critical"
 

@@ -1,10 +1,11 @@
 """Attack path 4 and its opposite: a BIOS out of the depot really swaps the firmware, by upload and by download; what it
-then measures counts once two people have said so; other code under the same version string is quarantined."""
+then measures counts once two people have said so; other code under the same version string is quarantined. And a site
+that takes nothing but the depot's boots the agent and writes the OS image that two people signed."""
 
-import time
 from pathlib import Path
 
 import pytest
+import yaml
 from site_rig import SiteRig, site_rig
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
@@ -48,9 +49,7 @@ def test_firmware_comes_out_of_the_depot_and_what_it_measures_is_what_counts(tmp
         fill_depot(rig)
         rig.in_lab("fault", "bmc-slow", "server-1", "0.5")
         rig.approve_firmware()  # of 1.0.0, with which it came
-        rig.wait("update", lambda status: status["step"] == "apply_firmware" or "BIOS" in str(rig.events("server-1")))
-        time.sleep(2.0)
-        rig.kill()  # in the middle of it
+        rig.kill_during("apply_firmware", after=2.0)
         rig.in_lab("fault", "bmc-slow", "server-1", "0")
         rig.serve()
         rig.wait_event("BIOS 1.0.0 -> 1.1.0")
@@ -60,8 +59,45 @@ def test_firmware_comes_out_of_the_depot_and_what_it_measures_is_what_counts(tmp
         sent = [each["predicate"]["sent_by"] for each in rig.statements("firmware")]
         assert sent == ["SimpleUpdate, by HTTPS from the controller"]
 
+        images_of_the_depot(rig)
+        rig.wait_state("active")
+        (written,) = (each["predicate"] for each in rig.statements("image"))
+        assert (written["origin"], written["target"], written["read_back"]) == ("depot", "os-12.raw", True)
+
         # The same version string, other code: nobody but the TPM tells.
         rig.in_lab("fault", "tampered-firmware", "server-1")
-        rig.declare(assigned=["server-1"])
+        rig.in_lab("power", "server-1", "reset")
         status = rig.wait_state("quarantined")
-        assert "PCR 0" in status["reason"], status["reason"]
+        assert "it booted something else: PCR 0: " in status["reason"], status["reason"]
+        rig.in_lab("fault", "tampered-firmware", "server-1")  # and the right one back
+        rig.in_lab("power", "server-1", "reset")
+        rig.freehold("release", "server-1", "--reason", "the flash chip was replaced", "--wait", "--timeout", "60")
+        rig.wait("new proof", lambda status: status["facts"]["released_at"] < rig.attested())
+
+
+def images_of_the_depot(rig: SiteRig) -> None:
+    """The site takes nothing else from now on: first it does not start, then two people have signed what it built."""
+    rig.stop()
+    rig.declare(assigned=["server-1"])
+    declared = rig.lab / "declared.yaml"
+    documents = list(yaml.safe_load_all(declared.read_text()))
+    for document in documents:
+        if document["kind"] == "Site":
+            document["spec"]["images"] = "depot"
+        if document["kind"] == "Image":
+            document["spec"] = {"version": "12", "depot": {"vendor": "Lab", "component": "debian-12"}}
+    declared.write_text(yaml.safe_dump_all(documents))
+    rig.freehold("apply", "-f", str(declared))
+    rig.serve()
+    assert rig.controller is not None
+    assert rig.controller.wait(120) == 1
+    assert "the depot lists no agent for this site" in rig.log.read_text()
+    ours = ("--site", rig.name, "--by", "alice", "--vendor", "Lab", "--unsigned-because", "built by this site")
+    image, agent = str(rig.artifact("os.raw")), str(rig.artifact("agent.efi"))
+    rig.freehold(
+        *("depot", "import", image, "--kind", "os-image", "--component", "debian-12", "--version", "12", *ours),
+        *("--name", "os-12.raw"),
+    )
+    rig.freehold("depot", "import", agent, "--kind", "agent", "--component", "agent", "--version", "1", *ours)
+    signed_by_two(rig)
+    rig.serve()

@@ -108,6 +108,10 @@ def test_wrong_type_names_its_line() -> None:
         (("address: 172.30.3.11", "address: 10.0.0.1"), "10.0.0.1 is outside network production (172.30.3.0/24)"),
         (("prefix: 172.30.1.0/24", "prefix: 172.30.1.7/24"), "is not a network such as 172.30.2.0/24 (no host bits)"),
         (("start: 172.30.2.100", "start: 172.30.4.100"), "dhcpRange.start: 172.30.4.100 is outside the network's"),
+        (
+            ("provisioning: 172.30.2.2", "provisioning: 172.30.2.2\n  rotationsPerMinute: 0"),
+            "spec.rotationsPerMinute: must be between 1 and 100000",
+        ),
         (("driftInterval: 1m", "driftInterval: often"), "spec.driftInterval: 'often' is not a duration such as 30s"),
         (("password: factory-word", "vaultRef: x"), "credential: give either username and password, or vaultRef"),
         (("factory/rack-7", "bmc/server-1/current"), "bmc.credential.vaultRef: 'bmc/server-1/current' is not below"),
@@ -116,6 +120,8 @@ def test_wrong_type_names_its_line() -> None:
         (("vaultRef: factory/rack-7", "vaultRef: factory"), "is not below factory/"),
         (("ssh-ed25519 AAAA", "my-key AAAA"), "spec.users[0].sshKeys[0]: is not a public SSH key"),
         (("builtin: debian-12", "path: x.raw"), "spec.digest: is missing: an image from a file needs its SHA-256"),
+        (("builtin: debian-12", "depot: {vendor: A, component: b}\n  path: x"), "spec: give one of builtin, depot"),
+        (("  builtin: debian-12\n", ""), "spec: give one of builtin, depot and path"),
         (("server: server-1", "server: server-2"), "Assignment of server server-2 is used twice"),
     ],
 )  # fmt: skip

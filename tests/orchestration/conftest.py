@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import site_support
+from door_support import door, own, trusting, vendor  # noqa: F401
 from orchestration_rig import Clock, Rig
 
 from freehold.orchestration.store import Store

@@ -46,6 +46,7 @@ import attest_support as recorded
 RACK = Path(__file__).parents[1] / "model" / "rack.yaml"
 FACTORY_PASSWORD = "factory-pass"
 SERVER = "server-1"
+BOOT_FILES = ("agent.efi", "agent.iso", "stage2.img", "os.raw")
 
 
 @functools.cache
@@ -190,6 +191,12 @@ def replaced(facts: Facts, result: StepResult) -> Facts:
 
 def make(state: Path) -> Site:
     """A site whose images measure what the recorded boots measured, under the keys that the recorded machine had."""
+    lay_out(state)
+    return opened(state)
+
+
+def lay_out(state: Path) -> None:
+    """The state directory of such a site."""
     shutil.copytree(founded()[0], state, dirs_exist_ok=True)
     vault = open_vault(state)
     for name, variable in (("pk", "PK"), ("kek", "KEK"), ("db", "db")):
@@ -197,16 +204,23 @@ def make(state: Path) -> Site:
         pem = (recorded.DATA / f"{variable}.pem").read_text()
         vault.put(f"site/keys/{name}", msgspec.json.encode(stored | {"certificate": pem}))
         (state / "keys" / f"{name}.pem").unlink()
+    for name in BOOT_FILES:
+        (state / name).write_bytes(b"boot file")
+    (state / "tpm-roots").mkdir(exist_ok=True)
+
+
+def opened(state: Path) -> Site:
+    """The site that was laid out there, as a controller opens it when it starts."""
+    vault = open_vault(state)
     keys = SiteKeys.load(state, vault)
-    files = {name: state / name for name in ("agent.efi", "agent.iso", "stage2.img", "os.raw")}
-    for path in files.values():
-        path.write_bytes(b"boot file")
+    files = {name: state / name for name in BOOT_FILES}
     image = OsImage(
         name="debian",
         version="12.11",
         path=files["os.raw"],
         manifest_envelope={"payload": "…"},
         manifest_sha256="ab" * 32,
+        sha256="cd" * 32,
         booted=booted("debian"),
         size=1 << 30,
         chunks=256,
@@ -216,7 +230,6 @@ def make(state: Path) -> Site:
     spec = declared["Site", "lab"]
     assert isinstance(spec, SiteSpec)
     networks = {name: each for (_, name), each in declared.items() if isinstance(each, NetworkSpec)}
-    (state / "tpm-roots").mkdir(exist_ok=True)
     return make_site(state, spec, networks, vault, keys, boot)
 
 

@@ -5,8 +5,7 @@ import dataclasses
 import hashlib
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +19,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from site_support import SERVER, Place, booted, recorded
+from door_support import MAC, Door, agent_events, booted_tpm, ek_of
+from site_support import SERVER, booted
 
 from freehold.agent import client
-from freehold.agent.client import Agent, Controller, Refused, Unattested
+from freehold.agent.client import Agent, Refused, Unattested
 from freehold.agent.session_key import SessionKey
 from freehold.agent.tpm import Tpm, TpmError
 from freehold.agent.wire import Connection
@@ -42,135 +42,18 @@ from freehold.provisioning.agent_messages import (
     Smbios,
     UnknownCertificateError,
 )
-from freehold.root_of_trust import pki
+from freehold.root_of_trust import pki, succession
 from freehold.root_of_trust.attestation import session
 from freehold.root_of_trust.attestation.event_log import parse_event_log, replay
 from freehold.root_of_trust.attestation.quote import check_quote, check_values
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
 from freehold.root_of_trust.attestation.structures import parse_public
+from freehold.root_of_trust.keys import SiteKeys
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from swtpm_support import Vendor, connect, running
 
-MAC = "52:54:00:12:34:10"
 UNKNOWN = "no live session has this certificate"
-
-
-class Door:
-    """A door behind real TLS, and machines that come to it."""
-
-    def __init__(self, place: Place, root: Path) -> None:
-        self.place, self.root = place, root
-        self.door = self.fresh()
-        self.url = ""
-
-    def fresh(self) -> AgentDoor:
-        site = self.place.site
-        self.door = AgentDoor(site, self.place.store, self.place.evidence, site.keys.controller_tls.certificate_der)
-        return self.door
-
-    # The app's backend: whatever door stands now, so that a test can restart the controller.
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.door, name)
-
-    def agent(self, tpm: Any, *, mac: str = MAC, mode: str = "ramdisk", log: str = "setup-mode") -> Agent:
-        machine = self.root / f"machine-{mac.replace(':', '')}"
-        net = machine / "sys/class/net/eth0"
-        (net / "device").mkdir(parents=True, exist_ok=True)
-        (net / "address").write_text(mac + "\n")
-        events = machine / "sys/kernel/security/tpm0/binary_bios_measurements"
-        events.parent.mkdir(parents=True, exist_ok=True)
-        events.write_bytes(recorded.log_bytes(log))
-        (machine / "proc/sys/kernel/random").mkdir(parents=True, exist_ok=True)
-        (machine / "proc/sys/kernel/random/boot_id").write_text("boot-1\n")
-
-        def open_tpm(_: str) -> Any:
-            if isinstance(tpm, Exception):
-                raise tpm
-            return tpm() if callable(tpm) else tpm
-
-        return Agent(Controller(self.url, self.trust), mode, root=str(machine), open_tpm=open_tpm)
-
-    def trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=self.place.site.keys.agent_ca.certificate_pem.decode())
-
-    def certificates(self) -> list[dict[str, Any]]:
-        """What the log says of certificates of agents, oldest first."""
-        return [claim for name, _, claim in self.place.evidence.statements if name == "certificate"]
-
-    async def enter(self, tpm: Any, **how: Any) -> Agent:
-        agent = self.agent(tpm, **how)
-        try:
-            await asyncio.to_thread(agent.attest)
-        except BaseException:
-            agent.controller.close()
-            raise
-        return agent
-
-    async def refused(self, tpm: Any, **how: Any) -> str:
-        """The words on the console of a machine that was not let in."""
-        with pytest.raises(Refused) as refusal:
-            await self.enter(tpm, **how)
-        assert refusal.value.status == 403
-        return str(refusal.value)
-
-
-@pytest.fixture
-async def door(owned: Place, tmp_path: Path) -> AsyncIterator[Door]:
-    made = Door(owned, tmp_path)
-    tls = owned.site.keys.controller_tls
-    digest = hashlib.sha256(tls.certificate_der).digest()
-    runner = web.AppRunner(create_agent_app(made, digest), access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(
-        runner, "127.0.0.1", 0, ssl_context=tls_context(tls, clients=owned.site.keys.agent_ca.certificate_pem)
-    ).start()
-    made.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-    yield made
-    await runner.cleanup()
-
-
-@pytest.fixture(scope="module")
-def vendor(tmp_path_factory: pytest.TempPathFactory) -> Vendor:
-    made = Vendor(tmp_path_factory.mktemp("vendor") / "v")
-    for name in ("own", "other"):
-        made.make(name)
-    made.make("uncertified", certificate=False)
-    return made
-
-
-@contextmanager
-def booted_tpm(vendor: Vendor, name: str, log: str = "setup-mode") -> Iterator[Any]:
-    """The TPM after a recorded boot; a function that connects to it."""
-    with running(vendor.directory / name) as path:
-        with connect(path) as tpm:
-            for event in parse_event_log(recorded.log_bytes(log)).events:
-                if event.type != 3:
-                    tpm.pcr_extend(event.pcr, dict(event.digests))
-        yield lambda: connect(path)
-
-
-@pytest.fixture
-def own(vendor: Vendor) -> Iterator[Any]:
-    with booted_tpm(vendor, "own") as tpm:
-        yield tpm
-
-
-@pytest.fixture
-def trusting(door: Door, vendor: Vendor) -> Door:
-    """A door of a site that trusts the TPM vendor."""
-    for path in vendor.roots().iterdir():
-        (door.place.site.directory / "tpm-roots" / path.name).write_bytes(path.read_bytes())
-    return door
-
-
-def ek_of(tpm: Any) -> str:
-    with tpm() as opened:
-        return hashlib.sha256(opened.create_ek().public).hexdigest()
-
-
-async def agent_events(door: Door) -> list[str]:
-    return [event.message for event in await door.place.events() if event.kind == "agent-refused"]
 
 
 # ---- who is it
@@ -186,7 +69,7 @@ async def test_a_mac_that_nobody_declared_is_told_what_to_declare(door: Door) ->
 async def test_a_server_without_a_tpm_is_refused_and_people_see_it(door: Door) -> None:
     words = await door.refused(TpmError("none"))
     assert "it has no usable TPM 2.0" in words
-    assert "fit or enable a TPM 2.0, or retire the server" in words
+    assert "fit or enable a TPM 2.0, then `freehold attest server-1`; or declare a Waiver of missing-tpm" in words
     assert len(await agent_events(door)) == 1
     assert await door.place.intents() == []
 
@@ -233,13 +116,13 @@ async def test_cve_2025_13609_a_mac_with_another_tpm_is_never_rebound(
     assert view.facts.ek_sha256 == ek_of(own)
     assert view.intents == ()  # anybody on the segment could have sent that
     assert view.agent is None
-    (await trusting.enter(own)).controller.close()
+    (await trusting.comes(own)).controller.close()
 
 
 @pytest.mark.host
 async def test_a_tpm_is_its_server_whatever_mac_it_names(trusting: Door, own: Any) -> None:
     await trusting.place.establish(ServerState.DISCOVERING, ek_sha256=ek_of(own))
-    (await trusting.enter(own, mac="52:54:00:12:34:20")).controller.close()  # server-2's
+    (await trusting.comes(own, mac="52:54:00:12:34:20")).controller.close()  # server-2's
     assert (await trusting.place.view()).agent is not None
 
 
@@ -267,7 +150,7 @@ async def test_a_stranger_who_says_hello_just_before_the_binding_cannot_quaranti
 
 @pytest.mark.host
 async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: Door, own: Any) -> None:
-    agent = await trusting.enter(own)
+    agent = await trusting.comes(own)
     agent.controller.close()
     session = (await trusting.place.view()).agent
     assert session is not None
@@ -282,6 +165,7 @@ async def test_the_right_machine_gets_a_session_with_what_it_measured(trusting: 
     assert len(bytes.fromhex(claim["nonce"])) == 32
     assert claim["ak_name"].startswith("000b")
     assert (claim["tpm"]["banks"], claim["findings"]) == (["sha256"], [])
+    assert claim["revoked_image"] is False
     assert datetime.fromisoformat(claim["expires"]) > datetime.now(UTC) + timedelta(hours=23)
 
 
@@ -289,7 +173,7 @@ async def attested_os(door: Door, own: Any) -> AgentSession:
     """The session of an OS that has just attested under our Secure Boot keys."""
     fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
     await door.place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
-    agent = await door.enter(own, log="secure-boot", mode="os")
+    agent = await door.comes(own, log="secure-boot", mode="os")
     agent.controller.close()
     session = (await door.place.view()).agent
     assert session is not None
@@ -318,13 +202,28 @@ async def test_revoked_measurements_vouch_for_nobody_not_even_for_a_server_that_
     with booted_tpm(vendor, "own", "secure-boot") as own:
         session = await attested_os(trusting, own)
         measured = {pcr: tuple(digests) for pcr, digests in session.details["reference"].items()}
-        await place.establish(reference_values=measured, reference_id=None)
+        await place.establish(ServerState.ATTESTING, reference_values=measured, reference_id=None)
         values = ReferenceValues(vendor="v", model="m", version="1", digests=measured)
         await place.store.references.propose(values, "advisory", "ann", 1.0)
         await place.store.references.withdraw(values.id, ReferenceState.REVOKED, 2.0)
+        ((kind, why),) = await place.intents()  # it does not wait for the next attestation in the schedule
+        assert (kind, why) == (IntentKind.ATTEST, f"the reference values {values.id} were revoked")
         words = await trusting.refused(own, log="secure-boot", mode="os")
     assert f"the reference values {values.id} were revoked" in words
-    assert [kind for kind, _ in await place.intents()] == [IntentKind.QUARANTINE]
+    assert [kind for kind, _ in await place.intents()] == [IntentKind.ATTEST, IntentKind.QUARANTINE]
+
+
+@pytest.mark.host
+async def test_what_is_signed_of_a_revoked_image_says_that_it_is_revoked(trusting: Door, vendor: Vendor) -> None:
+    """The quote is as it should be, so it is trusted; whoever shows it must not call it clean."""
+    place = trusting.place
+    digest = place.site.images["debian"].booted.authenticode.hex()
+    place.site.keys.secure_boot.revoke(digest, "CVE-2026-1", datetime.now(UTC))
+    with booted_tpm(vendor, "own", "secure-boot") as own:
+        session = await attested_os(trusting, own)
+    claim = place.evidence.statements[session.details["attestation"]][2]
+    assert (claim["trusted"], claim["revoked_image"]) == (True, True)
+    assert digest in claim["findings"][0]
 
 
 @pytest.mark.host
@@ -337,7 +236,7 @@ async def test_each_server_is_held_against_the_keys_of_its_own_generation(trusti
     with booted_tpm(vendor, "own", "secure-boot") as own:
         fact = ImageFact(name="debian", version="12.11", manifest="ab" * 32)
         await place.establish(ServerState.ATTESTING, secure_boot_enrolled=True, ek_sha256=ek_of(own), image=fact)
-        agent = await trusting.enter(own, log="secure-boot", mode="os")
+        agent = await trusting.comes(own, log="secure-boot", mode="os")
         agent.controller.close()
         name, _, claim = place.evidence.statements[-2]
         assert (name, claim["policy"].rpartition("/")[2]) == ("attestation", "secure-boot-1")
@@ -361,7 +260,7 @@ async def test_a_vault_that_lacks_the_server_s_generation_lets_nobody_in_and_qua
         ServerState.PROVISIONING, ek_sha256=ek_of(own), secure_boot_enrolled=True, secure_boot_generation=9
     )
     with pytest.raises(Refused, match="the controller failed"):
-        await trusting.enter(own)
+        await trusting.comes(own)
     assert await trusting.place.intents() == []
 
 
@@ -385,9 +284,23 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
 
 
 @pytest.mark.host
+async def test_what_no_server_is_bound_to_yet_is_evidence_too_once_and_quarantines_nobody(
+    trusting: Door, own: Any
+) -> None:
+    """A tampered boot during discovery must be more than an event."""
+    await trusting.place.establish(ServerState.DISCOVERING, agent_booted_at=1.0)
+    trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
+    for _ in range(2):
+        await trusting.refused(own)
+    ((_, server, claim),) = [each for each in trusting.place.evidence.statements if each[0] == "attestation"]
+    assert (server, claim["trusted"], claim["ek_sha256"]) == (SERVER, False, ek_of(own))
+    assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
 async def test_an_auditor_can_verify_the_quote_again_from_what_was_kept(trusting: Door, own: Any) -> None:
     await trusting.place.establish(ServerState.DISCOVERING)
-    agent = await trusting.enter(own)
+    agent = await trusting.comes(own)
     agent.controller.close()
     claim = next(claim for name, _, claim in trusting.place.evidence.statements if name == "attestation")
     kept = trusting.place.site.artifacts.all()
@@ -424,7 +337,7 @@ async def test_a_tpm_whose_counters_went_back_is_quarantined_and_judged_by_a_per
     place = trusting.place
     await place.establish(ServerState.ACTIVE, ek_sha256=ek_of(own))
     for _ in range(2):
-        (await trusting.enter(own)).controller.close()
+        (await trusting.comes(own)).controller.close()
     with own() as tpm:
         tpm.clear()  # nobody ordered it
     words = await trusting.refused(own)
@@ -434,16 +347,16 @@ async def test_a_tpm_whose_counters_went_back_is_quarantined_and_judged_by_a_per
     assert "reset counters went back" in reason
     claim = place.evidence.statements[-1][2]
     assert (claim["trusted"], claim["tpm"]["reset_count"]) == (False, 0)
-    (await trusting.enter(own)).controller.close()
+    (await trusting.comes(own)).controller.close()
 
 
 @pytest.mark.host
 async def test_a_tpm_that_we_are_clearing_may_begin_anew(trusting: Door, own: Any) -> None:
     await trusting.place.establish(ServerState.DECOMMISSIONING, ek_sha256=ek_of(own))
-    (await trusting.enter(own)).controller.close()
+    (await trusting.comes(own)).controller.close()
     with own() as tpm:
         tpm.clear()
-    (await trusting.enter(own)).controller.close()
+    (await trusting.comes(own)).controller.close()
     assert await trusting.place.intents() == []
 
 
@@ -454,7 +367,7 @@ async def test_what_should_be_put_right_is_a_finding_when_the_tpm_is_bound(trust
     place = trusting.place
     with booted_tpm(vendor, "two-banks") as tpm:
         await place.establish(ServerState.DISCOVERING, inband_inventory={"ek_sha256": ek_of(tpm)})
-        (await trusting.enter(tpm)).controller.close()
+        (await trusting.comes(tpm)).controller.close()
         result = await place.step("bind_ek")
     (finding,) = result.findings
     assert (finding.kind, finding.subject) == ("pcr-banks", "sha384")
@@ -485,10 +398,43 @@ async def test_a_log_that_is_not_what_was_quoted_is_refused_but_quarantines_nobo
 async def test_a_quote_for_another_controllers_certificate_is_refused(
     trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trusting.door, "_certificate", b"the certificate of the machine that is relayed to")
+    relayed_to = dict.fromkeys(trusting.door._shown, b"the certificate of the machine that is relayed to")
+    monkeypatch.setattr(trusting.door, "_shown", relayed_to)
     words = await trusting.refused(own)
     assert "its attestation failed" in words
     assert await trusting.place.intents() == []
+
+
+@pytest.mark.host
+async def test_an_agent_of_a_former_agent_ca_attests_at_its_own_port_and_gets_a_certificate_of_todays_ca(
+    trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the controller's new certificate is no certificate to it: it knows the old CA and nothing else."""
+    site = trusting.place.site
+    old_ca = site.keys.agent_ca.certificate_pem.decode()
+    asked = succession.next_generation(site.vault, "agent-ca")
+    succession.replace(site.directory, site.vault, "agent-ca", *asked, "stolen", pki.utc_now())
+    site.keys = SiteKeys.load(site.directory, site.vault)
+    new, (former,) = site.keys.controller_tls, site.keys.former_tls
+    shown = (new.certificate_der, former.certificate_der)
+    trusting.door = AgentDoor(site, trusting.place.store, trusting.place.evidence, *shown)
+    monkeypatch.setattr(trusting, "trust", lambda: ssl.create_default_context(cadata=old_ca))
+    for key in (new, former):
+        app = create_agent_app(trusting, hashlib.sha256(key.certificate_der).digest())
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        tls = tls_context(key, clients=site.keys.agent_ca.certificate_pem)
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        trusting.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        if key is new:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await trusting.comes(own)
+        else:
+            agent = await trusting.comes(own)
+            assert trusting.certificates()[-1]["issuer"] == "CN=lab agent CA 2"
+            await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0")
+            agent.controller.close()
+        await runner.cleanup()
 
 
 @pytest.mark.host
@@ -523,9 +469,9 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
         session=challenge.session, secret=b"x", quote=b"x", signature=b"x", event_log=b"", public_key=public
     )
     with pytest.raises(AgentRefusedError, match="the credential's secret was not recovered"):
-        await trusting.door.attest(empty, b"", "127.0.0.1")
+        await trusting.door.attest(empty, next(iter(trusting.door._shown)), "127.0.0.1")
     with pytest.raises(AgentRefusedError, match="this challenge is unknown or already spent") as refused:
-        await trusting.door.attest(empty, b"", "127.0.0.1")
+        await trusting.door.attest(empty, next(iter(trusting.door._shown)), "127.0.0.1")
     assert "the agent says hello again" in str(refused.value)
     assert await trusting.place.intents() == []
 
@@ -536,7 +482,7 @@ async def test_a_challenge_takes_one_answer(trusting: Door, own: Any) -> None:
 @pytest.fixture
 async def inside(trusting: Door, own: Any) -> AsyncIterator[tuple[Door, Agent, str]]:
     """(door, an attested agent, the SHA-256 of its certificate)."""
-    agent = await trusting.enter(own)
+    agent = await trusting.comes(own)
     yield trusting, agent, trusting.certificates()[-1]["sha256"]
     agent.controller.close()
 
@@ -618,7 +564,7 @@ async def test_a_session_that_was_ended_is_worth_nothing_even_for_who_waits(insi
 @pytest.mark.host
 async def test_a_new_attestation_ends_the_older_session(inside: tuple[Door, Agent, str], own: Any) -> None:
     door, _, certificate = inside
-    (await door.enter(own)).controller.close()
+    (await door.comes(own)).controller.close()
     with pytest.raises(UnknownCertificateError, match=UNKNOWN):
         await door.door.authenticate(certificate)
 
@@ -675,7 +621,7 @@ async def test_a_certificate_is_for_the_client_of_one_session_for_a_day_at_most_
         return add(issued, *rest)
 
     trusting.door._admitted.add = once_recorded  # type: ignore[method-assign]
-    (await trusting.enter(own)).controller.close()
+    (await trusting.comes(own)).controller.close()
     (claim,), session = trusting.certificates(), (await trusting.place.view()).agent
     assert session is not None
     issued = x509.load_pem_x509_certificate(given[0].encode())
@@ -733,7 +679,7 @@ async def test_a_session_ends_with_its_certificate_on_a_connection_that_stays_op
     brief = [Resource(kind="Policy", name=name, spec=policy)]
     brief += [Resource(kind="Server", name=SERVER, spec=msgspec.structs.replace(spec, policy=name))]
     await trusting.place.store.apply(brief)
-    agent = await trusting.enter(own)
+    agent = await trusting.comes(own)
     assert await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0") == {}
     await asyncio.sleep(2.1)
     with pytest.raises(Unattested):

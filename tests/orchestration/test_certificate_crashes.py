@@ -3,6 +3,7 @@
 The real step and the real client, against a BMC in memory that takes certificates in one of several ways.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,6 +67,7 @@ class ModelBmc:
     die_at: int = -1
     reboot_at: int = -1
     away: bool = False
+    renewals: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     strangers: int = 0
 
     # the controller's side

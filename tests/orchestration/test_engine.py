@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from orchestration_rig import Rig, rack
 
+from freehold.evidence import Ed25519Signer
+from freehold.model.documents import load_documents
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.model.status import BmcCertificate, IntentKind, ServerState, ServerStatus
@@ -21,6 +23,7 @@ from freehold.orchestration.planner import STEPS
 from freehold.orchestration.simulated import CERTIFICATE_LIFE, FACTORY, OURS, World
 from freehold.orchestration.step import StepContext, StepFn, StepResult
 from freehold.orchestration.store import Store
+from freehold.root_of_trust.operators import approve
 
 S = ServerState
 TO_ACTIVE = [S.SECURING, S.DISCOVERING, S.PREPARING, S.AVAILABLE, S.PROVISIONING, S.ATTESTING, S.ACTIVE]
@@ -45,13 +48,21 @@ def since(certificate: BmcCertificate | None) -> float:
 
 
 async def story(rig: Rig, engine: Engine) -> None:
-    """The whole life of server-1: to active, through a drift, and back to available. Goes on wherever it stands."""
+    """The whole life of server-1: a TPM that is off at first, to active, through a drift and the end of a waiver, and
+    back to available. Goes on wherever it stands."""
 
     def done(*states: ServerState) -> Callable[[ServerStatus], bool]:
         return lambda _status: rig.evidence.path("server-1")[: len(states)] == list(states)
 
-    await rig.drive(engine, done(*TO_ACTIVE))
     server = rig.world.server("server-1")
+    if not rig.evidence.path("server-1"):
+        server.has_tpm, server.keeps_ipmi = False, True
+    if not server.has_tpm:
+        status = await rig.drive(engine, lambda status: status.facts.tpm_missing is not None)
+        assert status.state is S.DISCOVERING
+        server.has_tpm = True  # somebody enables it, and says so
+        await rig.store.record_intent("server-1", IntentKind.ATTEST, by="ann")
+    await rig.drive(engine, done(*TO_ACTIVE))
     if not done(*TO_ACTIVE, *DRIFT)(ServerStatus()) and not done(*TO_ACTIVE, S.DRIFTED)(ServerStatus()):
         server.bios = {"BootMode": "Legacy"}
     await rig.drive(engine, done(*TO_ACTIVE, *DRIFT))
@@ -173,6 +184,44 @@ async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: 
     assert_told_whole(rig)
     resumed = [event.message for event in await rig.store.events(limit=5000) if event.kind == "resumed"]
     assert len(resumed) == (0 if when == "after its record" else len(wanted))
+
+
+WAIVER = """
+apiVersion: freehold/v1
+kind: Waiver
+metadata: {name: no-chip}
+spec: {server: server-1, finding: missing-tpm, expires: "1970-01-20", reason: an old board}
+"""
+WAIVED_UNTIL = 19 * 86400.0
+
+
+async def waive_tpm(rig: Rig) -> None:
+    people = {name: Ed25519Signer.generate() for name in ("ann", "bob")}
+    await rig.store.approvals.found({name: key.public_key for name, key in people.items()}, rig.clock())
+    await rig.store.apply(load_documents(WAIVER, "waiver.yaml"))
+    for asked in await rig.store.approvals.list():
+        for key in people.values():
+            await rig.store.approvals.sign(asked.request.id, approve(asked.request, key).to_bytes())
+
+
+async def test_a_server_without_a_tpm_stops_goes_on_under_a_waiver_and_not_beyond_it(rig: Rig) -> None:
+    await rig.store.apply(rack("server-1"))
+    engine, server = rig.engine(), rig.world.server("server-1")
+    server.has_tpm = False
+    await rig.drive(engine, lambda status: "a usable TPM 2.0" in status.waiting_for)
+    for _ in range(10):
+        rig.clock.now += 600.0
+        await engine.round()
+    assert (server.boots, (await rig.status()).state) == (1, S.DISCOVERING)
+    await waive_tpm(rig)
+    status = await rig.drive_to(engine, S.ACTIVE)
+    assert (status.facts.tpm_waived, status.facts.ek_sha256, status.facts.boot_ticket) == (True, None, None)
+    assert status.facts.os_ticket is not None
+    await rig.store.record_intent("server-1", IntentKind.DECOMMISSION, by="ann")
+    await rig.drive_to(engine, S.DECOMMISSIONING)
+    rig.clock.now = WAIVED_UNTIL
+    status = await rig.drive(engine, lambda status: "a usable TPM 2.0" in status.waiting_for)
+    assert (status.state, status.facts.certificate_index, status.facts.os_ticket) == (S.DECOMMISSIONING, None, None)
 
 
 def half_way(world: World, struck: list[str]) -> dict[str, StepFn]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.model.errors import FreeholdError
 from freehold.model.resources import (
     AssignmentSpec,
     Bmc,
@@ -33,23 +34,18 @@ from freehold.model.status import (
     Order,
     OrderState,
     PendingCertificate,
+    RotationTurn,
     ServerState,
     ServerStatus,
     Tenancy,
 )
-from freehold.orchestration import bmc_keys
-from freehold.orchestration.conditions import (
-    AGENT_LOST,
-    BOOT_PATIENCE,
-    certificate_due,
-    certificate_fresh,
-    fact,
-    keys_current,
-    rotation_due,
-)
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
+from freehold.orchestration import bmc_keys, outcomes
+from freehold.orchestration.conditions import AGENT_LOST, BOOT_PATIENCE, fact, keys_current
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED, IntentRefusedError, forget, transition
+from freehold.orchestration.pace import LAPSES, Pace
 from freehold.orchestration.planner import GOALS, STEPS, check_attestable, next_step, overdue
+from freehold.orchestration.renewals import certificate_due, certificate_fresh, rotation_due
 from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.waivers import ActiveWaiver
 from freehold.root_of_trust.operators import Act, Asked
@@ -162,14 +158,58 @@ def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
 @pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
 def test_a_credential_is_rotated_on_schedule_and_on_demand(state: S) -> None:
     facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
-    rotate = Do("rotate_credential", "rotate_credential")
     assert isinstance(next_step(view(state, facts), NOW), Idle)
     month = 30 * 86400.0
-    assert next_step(view(state, msgspec.structs.replace(facts, bmc_credential_since=NOW - month)), NOW) == rotate
     asked = Intent(id=7, at=NOW - 5, kind=IntentKind.ROTATE, by="ann")
-    assert next_step(view(state, facts, intents=(asked,)), NOW) == rotate
+    old = msgspec.structs.replace(facts, bmc_credential_since=NOW - month)
+    for wanted in (view(state, old), view(state, facts, intents=(asked,))):
+        assert next_step(wanted, NOW) == TakeTurn()
+        assert next_step(with_turn(wanted, NOW - 1), NOW) == Do("rotate_credential", "rotate_credential")
     done = msgspec.structs.replace(facts, bmc_credential_since=NOW - 4)
     assert next_step(view(state, done, intents=(asked,)), NOW) == Settle(7, "rotated")
+
+
+def with_turn(server: ServerView, at: float, taken: float = NOW - 2) -> ServerView:
+    """Its turn to rotate is `at` (to a fraction of a second), taken a moment ago."""
+    facts = msgspec.structs.replace(server.facts, rotation_turn=RotationTurn(slot=5, taken=taken))
+    pace = Pace(per_minute=60, anchor=5, since=at - 0.5, free=6)
+    return msgspec.structs.replace(server, pace=pace, status=msgspec.structs.replace(server.status, facts=facts))
+
+
+WANTED = Intent(id=7, at=NOW - 5, kind=IntentKind.ROTATE, by="ann")
+
+
+@pytest.mark.parametrize("state", [S.AVAILABLE, S.ACTIVE])
+def test_a_rotation_waits_for_its_turn_with_a_time_and_keeps_nothing_else_waiting(state: S) -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    waits = with_turn(view(state, facts, intents=(WANTED,)), NOW + 90)
+    decision = next_step(waits, NOW)
+    assert isinstance(decision, Idle)
+    assert decision.until is not None
+    assert 89 < decision.until - NOW < 91
+    assert decision.waiting_for.startswith("its turn to rotate the BMC password, at 13:48:")
+    late = msgspec.structs.replace(facts, last_attestation=NOW - 86401, last_drift_check=NOW)
+    other = with_turn(view(S.ACTIVE, late, intents=(WANTED,)), NOW + 90)
+    assert next_step(other, NOW) == RENEW
+    given = with_turn(view(S.AVAILABLE, facts, intents=(WANTED,), assignment=ASSIGNED), NOW + 90)
+    assert isinstance(next_step(given, NOW), Move)
+
+
+def test_a_turn_that_was_not_used_in_time_or_was_used_is_none() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    wanted = view(S.ACTIVE, facts, intents=(WANTED,))
+    assert next_step(with_turn(wanted, NOW - LAPSES - 2), NOW) == TakeTurn()
+    assert next_step(with_turn(wanted, NOW - 1, taken=NOW - 10), NOW) == TakeTurn()  # it rotated since
+
+
+def test_who_failed_asks_for_a_new_turn_and_goes_on_backing_off() -> None:
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW)
+    server = with_turn(view(S.ACTIVE, facts, intents=(WANTED,), status={"attempts": 3}), NOW - 1)
+    after = outcomes.failed(server, "rotate_credential", FreeholdError("the BMC is away"), NOW)
+    assert (after.facts.rotation_turn, after.attempts) == (None, 4)
+    again = msgspec.structs.replace(server, status=msgspec.structs.replace(after, retry_at=None))
+    assert next_step(again, NOW) == TakeTurn()
+    assert outcomes.failed(server, "check_drift", FreeholdError("x"), NOW).facts == server.facts
 
 
 RENEW = Do("renew_attestation", "renew_attestation")
@@ -287,6 +327,121 @@ def test_a_waiver_holds_in_place_of_secure_boot_keys_until_it_ends() -> None:
     assert next_step(view(S.PREPARING, untried, waivers=(waiver,)), NOW) == enroll
 
 
+NO_TPM = ActiveWaiver(name="w", finding=Waivable.TPM, reason="old", expires=NOW + 60, approved_by=("a", "b"))
+REQUIRE = Do("require_tpm", "require_tpm")
+SAYS_NONE = {"details": {"no_tpm": True}}
+BY_TICKET = {"details": {"ticket": "t" * 64}, "attested_at": NOW - 40}
+
+
+def test_a_server_whose_agent_says_that_it_has_no_tpm_stops_until_a_waiver_holds() -> None:
+    booted = Facts(oob_inventory={}, agent_booted_at=NOW - 60)
+    stopped = view(S.DISCOVERING, booted, agent=agent(**SAYS_NONE))
+    assert next_step(stopped, NOW) == REQUIRE
+    lost = view(S.DISCOVERING, booted, agent=agent(seen=NOW - AGENT_LOST - 1, **SAYS_NONE))
+    assert next_step(lost, NOW) == REQUIRE  # and is not started again and again
+    off = Facts(oob_inventory={}, tpm_missing=NOW - 50)
+    assert next_step(view(S.DISCOVERING, off), NOW) == REQUIRE
+    assert next_step(view(S.DISCOVERING, off, waivers=(NO_TPM,)), NOW) == Do("boot_agent", "boot_agent")
+    assert next_step(view(S.DISCOVERING, off, waivers=(NO_TPM,)), NOW + 60) == REQUIRE
+    other = msgspec.structs.replace(NO_TPM, finding=Waivable.MISSING_MEDIUM)
+    assert next_step(view(S.DISCOVERING, off, waivers=(other,)), NOW) == REQUIRE
+
+
+def test_a_tpm_that_was_fitted_is_looked_for_once_a_person_asks() -> None:
+    off = Facts(oob_inventory={}, tpm_missing=NOW - 50)
+    asked = Intent(id=1, at=NOW - 10, kind=IntentKind.ATTEST, by="ann")
+    assert next_step(view(S.DISCOVERING, off, intents=(asked,)), NOW) == Do("boot_agent", "boot_agent")
+    again = msgspec.structs.replace(off, tpm_missing=NOW - 5)
+    assert next_step(view(S.DISCOVERING, again, intents=(asked,)), NOW) == Refuse(1, "it has no usable TPM 2.0")
+
+
+def test_what_a_stranger_says_of_a_missing_tpm_stops_nobody_whose_tpm_is_known_or_attests() -> None:
+    booted = Facts(oob_inventory={}, agent_booted_at=NOW - 60)
+    known = msgspec.structs.replace(booted, ek_sha256="e" * 64)
+    assert isinstance(next_step(view(S.DISCOVERING, known, agent=agent(**SAYS_NONE)), NOW), Wait)
+    missing = msgspec.structs.replace(booted, tpm_missing=NOW - 50)
+    trusted = view(S.DISCOVERING, missing, agent=agent(attested_at=NOW - 40))
+    assert next_step(trusted, NOW) == Do("collect_inventory", "collect_inventory")
+
+
+def test_an_agent_that_came_by_ticket_goes_on_unless_a_tpm_is_known() -> None:
+    booted = Facts(oob_inventory={}, agent_booted_at=NOW - 60)
+    entered = view(S.DISCOVERING, booted, agent=agent(**BY_TICKET), waivers=(NO_TPM,))
+    assert next_step(entered, NOW) == Do("collect_inventory", "collect_inventory")
+    known = msgspec.structs.replace(booted, ek_sha256="e" * 64)
+    assert isinstance(next_step(view(S.DISCOVERING, known, agent=agent(**BY_TICKET), waivers=(NO_TPM,)), NOW), Wait)
+    os_booted = Facts(os_booted_at=NOW - 60, ek_sha256="e" * 64)
+    waits = next_step(view(S.ATTESTING, os_booted, agent=agent("os", **BY_TICKET), waivers=(NO_TPM,)), NOW)
+    assert waits == Wait("the first boot of the OS to attest", NOW + 30.0)
+
+
+WITHOUT_TPM = {**PREPARED, "ek_sha256": None, "reference_values": {}, "tpm_waived": True, "learned_reference": {}}
+
+
+def test_without_a_tpm_a_server_is_available_as_long_as_its_waiver_holds_and_then_is_not_assigned() -> None:
+    fresh = {"bmc_credential_since": NOW, "bmc_certificate": CERTIFICATE, "agent_released": True, "bios_applied": True}
+    waived = Facts(**{**WITHOUT_TPM, **fresh})
+    assert next_step(view(S.PREPARING, waived, waivers=(NO_TPM,)), NOW) == Move(S.AVAILABLE, "prepared as declared")
+    idle = next_step(view(S.AVAILABLE, waived, waivers=(NO_TPM,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NO_TPM.expires
+    given = view(S.AVAILABLE, waived, waivers=(NO_TPM,), assignment=ASSIGNED)
+    assert isinstance(next_step(given, NOW), Move)
+    assert next_step(given, NOW + 60) == REQUIRE
+    assert next_step(view(S.AVAILABLE, waived, assignment=ASSIGNED), NOW) == REQUIRE  # withdrawn
+
+
+def test_an_active_server_without_a_tpm_has_to_be_let_in_anew_when_its_waiver_has_ended() -> None:
+    facts = {"bmc_credential_since": NOW, "bmc_certificate": CERTIFICATE, "last_drift_check": NOW}
+    active = Facts(**{**WITHOUT_TPM, **facts, "last_attestation": NOW})
+    idle = next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NO_TPM.expires
+    assert next_step(view(S.ACTIVE, active, waivers=(NO_TPM,)), NOW + 60).step == "tell_ended_waivers"
+    told = msgspec.structs.replace(active, waivers_ended=(Waivable.TPM,))
+    assert next_step(view(S.ACTIVE, told, waivers=(NO_TPM,)), NOW + 60) == RENEW
+    demanded = msgspec.structs.replace(told, attestation_demanded=NOW + 60)
+    waits = next_step(view(S.ACTIVE, demanded, waivers=(NO_TPM,)), NOW + 61)
+    assert waits == Wait("a TPM: the waiver of its missing one has ended", NOW + 91)
+
+
+def test_a_server_that_goes_without_a_tpm_is_not_asked_to_attest() -> None:
+    asked = Intent(id=1, at=NOW - 10, kind=IntentKind.ATTEST, by="ann")
+    refused = next_step(view(S.ACTIVE, Facts(tpm_waived=True), intents=(asked,), waivers=(NO_TPM,)), NOW)
+    assert refused == Refuse(1, "it has no TPM, and goes without by a waiver: nothing on it can attest")
+
+
+def test_without_a_tpm_and_without_a_waiver_nothing_is_erased_by_whoever_says_so() -> None:
+    facts = Facts(**{**WITHOUT_TPM, "workload_stopped": True, "agent_booted_at": NOW - 60})
+    entered = view(S.DECOMMISSIONING, facts, agent=agent(**BY_TICKET), waivers=(NO_TPM,))
+    assert next_step(entered, NOW) == Do("list_media", "list_media")
+    assert next_step(entered, NOW + 60) == REQUIRE
+
+
+@pytest.mark.parametrize(
+    ("finding", "lacks"),
+    [
+        (Waivable.SECURE_BOOT_DATABASES, {"secure_boot_waived": True, "secure_boot_enrolled": False}),
+        (Waivable.IPMI, {"ipmi_waived": True}),
+        (Waivable.BMC_DIRECTORY, {"services_left_open": ("directory LDAP",)}),
+    ],
+)
+def test_the_end_of_a_waiver_that_an_active_server_lives_by_is_told_at_that_moment(
+    finding: Waivable, lacks: dict[str, Any]
+) -> None:
+    tell = Do("tell_ended_waivers", "tell_ended_waivers")
+    waiver = ActiveWaiver(name="w", finding=finding, reason="old", expires=NOW + 60, approved_by=("a", "b"))
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, **lacks)
+    idle = next_step(view(S.ACTIVE, facts, waivers=(waiver,)), NOW)
+    assert isinstance(idle, Idle)
+    assert idle.until == NOW + 60
+    assert next_step(view(S.ACTIVE, facts, waivers=(waiver,)), NOW + 60) == tell
+    assert next_step(view(S.ACTIVE, facts), NOW) == tell  # withdrawn
+    told = msgspec.structs.replace(facts, waivers_ended=(finding,))
+    assert isinstance(next_step(view(S.ACTIVE, told), NOW), Idle)
+    assert next_step(view(S.ACTIVE, told, waivers=(waiver,)), NOW) == tell  # signed anew: it is over
+
+
 @given(name=st.text("abcdefgh-0123456789", min_size=1, max_size=20), life=st.floats(3600.0, 4e8))
 def test_a_renewal_falls_due_at_the_beginning_of_the_last_third(name: str, life: float) -> None:
     installed = msgspec.structs.replace(CERTIFICATE, not_before=NOW, not_after=NOW + life)
@@ -391,6 +546,26 @@ def test_the_os_must_attest_in_this_boot_and_be_ready() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("facts", "confirmed"),
+    [
+        (
+            {"secure_boot_enrolled": True, "secure_boot_generation": 3, "ek_sha256": "e" * 64},
+            {"secure_boot_confirmed": 3},
+        ),
+        ({"secure_boot_enrolled": True, "ek_sha256": None, "tpm_waived": True}, {}),
+        ({"secure_boot_waived": True, "ek_sha256": "e" * 64}, {}),
+    ],
+)
+def test_secure_boot_keys_are_confirmed_by_who_attested_under_them_not_by_the_bmc(
+    facts: dict[str, Any], confirmed: dict[str, Any]
+) -> None:
+    written = Facts(image_written=True, seed_written=True, boot_entry_set=True, os_booted_at=NOW - 1, **facts)
+    move = next_step(view(S.PROVISIONING, written, waivers=(NO_TPM,)), NOW)
+    assert isinstance(move, Move)
+    assert move.facts == confirmed
+
+
 def drift(*kinds: DriftKind) -> tuple[Drift, ...]:
     return tuple(Drift(kind=kind, subject="x", expected="a", observed="b") for kind in kinds)
 
@@ -402,21 +577,23 @@ def test_drift_by_policy() -> None:
     assert next_step(reported, NOW) == Idle(NOW - 1 + 300)
     drifted = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), **checked))
     assert next_step(drifted, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
-    silent = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), last_drift_check=NOW - 1))
+    told_so = {"last_drift_check": NOW - 1, "attestation_demanded": NOW - 5}
+    silent = view(S.ACTIVE, Facts(drift=drift(DriftKind.BIOS_ATTRIBUTE), **told_so))
     assert next_step(silent, NOW) == Move(S.DRIFTED, "drift: bios-attribute")
     both = drift(DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT)
     assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both)), NOW), Quarantine)
     lenient = PolicySpec(remediation={DriftKind.SECURE_BOOT: Reaction.REMEDIATE})
     assert isinstance(next_step(view(S.DRIFTED, Facts(drift=both), policy=lenient), NOW), Move)
-    assert next_step(view(S.REMEDIATING, Facts(drift=both), policy=lenient), NOW) == Do(
+    assert next_step(view(S.REMEDIATING, Facts(drift=both, **checked), policy=lenient), NOW) == Do(
         "remediate", "remediate/bios-attribute"
     )
 
 
 def test_drift_that_survives_its_remediation_quarantines() -> None:
     facts = Facts(
-        drift=drift(DriftKind.BIOS_ATTRIBUTE), remediated=(DriftKind.BIOS_ATTRIBUTE,), last_remediation=NOW - 20
-    )
+        drift=drift(DriftKind.BIOS_ATTRIBUTE), remediated=(DriftKind.BIOS_ATTRIBUTE,), last_remediation=NOW - 20,
+        last_attestation=NOW - 60,
+    )  # fmt: skip
     assert next_step(view(S.REMEDIATING, facts), NOW) == Do("check_drift", "check_drift")
     again = msgspec.structs.replace(facts, last_drift_check=NOW - 10)
     assert isinstance(next_step(view(S.REMEDIATING, again), NOW), Quarantine)
@@ -532,11 +709,62 @@ def test_a_bmc_is_brought_to_new_firmware_before_anything_else_and_closed_again(
     assert next_step(applied, NOW) == Do("disable_ipmi", "disable_ipmi")
 
 
-def test_an_os_that_keeps_silent_does_not_keep_us_from_looking_for_drift() -> None:
-    stale = Facts(last_drift_check=NOW - 3600, last_attestation=NOW - 10 * 86400)
-    assert next_step(view(S.ACTIVE, stale), NOW) == Do("check_drift", "check_drift")
-    looked = msgspec.structs.replace(stale, last_drift_check=NOW - 1)
-    assert next_step(view(S.ACTIVE, looked), NOW) == Do("renew_attestation", "renew_attestation")
+DAY = 86400.0
+STALE: dict[str, Any] = {"last_attestation": NOW - 1.5 * DAY, "bmc_credential_since": NOW, **KNOWN}
+
+
+def test_neither_a_silent_os_nor_a_bmc_that_is_away_keeps_us_from_the_other() -> None:
+    """The demand needs no BMC and comes first, but only once: then drift is looked for as often as policy wants."""
+    stale = Facts(last_drift_check=NOW - 3600, **STALE)
+    assert next_step(view(S.ACTIVE, stale), NOW) == RENEW
+    demanded = msgspec.structs.replace(stale, attestation_demanded=NOW - 5)
+    assert next_step(view(S.ACTIVE, demanded), NOW) == Do("check_drift", "check_drift")
+    looked = msgspec.structs.replace(demanded, last_drift_check=NOW - 1)
+    assert next_step(view(S.ACTIVE, looked), NOW) == Wait("a new attestation", NOW + 30)
+    old = agent("os", started=NOW - 20, attested_at=NOW - 1.4 * DAY)  # back with what it had before the demand
+    assert next_step(view(S.ACTIVE, looked, agent=old), NOW) == RENEW
+
+
+SILENCE = "its OS has not attested for 49 hours, and does not answer the demand to"
+
+
+@pytest.mark.parametrize("state", [S.ACTIVE, S.DRIFTED, S.REMEDIATING])
+@pytest.mark.parametrize("status", [{}, {"retry_at": NOW + 200, "reason": "the BMC does not answer"}])
+def test_an_os_that_is_silent_too_long_is_quarantined_whatever_its_bmc_does(state: S, status: dict[str, Any]) -> None:
+    """The BMC's thief who cuts it off, or who keeps our account locked, gains nothing."""
+    facts = Facts(last_attestation=NOW - 49 * 3600, attestation_demanded=NOW - DAY, drift=drift(DriftKind.IPMI))
+    assert next_step(view(state, facts, status=status), NOW) == Quarantine(SILENCE)
+    younger = msgspec.structs.replace(facts, last_attestation=NOW - 47 * 3600)
+    assert not isinstance(next_step(view(state, younger, status=status), NOW), Quarantine)
+
+
+def test_an_os_is_asked_before_its_silence_counts() -> None:
+    """A controller that was off for a week does not find its whole fleet silent."""
+    facts = Facts(last_drift_check=NOW - 1, last_attestation=NOW - 7 * DAY, bmc_credential_since=NOW, **KNOWN)
+    assert next_step(view(S.ACTIVE, facts), NOW) == RENEW
+    demanded = msgspec.structs.replace(facts, attestation_demanded=NOW)
+    assert isinstance(next_step(view(S.ACTIVE, demanded), NOW + BOOT_PATIENCE - 1), Wait | Do)
+    assert isinstance(next_step(view(S.ACTIVE, demanded), NOW + BOOT_PATIENCE), Quarantine)
+    answered = agent("os", started=NOW + 10, attested_at=NOW + 11)
+    assert not isinstance(next_step(view(S.ACTIVE, demanded, agent=answered), NOW + BOOT_PATIENCE), Quarantine)
+    released = msgspec.structs.replace(demanded, released_at=NOW + 1)  # counts anew
+    assert next_step(view(S.ACTIVE, released), NOW + BOOT_PATIENCE) == RENEW
+
+
+def test_our_own_ramdisk_on_an_active_server_is_no_os() -> None:
+    facts = Facts(last_drift_check=NOW - 1, attestation_demanded=NOW - DAY, last_attestation=NOW - 49 * 3600)
+    found = next_step(view(S.ACTIVE, facts, agent=agent("ramdisk", attested_at=NOW - 5)), NOW)
+    assert found == Quarantine("its OS has not attested for 49 hours: what answers for it is the ramdisk")
+    # Its hello before the demand, its quote after it: the first demand counts, however often it is made anew.
+    crossed = agent("ramdisk", started=NOW - 2 * DAY, attested_at=NOW - 5)
+    assert isinstance(next_step(view(S.ACTIVE, facts, agent=crossed), NOW), Quarantine)
+
+
+@given(facts=st.deferred(lambda: facts), silence=st.floats(2 * DAY, 9 * DAY), waits=st.booleans())
+def test_nothing_else_that_is_known_lets_a_silent_os_stay_active(facts: Facts, silence: float, waits: bool) -> None:
+    last = {"last_attestation": NOW - silence, "attestation_demanded": NOW - silence + DAY, "released_at": None}
+    server = view(S.ACTIVE, msgspec.structs.replace(facts, **last), status={"retry_at": NOW + 9 if waits else None})
+    assert isinstance(next_step(server, NOW), Quarantine)
 
 
 def test_time_in_a_state_is_no_attestation() -> None:
@@ -682,6 +910,9 @@ def test_every_view_has_a_legal_decision(server: ServerView) -> None:
         case Idle():
             assert server.paused or state in (S.ACTIVE, S.AVAILABLE, S.QUARANTINED, S.RETIRED)
             assert decision.until is None or decision.until > NOW
+        case TakeTurn():
+            assert state in (S.ACTIVE, S.AVAILABLE)
+            assert not server.paused
         case Refuse():
             assert decision.intent in {intent.id for intent in server.intents}
 
@@ -708,6 +939,15 @@ def test_a_new_generation_of_keys_makes_every_active_server_be_looked_at_before_
         decision = next_step(view(S.ACTIVE, Facts(revocations_checked=checked), secure_boot_generation=newest), NOW)
         assert (decision == check) is due, (checked, newest)
     assert forget(Facts(revocations_checked=2), S.ACTIVE).revocations_checked is None
+
+
+def test_a_revoked_image_runs_on_only_as_long_as_policy_lets_it() -> None:
+    facts = Facts(revocations_checked=2, image_revoked="ab" * 32)
+    for allowed, due in ((PolicySpec(), True), (PolicySpec(revoked_image="report"), False)):
+        decision = next_step(view(S.ACTIVE, facts, policy=allowed, secure_boot_generation=2), NOW)
+        assert (decision == Do("check_revocations", "check_revocations")) is due
+    for state in (S.ACTIVE, S.AVAILABLE):
+        assert forget(facts, state).image_revoked is None
 
 
 @pytest.mark.parametrize("state", [S.DISCOVERING, S.PREPARING, S.PROVISIONING, S.DECOMMISSIONING])

@@ -5,61 +5,52 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from io import BytesIO
 from pathlib import Path
 
 import msgspec
 import pytest
 from aiohttp import web
+from depot_support import PEOPLE, published
 from site_support import SERVER, Place
 
-from freehold.evidence import Ed25519Signer, EvidenceLog, Predicate
+from freehold.evidence import EvidenceLog, Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Firmware
 from freehold.model.status import FirmwareFact, SentFirmware
 from freehold.orchestration.controller import depot_seen, recorder, tls_context
 from freehold.orchestration.downgrades import request_for
 from freehold.orchestration.opening import open_log
-from freehold.orchestration.steps.firmware import BACK_WITHIN
+from freehold.orchestration.package_measurements import pcr_value
+from freehold.orchestration.step import StepResult
+from freehold.orchestration.steps.firmware import BACK_WITHIN, CUT_OFF
 from freehold.out_of_band.errors import BmcUnreachable
 from freehold.out_of_band.server import power
 from freehold.out_of_band.update import FETCHED, bios_version
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
     DepotMissing,
-    Description,
     Kind,
     PackageForAnotherModel,
     TargetChanged,
     TrustedStateLost,
     Wanted,
 )
-from freehold.root_of_trust.depot.metadata import Days
-from freehold.root_of_trust.depot.staging import sign_staged
-from freehold.root_of_trust.keys import make_depot_key
 from freehold.root_of_trust.operators import Act, Request, approve
-from freehold.root_of_trust.pki import utc_now
 from freehold_lab import firmware_package
 
 NEW = b"HALDEN-BIOS 2.0.0\n" + bytes(1 << 16)
-PEOPLE = {name: Ed25519Signer.generate() for name in ("alice", "bob", "carol")}
 
 
 def publish(
-    place: Place, data: bytes, version: str, models: tuple[str, ...], floor: str | None = None, component: str = "bios"
+    place: Place,
+    data: bytes,
+    version: str,
+    models: tuple[str, ...],
+    floor: str | None = None,
+    component: str = "bios",
+    measurements: dict[int, tuple[str, ...]] | None = None,
 ) -> None:
-    depot, online, now = place.site.depot, make_depot_key(place.site.vault), utc_now()
-    if not depot.publishes:
-        depot.found({name: key.public_key for name, key in PEOPLE.items()}, online.public_key, Days(), now)
-    about = Description(
-        kind=Kind.FIRMWARE, vendor=board(place).vendor, component=component, version=version, models=models,
-        unsigned_because="a test", security_floor=floor,
-    )  # fmt: skip
-    with depot.receiving(BytesIO(data)) as received:
-        depot.add(received, f"{component}-{version}.bin", about, now)
-    for name in ("alice", "carol"):
-        sign_staged(depot.staging, depot.staged(), PEOPLE[name])
-    depot.publish(online, now)
+    published(place.site, board(place).vendor, data, version, models, floor, component, measurements)
 
 
 def board(place: Place) -> FirmwareFact:
@@ -127,6 +118,8 @@ async def wanting_a_new_bmc(owned: Place) -> Place:
 
 
 async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_new_bmc: Place) -> None:
+    owed = await wanting_a_new_bmc.step("apply_bmc_firmware")
+    assert (owed.done, owed.statements) == (False, ())
     sent = await wanting_a_new_bmc.step("apply_bmc_firmware")
     assert not sent.done
     ((name, claim),) = sent.statements
@@ -145,6 +138,21 @@ async def test_a_bmc_starts_into_its_new_firmware_and_is_closed_again(wanting_a_
     assert (facts.ipmi_off, facts.services_closed, facts.posture_recorded) == (False, False, False)
 
 
+async def test_what_was_sent_to_a_bmc_is_on_record_though_nobody_saw_how_it_ended(wanting_a_new_bmc: Place) -> None:
+    place = wanting_a_new_bmc
+    await place.step("apply_bmc_firmware")
+    before = (await place.view()).facts
+    ((_, sent),) = (await place.step("apply_bmc_firmware")).statements
+    await place.establish(bmc_firmware_sent=before.bmc_firmware_sent)  # the controller died before it wrote that down
+    async with asyncio.timeout(30):
+        done = None
+        while done is None or not done.done:
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(BmcUnreachable):
+                done = await place.step("apply_bmc_firmware")
+    assert done.statements == (("firmware", sent | {"sent_by": CUT_OFF}),)
+
+
 async def test_the_firmware_of_a_bmc_has_a_floor_and_tickets_of_its_own(wanting_a_new_bmc: Place) -> None:
     place = wanting_a_new_bmc
     newer = firmware_package.pack("5.0.0", b"x" * 1000, firmware_package.BMC_MAGIC)
@@ -157,6 +165,7 @@ async def test_the_firmware_of_a_bmc_has_a_floor_and_tickets_of_its_own(wanting_
     with pytest.raises(BelowSecurityFloor, match="there is no downgrade ticket"):
         await place.step("apply_bmc_firmware")
     await ask(place, request, "alice", "bob")
+    await place.step("apply_bmc_firmware")
     ((_, claim),) = (await place.step("apply_bmc_firmware")).statements
     assert (claim["below_floor"], claim["downgrade"]["request_id"]) == ("4.20.0", request.id)
 
@@ -174,6 +183,15 @@ async def test_a_bmc_that_stays_with_its_old_firmware_is_quarantined_and_not_sen
     assert result.facts["bmc_firmware_sent"] is None  # whoever releases it has it tried again
 
 
+async def test_a_bmc_that_started_anew_in_the_middle_of_its_update_is_sent_it_again(wanting_a_new_bmc: Place) -> None:
+    long_ago = time.time() - BACK_WITHIN - 1.0
+    lost = SentFirmware(version="4.13.00", at=long_ago, seen=False)
+    await wanting_a_new_bmc.establish(bmc_firmware_sent=lost)
+    assert (await wanting_a_new_bmc.step("apply_bmc_firmware")).quarantine is None
+    ((name, claim),) = (await wanting_a_new_bmc.step("apply_bmc_firmware")).statements
+    assert (name, claim["to"]) == ("firmware", "4.13.00")
+
+
 async def test_a_bmc_that_did_not_do_what_it_said_is_quarantined(wanting: Place) -> None:
     publish(wanting, NEW, "2.0.0", (board(wanting).model,))
     await wanting.step("apply_firmware")
@@ -181,6 +199,74 @@ async def test_a_bmc_that_did_not_do_what_it_said_is_quarantined(wanting: Place)
     result = await wanting.step("learn_reference", agent=agent)  # it was never started anew
     assert result.quarantine is not None
     assert "after the update to BIOS 2.0.0 the BMC tells of version" in result.quarantine
+
+
+A, B, C = (letter * 64 for letter in "abc")
+
+
+async def measuring(place: Place, *pcr0: str) -> StepResult:
+    """2.0.0 is sent and started; the machine then measures this into PCR 0."""
+    await place.step("apply_firmware")
+    async with place.own_bmc() as client:
+        await power(client, "reset")
+    agent = await place.speak("ramdisk", details={"reference": {"0": list(pcr0), "2": []}})
+    return await place.step("learn_reference", agent=agent)
+
+
+@pytest.mark.parametrize(
+    "signed", [(pcr_value([A, B]),), (pcr_value([A, B], 3),), (A, B)], ids=["value", "from locality 3", "events"]
+)
+async def test_what_the_operators_signed_that_a_version_measures_is_learned(
+    wanting: Place, signed: tuple[str, ...]
+) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,), measurements={0: signed})
+    learned = await measuring(wanting, A, B)
+    assert (learned.done, learned.facts["learned_reference"]) == (True, {"0": (A, B), "2": ()})
+    waits = await wanting.step("approve_reference")
+    said = "PCR 0 is what the operators signed with firmware/bios-2.0.0.bin"
+    assert said in waits.findings[0].detail
+    (asked,) = await wanting.store.approvals.list()
+    assert asked.request.details["depot"] == said
+
+
+@pytest.mark.parametrize(
+    ("signed", "why"),
+    [
+        ((pcr_value([A, B]),), f"measures {pcr_value([A, B])}, and this server {pcr_value([A, C])}"),
+        ((A, B), f"measures {B} as event 1, and this server {C}"),
+        ((A, C, B), "measures 3 events, and this server 2"),
+    ],
+)
+async def test_a_bmc_that_installed_other_code_does_not_say_what_its_version_measures(
+    wanting: Place, signed: tuple[str, ...], why: str
+) -> None:
+    """It tells of the version that it was sent, on the first server that gets it: nothing was approved yet."""
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,), measurements={0: signed})
+    learned = await measuring(wanting, A, C)
+    assert (learned.done, learned.facts) == (False, {})
+    assert learned.quarantine is not None
+    assert "PCR 0: firmware/bios-2.0.0.bin, as the operators signed it, " + why in learned.quarantine
+    await wanting.establish(learned_reference={"0": (A, C), "2": ()})  # as if discovery had taken it down
+    again = await wanting.step("approve_reference")
+    assert "its firmware is not what the depot lists: PCR 0" in (again.quarantine or "")
+    assert await wanting.store.references.list() == []
+
+
+async def test_a_package_without_measurements_leaves_the_decision_to_people_and_says_so(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,))
+    assert (await measuring(wanting, A)).done
+    await wanting.step("approve_reference")
+    (asked,) = await wanting.store.approvals.list()
+    assert asked.request.details["depot"] == (
+        "firmware/bios-2.0.0.bin does not say what it measures: there is nothing to compare with"
+    )
+
+
+async def test_a_pcr_of_which_nothing_is_learned_is_not_taken_for_a_match(wanting: Place) -> None:
+    publish(wanting, NEW, "2.0.0", (board(wanting).model,), measurements={0: (A,), 1: (B,)})
+    assert f"PCR 1: firmware/bios-2.0.0.bin, as the operators signed it, measures {B}, and of this PCR nothing" in (
+        (await measuring(wanting, A)).quarantine or ""
+    )
 
 
 async def test_without_a_depot_it_says_how_to_get_one(wanting: Place) -> None:

@@ -6,10 +6,12 @@ import msgspec
 from site_support import SERVER, Place, booted
 
 from freehold.model.findings import Severity
+from freehold.model.resources import PolicySpec, Resource
 from freehold.model.status import Facts, ImageFact, ServerState, ServerStatus
 from freehold.orchestration.key_generations import announce_generations
+from freehold.orchestration.measurements import REVOKED
 from freehold.orchestration.opening import open_log
-from freehold.orchestration.revocations import REVOKED, UNCHECKED, audited, revoked, with_revocation
+from freehold.orchestration.revocations import UNCHECKED, audited, in_dbx, revoked, with_revocation
 from freehold.orchestration.view import ServerView
 from freehold.root_of_trust.attestation.appraise import Verdict
 from freehold.root_of_trust.pki import utc_now
@@ -34,7 +36,8 @@ async def test_what_was_not_revoked_is_no_finding(owned: Place) -> None:
     revoke(owned, "ee" * 32)
     result = await owned.step("check_revocations")
     assert (result.findings, result.events, result.resolved) == ((), (), (REVOKED,))
-    assert result.facts == {"revocations_checked": 2}
+    assert result.facts == {"revocations_checked": 2, "image_revoked": None}
+    assert result.quarantine is None
 
 
 async def test_a_revoked_image_is_a_critical_finding_that_names_it_and_what_to_do(owned: Place) -> None:
@@ -51,6 +54,35 @@ async def test_a_revoked_image_is_a_critical_finding_that_names_it_and_what_to_d
     assert (again.findings, again.events) == ((found,), ())
 
 
+async def test_a_server_that_runs_it_is_quarantined_with_image_digest_and_what_to_do(owned: Place) -> None:
+    await running(owned)
+    revoke(owned)
+    result = await owned.step("check_revocations")
+    assert result.facts["image_revoked"] == DIGEST
+    assert result.quarantine is not None
+    for word in (SERVER, "it runs debian", DIGEST, "dbx of generation 2", "assigned anew", "revokedImage: report"):
+        assert word in result.quarantine
+    assert f"`freehold release {SERVER} --to decommissioning`" in result.quarantine
+
+
+async def test_a_policy_may_let_it_run_on_with_the_finding(owned: Place) -> None:
+    await running(owned)
+    revoke(owned)
+    result = await owned.step("check_revocations", policy=PolicySpec(revoked_image="report"))
+    assert result.quarantine is None
+    assert [each.kind for each in result.findings] == [REVOKED]
+    assert result.facts["image_revoked"] == DIGEST
+
+
+async def test_an_image_whose_key_has_left_db_is_a_finding_and_nobody_has_called_it_bad(owned: Place) -> None:
+    await running(owned)
+    newest = owned.site.keys.secure_boot.newest_set()
+    others = dataclasses.replace(booted("debian"), signers=())
+    assert revoked(SERVER, others, newest) is not None
+    assert in_dbx(others, newest) is None
+    assert in_dbx(None, newest) is None
+
+
 async def test_an_image_that_is_not_kept_here_cannot_be_judged(owned: Place) -> None:
     await running(owned)
     lost = msgspec.structs.replace(IMAGE, manifest="cd" * 32)
@@ -60,7 +92,9 @@ async def test_an_image_that_is_not_kept_here_cannot_be_judged(owned: Place) -> 
     assert "nobody can say" in found.detail
 
 
-async def test_the_engine_finds_it_as_soon_as_the_new_generation_is_announced(owned: Place) -> None:
+async def test_the_engine_acts_as_soon_as_the_new_generation_is_announced_and_as_policy_says_now(owned: Place) -> None:
+    reports = Resource(kind="Policy", name="strict", spec=PolicySpec(revoked_image="report"))
+    await owned.store.apply([reports])
     await running(owned)
     log = open_log(owned.site.directory, "lab", owned.site.keys)
     revoke(owned)
@@ -69,7 +103,12 @@ async def test_the_engine_finds_it_as_soon_as_the_new_generation_is_announced(ow
     while not (status := (await owned.view()).status).facts.revocations_checked:
         await engine.round()
     assert REVOKED in {each.kind for each in status.findings}
-    assert status.facts.revocations_checked == 2
+    assert (status.state, status.facts.revocations_checked) == (ServerState.ACTIVE, 2)
+    await owned.store.apply([msgspec.structs.replace(reports, spec=PolicySpec())])
+    while (status := (await owned.view()).status).state is ServerState.ACTIVE:
+        await engine.round()
+    assert status.state is ServerState.QUARANTINED
+    assert DIGEST in status.reason
 
 
 async def test_a_revoked_agent_is_said_of_each_server_that_is_started_into_it(owned: Place) -> None:

@@ -15,13 +15,17 @@ from site_support import FACTORY_PASSWORD, SERVER, Place, bmc, documents, https_
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Severity
 from freehold.model.resources import Credential as DeclaredCredential
-from freehold.model.resources import PolicySpec, Resource, ServerSpec
+from freehold.model.resources import PolicySpec, Resource, ServerSpec, Waivable
 from freehold.model.status import Intent, IntentKind, ServerState, ServerStatus
+from freehold.orchestration import outcomes
 from freehold.orchestration.planner import GOALS
 from freehold.orchestration.steps import securing
+from freehold.orchestration.waivers import ActiveWaiver
 from freehold.out_of_band import factory_credentials
+from freehold.out_of_band import server as oob
+from freehold.out_of_band.errors import BmcError
 from freehold.out_of_band.posture import read_accounts, read_posture
-from freehold.out_of_band.redfish import Credential
+from freehold.out_of_band.redfish import Credential, RedfishClient
 from freehold.out_of_band.transport import fetch_identity
 from freehold_lab.bmc.memory import MemoryHardware
 
@@ -37,6 +41,11 @@ async def server_spec(place: Place) -> ServerSpec:
 
 async def declare_bmc(place: Place, **changes: object) -> None:
     await place.declare(bmc=msgspec.structs.replace((await server_spec(place)).bmc, **changes))
+
+
+def waiver(finding: Waivable, expires: float = 4e9) -> ActiveWaiver:
+    people = ("ada", "ben")
+    return ActiveWaiver(name="w", finding=finding, reason="r", expires=expires, approved_by=people)
 
 
 def failures(tmp_path: Path) -> int:
@@ -76,10 +85,13 @@ async def test_a_rotation_changes_the_password_and_says_so_without_showing_it(pl
     assert after is not None
     assert after != before
     ((name, claim),) = result.statements
-    assert (name, claim["event"], claim["unique"]) == ("credential", "rotated", True)
+    assert (name, claim["event"], claim["why"], claim["unique"]) == ("credential", "rotated", "schedule", True)
     assert msgspec.json.decode(after)["password"] not in str(claim)
     async with place.own_bmc() as client:  # the new one works
         assert await read_accounts(client)
+    asked = Intent(id=1, at=time.time(), kind=IntentKind.ROTATE, by="ann")
+    (((_, on_demand),)) = (await place.step("rotate_credential", intents=(asked,))).statements
+    assert on_demand["why"] == "asked"
 
 
 async def test_a_rotation_waits_for_its_turn(place: Place) -> None:
@@ -273,7 +285,7 @@ async def test_the_statement_says_what_the_port_of_ipmi_answered_after_it_was_of
 
 
 @pytest.mark.host
-async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_and_no_stop(
+async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_and_goes_no_further(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(securing, "_STOPPING_SECONDS", 0.01)
@@ -282,14 +294,93 @@ async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_an
         async with place.own_bmc() as client:
             await client.patch("/redfish/v1/Managers/1/NetworkProtocol", {"IPMI": {"Port": port}})
         result = await place.step("disable_ipmi")
-    assert result.done
-    assert result.facts == {"ipmi_off": True}
+    assert not result.done
+    assert "ipmi_off" not in result.facts
+    assert result.statements == ()
+    assert f"UDP 127.0.0.1 port {port} to be silent" in result.waiting_for
     found = {finding.kind: finding for finding in result.findings}
     assert found["ipmi-still-answers"].severity is Severity.CRITICAL
     assert found["ipmi-still-answers"].subject == SERVER
     assert f"UDP 127.0.0.1 port {port} answered, IPMI 1.5 and 2.0" in found["ipmi-still-answers"].evidence
     assert "ipmi-still-answers" not in result.resolved
-    assert result.statements[0][1]["probe"]["present"] is True
+    after = await place.step("disable_ipmi")  # it fell silent
+    assert after.facts == {"ipmi_off": True, "ipmi_waived": False}
+    assert "ipmi-still-answers" in after.resolved
+
+
+@pytest.mark.host
+async def test_a_bmc_without_an_ipmi_switch_that_answers_goes_on_only_under_a_waiver(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not lie, but anybody may ask it for the hash of a password."""
+    monkeypatch.setattr(securing, "_STOPPING_SECONDS", 0.01)
+
+    async def none(client: RedfishClient, enabled: bool) -> bool:
+        raise oob.NotSupported("the BMC has no IPMI switch in NetworkProtocol", server=SERVER)
+
+    monkeypatch.setattr(oob, "set_ipmi", none)
+    await place.step("pin_identity")
+    async with hardened(tmp_path / "ipmi") as port:
+        async with place.own_bmc() as client:
+            await client.patch("/redfish/v1/Managers/1/NetworkProtocol", {"IPMI": {"Port": port}})
+        stopped = await place.step("disable_ipmi")
+        assert not (await place.step("disable_ipmi", waivers=(waiver(Waivable.IPMI, expires=time.time() - 1),))).done
+        result = await place.step("disable_ipmi", waivers=(waiver(Waivable.IPMI),))
+    assert (stopped.done, stopped.facts) == (False, {})
+    assert "the BMC has no IPMI switch" in stopped.waiting_for
+    assert f"a Waiver of ipmi for {SERVER}" in stopped.waiting_for
+    assert result.facts == {"ipmi_off": True, "ipmi_waived": True}
+    assert "ipmi-answers" in {finding.kind for finding in result.findings}
+    posture, signed = result.statements
+    assert posture[1]["probe"]["present"] is True
+    assert (signed[0], signed[1]["finding"], signed[1]["approved_by"]) == ("waiver", "ipmi", ("ada", "ben"))
+
+
+async def turn_directory_on(place: Place) -> None:
+    async with place.own_bmc() as client:
+        await client.patch("/redfish/v1/AccountService", {"LDAP": {"ServiceEnabled": True}})
+
+
+async def test_a_directory_is_turned_off(place: Place) -> None:
+    for step in SECURING:
+        await place.finish(step)
+    await turn_directory_on(place)
+    result = await place.step("close_services")
+    assert result.done
+    assert result.statements[0][1]["closed"] == ("directory LDAP",)
+    async with place.own_bmc() as client:
+        assert (await read_posture(client)).external_providers == ()
+
+
+async def test_a_directory_that_cannot_be_turned_off_stops_the_server_without_a_waiver(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in SECURING:
+        await place.finish(step)
+    await turn_directory_on(place)
+    patch = RedfishClient.patch
+
+    async def refuse(client: RedfishClient, path: str, body: dict[str, object], **more: object) -> object:
+        if "LDAP" in body:
+            raise BmcError("read-only", status=400, server=SERVER)
+        return await patch(client, path, body, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RedfishClient, "patch", refuse)
+    with pytest.raises(oob.NotSupported, match="lets in whom a directory vouches for") as stopped:
+        await place.step("close_services")
+    assert f"a Waiver of bmc-directory for {SERVER}" in str(stopped.value.remedy)
+    result = await place.step("close_services", waivers=(waiver(Waivable.BMC_DIRECTORY),))
+    assert result.facts["services_left_open"] == ("directory LDAP",)
+    assert [name for name, _ in result.statements] == ["posture", "waiver"]
+
+
+async def test_a_directory_under_a_waiver_is_left_alone(place: Place) -> None:
+    for step in SECURING:
+        await place.finish(step)
+    await turn_directory_on(place)
+    await place.step("close_services", waivers=(waiver(Waivable.BMC_DIRECTORY),))
+    async with place.own_bmc() as client:
+        assert [each.name for each in (await read_posture(client)).external_providers] == ["LDAP"]
 
 
 @pytest.mark.host
@@ -352,3 +443,51 @@ async def test_a_factory_password_that_still_works_after_the_take_over_is_found(
     (found,) = [each for each in result.findings if each.kind == "bmc-default-credential"]
     assert "'field'" in found.detail
     assert "service-pass" not in str(result)
+
+
+async def recorded(place: Place) -> set[str]:
+    """The details of the findings of the posture, as the engine keeps them."""
+    result = await place.step("record_posture")
+    status = outcomes.with_findings((await place.view()).status, result.findings, result.resolved)
+    await place.set_status(status)
+    return {each.detail for each in status.findings}
+
+
+async def test_what_is_mended_is_no_finding_any_more_when_posture_is_recorded_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
+    await place.secured()
+    clean = await recorded(place)
+    async with place.own_bmc() as client:
+        for name, password in (("field", "service-pass"), ("lab", "another-pass")):
+            body = {"UserName": name, "Password": password, "RoleId": "Operator"}
+            await client.post("/redfish/v1/AccountService/Accounts", body)
+    found = await recorded(place) - clean
+    assert sum("is enabled and not one of ours" in each for each in found) == 2  # one does not hide the other
+    assert any("factory's documented password" in each for each in found)
+    async with place.own_bmc() as client:
+        for account in await read_accounts(client):
+            if account.username in ("field", "lab"):
+                await client.delete(account.uri)
+    place.site.vault.destroy(f"bmc/{SERVER}/defaults-probed")
+    assert await recorded(place) == clean
+
+
+async def test_a_factory_password_that_could_not_be_tried_again_stays_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory_credentials, "_ROWS", ((("halden",), "field", "service-pass"),))
+    await place.secured()
+    async with place.own_bmc() as client:
+        body = {"UserName": "field", "Password": "service-pass", "RoleId": "Operator"}
+        await client.post("/redfish/v1/AccountService/Accounts", body)
+    assert any("factory's documented password" in each for each in await recorded(place))
+    monkeypatch.setattr(factory_credentials, "allowance", lambda _policy: 0)
+    assert any("factory's documented password" in each for each in await recorded(place))
+
+
+async def test_findings_of_other_steps_are_not_those_of_the_posture(place: Place) -> None:
+    await place.secured()
+    resolved = (await place.step("record_posture")).resolved
+    assert not {"bmc-key-unconfirmed", "bmc-account-locked", "step-failed", "revoked-image"} & set(resolved)

@@ -10,9 +10,10 @@ from site_support import SERVER, Place
 
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Severity
-from freehold.model.resources import DriftKind
+from freehold.model.resources import DriftKind, Waivable
 from freehold.model.status import Medium, ServerState
 from freehold.orchestration.steps.table import DOERS
+from freehold.orchestration.waivers import exceptions
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError
 from freehold.out_of_band.hardening import opened
@@ -22,6 +23,7 @@ from freehold.out_of_band.secure_boot import secure_boot_state
 
 SYSTEM = "/redfish/v1/Systems/1"
 PROTOCOLS = "/redfish/v1/Managers/1/NetworkProtocol"
+ACCOUNTS = "/redfish/v1/AccountService"
 HOST_INTERFACE = "/redfish/v1/Managers/1/HostInterfaces/1"
 FOREIGN = {"UserName": "mallory", "Password": "some-Password-1", "RoleId": "Administrator"}
 
@@ -89,7 +91,11 @@ async def test_each_kind_of_drift_is_seen_and_put_back(owned: Place, kind: Drift
     assert seen.findings[0].kind == kind
     assert seen.statements[0][0] == "drift"
     boots = len(owned.hardware.boots)
+    if kind in (DriftKind.SECURE_BOOT, DriftKind.SECURE_BOOT_KEYS):  # a fact before anything is written
+        first = await owned.step(f"remediate/{kind}")
+        assert (first.done, first.facts, len(owned.hardware.boots)) == (False, {"secure_boot_changing": True}, boots)
     done = await owned.step(f"remediate/{kind}")
+    assert not (await owned.view()).facts.secure_boot_changing
     assert done.facts["remediated"] == (kind,)
     needs_restart = kind in (DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT, DriftKind.SECURE_BOOT_KEYS)
     assert done.statements[0][1]["restarted"] is needs_restart
@@ -110,6 +116,8 @@ async def test_a_remediation_that_was_cut_off_just_before_its_end_is_finished(
     async with owned.own_bmc() as client:
         await CHANGES[kind][0](client, owned)
     await owned.step("check_drift")
+    if kind is DriftKind.SECURE_BOOT:
+        assert not (await owned.step(f"remediate/{kind}")).done
 
     async def cut_off(*_: Any) -> None:
         raise ConnectionResetError
@@ -123,8 +131,15 @@ async def test_a_remediation_that_was_cut_off_just_before_its_end_is_finished(
         else:  # all its commands were sent, and nothing was written down
             ctx = await owned.context(f"remediate/{kind}")
             await DOERS["remediate"](owned.site, ctx)
+    assert (await owned.view()).facts.secure_boot_changing is (kind is DriftKind.SECURE_BOOT)
     assert (await owned.step(f"remediate/{kind}")).done
     assert (await owned.step("check_drift")).facts["drift"] == ()
+
+
+async def test_secure_boot_keys_that_somebody_put_back_meanwhile_are_not_being_changed_any_more(owned: Place) -> None:
+    await accepted(owned)
+    await owned.establish(ServerState.ACTIVE, secure_boot_changing=True)
+    assert (await owned.step("check_drift")).facts["secure_boot_changing"] is False
 
 
 async def test_a_new_firmware_is_seen_and_cannot_be_put_back(owned: Place) -> None:
@@ -160,9 +175,12 @@ async def test_every_service_that_was_closed_is_watched_and_closed_again(owned: 
         await open_snmp(client, owned)
         await client.patch(PROTOCOLS, {"SSDP": {"ProtocolEnabled": True}})
         await client.patch(HOST_INTERFACE, {"InterfaceEnabled": True, "CredentialBootstrapping": {"Enabled": True}})
+        await client.patch(ACCOUNTS, {"LDAP": {"ServiceEnabled": True}})
     seen = await owned.step("check_drift")
     bootstrapping, interface = f"credential bootstrapping at {HOST_INTERFACE}", f"host interface {HOST_INTERFACE}"
-    assert {drift.subject for drift in seen.facts["drift"]} == {"SNMP", "SSDP", bootstrapping, interface}
+    assert {drift.subject for drift in seen.facts["drift"]} == {
+        *("SNMP", "SSDP", bootstrapping, interface, "directory LDAP")
+    }
     assert all(finding.severity is Severity.WARNING and finding.remedy for finding in seen.findings)
     for _ in range(2):  # safe to repeat
         assert (await owned.step("remediate/bmc-service")).done
@@ -193,6 +211,20 @@ async def test_a_service_that_the_bmc_never_let_us_close_is_no_drift(owned: Plac
         await open_snmp(client, owned)
     await owned.establish(services_left_open=("SNMP",))
     await accepted(owned)
+
+
+async def test_a_directory_that_a_waiver_lets_stay_is_neither_drift_nor_closed_with_the_rest(owned: Place) -> None:
+    async with owned.own_bmc() as client:
+        await client.patch(ACCOUNTS, {"LDAP": {"ServiceEnabled": True}})
+    await owned.establish(services_left_open=("directory LDAP",))
+    await accepted(owned)
+    async with owned.own_bmc() as client:
+        await open_snmp(client, owned)
+    seen = await owned.step("check_drift")
+    assert [drift.subject for drift in seen.facts["drift"]] == ["SNMP"]
+    assert (await owned.step("remediate/bmc-service")).done
+    async with owned.own_bmc() as client:
+        assert opened(await read_posture(client)) == ("directory LDAP",)
 
 
 async def test_a_foreign_key_that_came_before_the_first_check_is_drift(owned: Place) -> None:
@@ -305,15 +337,38 @@ def medium(**changes: Any) -> dict[str, Any]:
     return given | changes
 
 
-async def test_silence_is_counted_from_the_last_attestation_not_from_the_first(owned: Place) -> None:
+async def test_a_demand_ends_the_session_and_keeps_when_the_os_last_proved_itself(owned: Place) -> None:
     day = 86400.0
     now = time.time()
     await owned.establish(ServerState.ACTIVE, last_attestation=now - 9 * day)
     await owned.speak("os", started=now - day, attested_at=now - day)
     asked = await owned.step("renew_attestation")
-    assert (asked.done, asked.quarantine, asked.facts) == (False, None, {"last_attestation": now - day})
+    assert (asked.done, asked.quarantine, asked.facts["last_attestation"]) == (False, None, now - day)
+    first = asked.facts["attestation_demanded"]
+    assert now <= first <= time.time()
     assert (await owned.view()).agent is None
-    assert (await owned.step("renew_attestation")).quarantine is None
-    await owned.establish(ServerState.ACTIVE, last_attestation=now - 3 * day)
-    silent = await owned.step("renew_attestation")
-    assert silent.quarantine == "its OS has not attested for 72 hours, and does not answer the demand to"
+    # Made again, it is the first one that silence counts from.
+    await owned.establish(ServerState.ACTIVE, **asked.facts)
+    again = await owned.step("renew_attestation")
+    assert again.facts == {"last_attestation": now - day, "attestation_demanded": first}
+    # What was answered is over.
+    await owned.establish(ServerState.ACTIVE, last_attestation=first + 1)
+    assert (await owned.step("renew_attestation")).facts["attestation_demanded"] > first
+
+
+async def test_a_waiver_that_ended_is_a_critical_finding_until_it_is_signed_anew(owned: Place) -> None:
+    await owned.establish(ServerState.ACTIVE, secure_boot_enrolled=False, secure_boot_waived=True)
+    told = await owned.step("tell_ended_waivers")
+    assert told.facts == {"waivers_ended": (Waivable.SECURE_BOOT_DATABASES,)}
+    [found] = told.findings
+    assert (found.severity, found.kind, found.subject) == (Severity.CRITICAL, "waiver-ended", "secure-boot-databases")
+    assert "has not the site's Secure Boot keys" in found.detail
+    assert "Waiver of secure-boot-databases" in (found.remedy or "")
+    assert told.statements == (("posture", {"kind": "waiver-ended", "lacks": ["secure-boot-databases"]}),)
+    assert told.events == (found.detail,)
+    view = await owned.view()
+    assert found in exceptions(view.waivers, view.facts, SERVER, time.time())  # told once to whoever asks for both
+    await owned.establish(ServerState.ACTIVE, secure_boot_enrolled=True, secure_boot_waived=False, **told.facts)
+    over = await owned.step("tell_ended_waivers")
+    assert (over.facts, over.findings, over.resolved) == ({"waivers_ended": ()}, (), ("waiver-ended",))
+    assert over.events == ()

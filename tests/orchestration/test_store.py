@@ -10,12 +10,13 @@ import pytest
 from orchestration_rig import Rig, rack
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from freehold.evidence import Ed25519Signer
+from freehold.evidence import Ed25519Signer, Statement, Subject, approvals
 from freehold.model.documents import DocumentError, load_documents
 from freehold.model.resources import Bmc, Credential, Resource, ServerSpec
 from freehold.model.status import IntentKind, Order, OrderState, ServerState
 from freehold.orchestration.database import StoreError
 from freehold.orchestration.lifecycle import IntentRefusedError
+from freehold.orchestration.site_ledger import Due
 from freehold.orchestration.store import DeletionRefusedError, FieldChange, NotFoundError, Store
 from freehold.root_of_trust.operators import approve
 
@@ -25,6 +26,11 @@ kind: Waiver
 metadata: {name: gone}
 spec: {server: server-2, finding: deletion-without-certificate, expires: "%s", reason: burnt down}
 """
+
+
+def statement(due: Due) -> Statement:
+    """As the controller appends it."""
+    return Statement.claim(due.predicate, [Subject.of_name(due.subject)], due.facts)
 
 
 def edited(resources: list[Resource], name: str, **changes: object) -> list[Resource]:
@@ -145,7 +151,12 @@ async def test_a_waiver_lets_a_server_go_once_two_people_signed_and_until_it_exp
         await rig.store.delete("Server", "server-2")
         with pytest.raises(NotFoundError):
             await rig.store.get("Waiver", "gone")
+        founded, *claims = [statement(due) for due in await rig.store.site.due()]
+        assert [each.predicate["approved_by"] for each in claims] == [["ann", "bob"]] * 2  # Assignment, then Server
+        known = approvals.circles([founded])
+        assert all(approvals.check(each, {}, known) for each in claims)
     else:
+        assert len(await rig.store.site.due()) == 1
         with pytest.raises(DeletionRefusedError):
             await rig.store.delete("Server", "server-2")
 

@@ -41,7 +41,7 @@ async def test_an_ordered_tpm2_clear_begins_anew(owned: Place) -> None:
     await owned.speak("ramdisk")
     await owned.store.agents.saw_tpm(EK, recorded.TPM)
     assert may_be_cleared(await owned.view())
-    await owned.answer("clear_tpm", {})
+    await owned.answer("clear_tpm", {"cleared": True})
     assert (await owned.step("clear_tpm")).done
     assert await owned.store.agents.last_seen(EK) is None
     assert not may_be_cleared(await owned.view())

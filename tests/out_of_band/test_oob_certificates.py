@@ -1,6 +1,8 @@
 """What the BMC may ask to be certified, and who it may be at each moment of a change. Pure."""
 
+import hashlib
 from ipaddress import ip_address
+from ssl import DER_cert_to_PEM_cert
 from typing import Any
 
 import pytest
@@ -86,7 +88,7 @@ def test_the_factorys_key_is_not_certified() -> None:
 
 SEEN, DECLARED = "ab" * 32, "CD" * 32
 INSTALLED = BmcCertificate(serial="1", sha256="0" * 64, not_before=0.0, not_after=1.0)
-PENDING = PendingCertificate(pem="p")
+PENDING = PendingCertificate(pem=DER_cert_to_PEM_cert(b"given"))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,9 @@ def test_who_the_bmc_may_be(facts: dict[str, Any], declared: str | None, wanted:
     identity = accepted_identity(Facts(**facts), declared, "ca", "crl")
     assert (identity and (identity.spki_sha256, identity.ca_pem)) == wanted
     assert identity is None or (identity.crl_pem is None) == (identity.ca_pem is None)
+    given = {PENDING: hashlib.sha256(b"given").hexdigest(), INSTALLED: INSTALLED.sha256}
+    held = {given[each] for each in facts.values() if each in given}
+    assert identity is None or set(identity.certificates) == held
 
 
 async def test_a_bmc_without_the_service_says_what_to_do() -> None:

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from freehold.model.findings import Severity
 from freehold.out_of_band.connectors import CloudConnector, connectors_in, service_advisor_uri
 from freehold.out_of_band.errors import BmcError
+from freehold.out_of_band.external_accounts import ExternalProvider
 from freehold.out_of_band.posture import (
+    POSTURE_KINDS,
     AccountFact,
     AccountPolicy,
     HostInterfaceFact,
     Posture,
     ServiceFact,
+    disproved,
     posture_findings,
     read_accounts,
     read_posture,
@@ -47,7 +50,9 @@ CLOSED = Posture(
 
 
 def kinds(posture: Posture) -> list[str]:
-    return [finding.kind for finding in posture_findings(posture, subject="s1")]
+    found = [finding.kind for finding in posture_findings(posture, subject="s1")]
+    assert set(found) <= POSTURE_KINDS  # else it would never be resolved
+    return found
 
 
 def connectors(manager: Any, **resources: Any) -> list[tuple[str, bool]]:
@@ -77,6 +82,28 @@ def test_posture_findings_name_what_is_wrong_worst_first() -> None:
     assert findings[0].evidence == "NetworkProtocol.IPMI.ProtocolEnabled is true, port 623"
     assert "'root'" in findings[1].detail
     assert "Connected" in findings[2].detail
+
+
+def test_every_kind_of_finding_is_one_that_the_next_look_can_take_back() -> None:
+    names = ("IPMI", "Telnet", "HTTP", "SSDP")
+    everything = Posture(
+        services=tuple(ServiceFact(name=name, enabled=True, port=1) for name in names),
+        accounts=(AccountFact(uri="/a/1", username="root", role="Administrator", enabled=True),),
+        policy=AccountPolicy(),
+        connectors=(CloudConnector(name="Call home", state="True", enabled=True),),
+        snmp=Snmp(enabled=True, v1=True, v2c=True, defaults=("public",)),
+        host_interfaces=(HostInterfaceFact(uri="/h/1", enabled=True, no_auth=True, bootstrapping=True),),
+        external_providers=(ExternalProvider(name="LDAP", uri="/a", addresses=("10.0.0.1",)),),
+        services_told=False,
+        unread={"/x": "500"},
+    )
+    assert set(kinds(everything)) == POSTURE_KINDS
+
+
+def test_what_could_not_be_read_takes_no_finding_back() -> None:
+    assert disproved(CLOSED) == POSTURE_KINDS
+    for change in ({"unread": {"/a": "500"}}, {"services_told": False}):
+        assert disproved(msgspec.structs.replace(CLOSED, **change)) == {"bmc-unread", "bmc-services-unknown"}
 
 
 def test_a_closed_bmc_has_no_findings() -> None:

@@ -1,6 +1,8 @@
 """The client against a scripted BMC: one log-in attempt, ETags, tasks, paging, errors in words."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from freehold.out_of_band.errors import (
     AccountLocked,
     BmcAnswerUnreadable,
     BmcError,
+    BmcUnreachable,
     NotSupported,
     PasswordChangeRequired,
     WrongCredential,
@@ -25,16 +28,20 @@ LOGGED_IN = Answer(status=201, headers={"x-auth-token": "t", "location": "https:
 
 @dataclass
 class Script:
-    """Answers by (method, path), the last one for ever; logs every call."""
+    """Answers (or errors) by (method, path), the last one for ever; logs every call."""
 
-    answers: dict[tuple[str, str], list[Answer]]
+    answers: Mapping[tuple[str, str], list[Any]]
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
     async def request(self, call: Call) -> Answer:
         self.calls.append(call)
         left = self.answers.get((call.method, call.path), [Answer(status=404)])
-        return left.pop(0) if len(left) > 1 else left[0]
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Answer)
+        return answer
 
     async def close(self) -> None:
         self.closed = True
@@ -43,7 +50,7 @@ class Script:
         return [call.path for call in self.calls if call.method == method]
 
 
-def script(answers: dict[tuple[str, str], list[Answer]], root: dict[str, Any] = ROOT_BODY) -> Script:
+def script(answers: Mapping[tuple[str, str], list[Any]], root: dict[str, Any] = ROOT_BODY) -> Script:
     default = {("GET", "/redfish/v1/"): [_ok(root)], ("POST", SESSIONS): [LOGGED_IN]}
     return Script({**default, **answers})
 
@@ -125,6 +132,26 @@ async def test_a_forgotten_session_is_opened_anew_once() -> None:
     assert bmc.seen("POST") == [SESSIONS, "/redfish/v1/x", SESSIONS, "/redfish/v1/x"]
 
 
+async def test_a_bmc_that_goes_away_while_we_log_in_again_has_refused_nothing() -> None:
+    gone = BmcUnreachable("it starts anew")
+    answers = {("POST", SESSIONS): [LOGGED_IN, gone, LOGGED_IN], ("GET", "/x"): [Answer(status=401), _ok({"Id": "x"})]}
+    bmc = script(answers)
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcUnreachable):
+            await bmc_client.get("/x")
+        assert await bmc_client.get("/x") == {"Id": "x"}
+    assert [call.headers for call in bmc.calls if call.path == "/x"] == [{"X-Auth-Token": "t"}] * 2
+
+
+async def test_a_bmc_that_forgets_session_after_session_has_refused_no_password() -> None:
+    bmc = script({("GET", "/x"): [Answer(status=401), Answer(status=401), _ok({"Id": "x"})]})
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcUnreachable, match="forgot the session that it had just opened"):
+            await bmc_client.get("/x")
+        assert await bmc_client.get("/x") == {"Id": "x"}
+    assert len(bmc.seen("POST")) == 3
+
+
 async def test_patch_sends_the_etag_and_reads_again_once_on_412() -> None:
     path = "/redfish/v1/x"
     bmc = script(
@@ -190,6 +217,32 @@ async def test_a_failed_or_endless_task_is_an_error() -> None:
     async with client(bmc) as bmc_client:
         with pytest.raises(BmcError, match="still Running after 6 s"):
             await bmc_client.wait_task(task, timeout=6)
+
+
+async def test_slow_answers_do_not_prolong_the_wait_for_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 40))
+    monkeypatch.setattr("freehold.out_of_band.redfish.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    bmc = script({("GET", "/redfish/v1/T/1"): [_ok({"TaskState": "Running"})]})
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcError, match="still Running after 60 s"):
+            await bmc_client.wait_task(Answer(status=202, body={"@odata.id": "/redfish/v1/T/1"}), timeout=60)
+    assert len([call for call in bmc.calls if call.path == "/redfish/v1/T/1"]) == 3
+
+
+@pytest.mark.parametrize("pages", [True, False])
+async def test_a_collection_without_an_end_is_an_error(pages: bool) -> None:
+    class Endless(Script):
+        async def request(self, call: Call) -> Answer:
+            if not call.path.startswith("/redfish/v1/C"):
+                return await super().request(call)
+            number = int(call.path.partition("p=")[2] or 0)
+            if pages:
+                return _ok({"Members": [], "Members@odata.nextLink": f"/redfish/v1/C?p={number + 1}"})
+            return _ok({"Members": [{"@odata.id": f"/redfish/v1/C/{each}", "Id": each} for each in range(20_001)]})
+
+    async with client(Endless(script({}).answers)) as bmc_client:
+        with pytest.raises(BmcAnswerUnreadable, match="the collection /redfish/v1/C does not end"):
+            await bmc_client.members("/redfish/v1/C")
 
 
 async def test_collections_are_read_over_all_pages_and_loops_end() -> None:

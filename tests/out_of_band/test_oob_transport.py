@@ -169,6 +169,16 @@ async def test_html_gives_a_clear_error(tmp_path: Path) -> None:
             await _once(bmc.address, _pin(keys), GET)
 
 
+async def test_json_as_deep_as_an_abyss_gives_a_clear_error(tmp_path: Path) -> None:
+    async def deep(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b'{"a":' * 100_000, content_type="application/json")
+
+    keys = Keys(tmp_path, "bmc")
+    async with running(keys, deep) as bmc:
+        with pytest.raises(BmcAnswerUnreadable, match="that are not a JSON object"):
+            await _once(bmc.address, _pin(keys), GET)
+
+
 async def test_an_answer_larger_than_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", 1 << 20)
 

@@ -24,6 +24,7 @@ from freehold.out_of_band.transport import BmcIdentity, HttpsTransport, fetch_id
 from freehold.out_of_band.update import (
     FETCHED,
     FileServer,
+    Sent,
     bios_version,
     find_bios,
     find_firmware,
@@ -82,7 +83,7 @@ async def client(place: tuple[str, BmcIdentity], monkeypatch: pytest.MonkeyPatch
         yield logged_in
 
 
-async def push(client: RedfishClient, package: bytes = PACKAGE, **rest: Any) -> str:
+async def push(client: RedfishClient, package: bytes = PACKAGE, **rest: Any) -> Sent:
     return await push_firmware(client, package, f"{INVENTORY}/BIOS", name="HX-100.fwpkg", **rest)
 
 
@@ -349,7 +350,7 @@ async def test_a_bmc_without_uploads_fetches_the_package_over_verified_https(
 ) -> None:
     fetched: list[bytes] = []
     server = serving(tmp_path, fetched)
-    assert await push(client, server=server) == FETCHED
+    assert await push(client, server=server) == Sent(FETCHED, seen=True)
     await power(client, "reset")
     assert await bios_version(client) == "2.0.0"
     assert fetched == [PACKAGE]

@@ -100,7 +100,17 @@ async def test_bad_field_is_named(client, backend, change, named):
     assert backend.seen == []
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[" * 60000, b"null", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        pytest.param(b"[" * 60000, id="recursive structures: lists 60,000 deep"),
+        pytest.param(b'{"smbios":' * 6000, id="recursive structures: objects 6,000 deep"),
+        b"null",
+        b"\xff\xfe",
+    ],
+)
 async def test_bodies_that_are_no_messages(client, body):
     response = await client.post("/agent/v1/hello", data=body)
     assert response.status == 400

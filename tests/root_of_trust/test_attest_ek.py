@@ -161,7 +161,9 @@ def test_critical_extensions_that_nobody_checks_are_refused() -> None:
 def test_a_lapsed_certificate_is_forgiven_only_if_policy_says_so() -> None:
     with pytest.raises(EndorsementKeyError, match="CN=TPM is valid from"):
         verify(leaf(days=-1))
-    assert verify(leaf(days=-1), allow_expired=True).issuers[-1] == "CN=Root"
+    forgiven = verify(leaf(days=-1), allow_expired=True)
+    assert (forgiven.issuers[-1], forgiven.lapsed) == ("CN=Root", True)
+    assert not verify(leaf(), allow_expired=True).lapsed
     lapsed = issue("Middle", MIDDLE_KEY.public_key(), "Root", CA_KEY, CA, SIGNS, days=-1)
     with pytest.raises(EndorsementKeyError, match="CN=Middle is valid from"):
         verify(leaf(), ROOT, lapsed, allow_expired=True)
@@ -361,6 +363,19 @@ def test_roots_are_read_from_pem_bundles_and_der_and_damaged_files_are_named(tmp
         ek.verify_ek(der(other), EK, loaded, now=NOW)
 
 
+def test_a_root_that_came_or_was_taken_away_counts_at_once_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    roots = ek.RootsDirectory(tmp_path)
+    assert roots().certificates == ()
+    (tmp_path / "root.cer").write_bytes(der(ROOT))
+    one = roots()
+    assert len(one.certificates) == 1
+    assert roots() is one
+    (tmp_path / "root.cer").write_bytes(b"\x30\x80")
+    assert roots().unreadable == ("root.cer",)
+    (tmp_path / "root.cer").unlink()
+    assert roots().certificates == ()
+
+
 # ---- templates
 
 
@@ -403,3 +418,15 @@ def test_an_ek_of_a_size_or_policy_that_no_template_has_is_refused() -> None:
     larger = L1.replace(struct.pack(">HI", 2048, 0), struct.pack(">HI", 3072, 0))
     with pytest.raises(EndorsementKeyError, match="template H-6 in its name algorithm, attributes"):
         ek.check_ek_template(public(larger, RSA_KEYS[3072]))
+
+
+@pytest.mark.parametrize("tag", [0x30, 0x31, 0xA0, 0x24])
+def test_recursive_structures_a_certificate_nested_2000_deep_is_refused_and_overflows_no_stack(tag: int) -> None:
+    nested = b""
+    while len(nested) + 8 < MOST_BYTES:
+        nested = element(tag, nested)
+    with pytest.raises(EndorsementKeyError, match="cannot be read"):
+        verify(nested)
+    inside_of_it = element(0xA3, element(0x30, element(0x30, nested[: MOST_BYTES // 2])))
+    with pytest.raises(EndorsementKeyError):
+        verify(reissue(leaf(), MIDDLE_KEY, extensions=inside_of_it))

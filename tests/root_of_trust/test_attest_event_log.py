@@ -203,8 +203,8 @@ def declared(*banks: tuple[int, int]) -> bytes:
     [
         (b"", "runs past the end"),
         (bytes(MOST_BYTES + 1), "at most"),
-        (bytes(1 << 30), "1073741824 bytes, at most"),
-        (header() + event(4, 4, b"") * 10_000, "more than 4096 events"),
+        pytest.param(bytes(1 << 30), "1073741824 bytes, at most", id="a log of 1 GB"),
+        pytest.param(header() + event(4, 4, b"") * 10_000, "more than 4096 events", id="10,000 events"),
         (header() + event(4, 4, bytes(4)) * (MOST_EVENTS + 1), "more than 4096 events"),
         (header() + event(24, 4, bytes(4)), "PCR 24, which does not exist"),
         (header() + event(0xFFFFFFFF, 4, bytes(4)), "does not exist"),
@@ -250,3 +250,27 @@ def test_a_mutated_log_is_parsed_or_refused_but_never_anything_else(logs: Path, 
                 parse(one.data)
             except MalformedEvidenceError:
                 continue
+
+
+def test_recursive_structures_a_log_within_a_log_is_data_and_nobody_descends() -> None:
+    inner = header()
+    for _ in range(300):
+        inner = header() + event(4, 13, inner)  # each one holds the whole one before
+    log = parse_event_log(inner)
+    assert len(log.events) == 1
+    assert len(log.events[0].data) > 300 * 60
+
+
+def test_recursive_structures_a_device_path_in_a_device_path_is_read_once() -> None:
+    node = struct.pack("<BBH", 0x7F, 0xFF, 4)
+    for _ in range(200):
+        node = struct.pack("<BBH", 3, 0x0A, len(node) + 4) + node  # a vendor's node around it
+    assert isinstance(uefi.device_path(node), str)
+
+
+def test_recursive_structures_a_signature_list_that_holds_itself_ends() -> None:
+    owner = uefi.GLOBAL_VARIABLE
+    lists = uefi.signature_list(uefi.CERT_SHA256, owner, (bytes(32),))
+    for _ in range(50):
+        lists = lists + uefi.signature_list(uefi.CERT_X509, owner, (lists[:2000],))
+    assert len(uefi.parse_signature_lists(lists)) == 51

@@ -190,6 +190,7 @@ SIGNED = VendorSignature(scheme=Scheme.PGP, fingerprint="ab" * 20, verified_by="
     [
         ({"models": ()}, "names the models"),
         ({"kind": Kind.OS_IMAGE}, "names the models"),
+        ({"site": "lab"}, "firmware is for models, not for a site"),
         ({"models": ("M1", "M1")}, "named twice"),
         ({"models": ("",)}, "cannot be empty"),
         ({"vendor": ""}, "cannot be empty"),

@@ -373,9 +373,10 @@ def cabinet(files: dict[str, bytes], compress: bool = True) -> bytes:
 def test_a_file_comes_out_of_a_cabinet_with_its_catalogue(compress: bool) -> None:
     made = cabinet({NAME: DATA, "firmware.jcat": b"catalogue", "firmware.metainfo.xml": b"<x/>"}, compress)
     assert jcat.is_cabinet(made[:4])
-    assert jcat.extract(made, NAME) == (DATA, b"catalogue")
-    assert jcat.extract(cabinet({NAME: DATA}), NAME) == (DATA, None)
-    assert jcat.extract(cabinet({NAME: DATA, "a.jcat": b"", "b.jcat": b""}), NAME).catalogue is None
+    assert jcat.extract(made, NAME) == (DATA, b"catalogue", ("firmware.jcat",))
+    assert jcat.extract(cabinet({NAME: DATA}), NAME) == (DATA, None, ())
+    two = jcat.extract(cabinet({NAME: DATA, "a.jcat": b"", "b.jcat": b""}), NAME)
+    assert (two.catalogue, two.signed_by) == (None, ("a.jcat", "b.jcat"))
     with pytest.raises(PackageRefused, match=r"holds no x\.bin"):
         jcat.extract(made, "x.bin")
 

@@ -9,9 +9,11 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from custody_support import PEOPLE, identities
+from hvac.exceptions import InvalidPath
 from openbao_support import POLICY, Authority, OpenBaoServer
 
 from freehold.root_of_trust import site_vault
@@ -141,6 +143,77 @@ def test_the_audit_names_entries_that_are_not_ours(vault: OpenBaoVault, running:
     assert "was not written by Freehold" in (reports["bmc/r1/by-hand"].problem or "")
     with pytest.raises(TamperedRecord, match="the mount belongs to the vault alone"):
         vault.get("bmc/r1/by-hand")
+
+
+# ---- what is not there, and what only seems so
+
+
+def test_what_was_never_stored_is_absent_on_the_real_server(vault: OpenBaoVault) -> None:
+    assert vault.get("bmc/nobody/current") is None
+
+
+def test_an_engine_that_is_not_there_is_not_an_empty_one(bao: OpenBao, running: OpenBaoServer) -> None:
+    policy = POLICY + 'path "elsewhere/*" { capabilities = ["read", "list"] }\n'
+    running.root().sys.create_or_update_policy("freehold", policy)
+    try:
+        with pytest.raises(CustodyUnavailable, match=r"cannot read bmc/r1/current: no handler for route"):
+            OpenBaoVault(bao, "elsewhere").get("bmc/r1/current")
+    finally:
+        running.root().sys.create_or_update_policy("freehold", POLICY)
+
+
+VERSION = {"created_time": "2026-05-01T00:00:00Z", "deletion_time": "", "destroyed": False}
+KNOWN = {"current_version": 3, "versions": {"3": VERSION}}
+
+
+class Answers:
+    """In place of a server that is just coming up, which a test cannot hold still: the shapes of its answers."""
+
+    address = "https://bao"
+
+    def __init__(self, health: int, metadata: object, errors: tuple[str, ...] = ()) -> None:
+        def missing(*_: object, **__: object) -> object:
+            raise InvalidPath(errors=list(errors), json={"errors": list(errors)})
+
+        def versions(*_: object, **__: object) -> object:
+            return {"data": metadata} if metadata is not None else missing()
+
+        v2 = SimpleNamespace(read_secret_version=missing, read_secret_metadata=versions)
+        sys_ = SimpleNamespace(read_health_status=lambda **_: SimpleNamespace(status_code=health))
+        self.client = SimpleNamespace(secrets=SimpleNamespace(kv=SimpleNamespace(v2=v2)), sys=sys_)
+
+    def call(self, _what: str, work: Callable[[object], object]) -> object:
+        return work(self.client)
+
+
+@pytest.mark.parametrize(
+    ("health", "metadata", "says"),
+    [
+        (200, KNOWN, "says that there is no bmc/r1/current, and knows of its version 3"),
+        (429, None, "is a standby node, so its word"),
+        (429, KNOWN, "is a standby node"),
+        (501, None, "is not initialized"),
+        (503, None, "is sealed"),
+        (500, None, "not ready \\(health 500\\)"),
+    ],
+)
+def test_absent_is_not_believed_of_a_server_that_may_not_know(health: int, metadata: object, says: str) -> None:
+    """Else the product believes that a BMC's password is unknown."""
+    vault = OpenBaoVault(Answers(health, metadata), "freehold")  # type: ignore[arg-type]
+    with pytest.raises(CustodyUnavailable, match=says) as raised:
+        vault.get("bmc/r1/current")
+    assert "do this again" in (raised.value.remedy or "")
+
+
+@pytest.mark.parametrize("metadata", [None, {"current_version": 0, "versions": {}}])
+def test_absent_is_believed_of_the_active_node_that_knows_of_no_version(metadata: object) -> None:
+    assert OpenBaoVault(Answers(200, metadata), "freehold").get("bmc/r1/current") is None  # type: ignore[arg-type]
+
+
+def test_a_404_with_a_reason_is_no_absence() -> None:
+    answers = Answers(200, None, ("no handler for route freehold/data/x",))
+    with pytest.raises(InvalidPath):  # `OpenBao.call` turns it into CustodyUnavailable
+        OpenBaoVault(answers, "freehold").get("x")  # type: ignore[arg-type]
 
 
 # ---- sealed, killed, restarted

@@ -239,6 +239,23 @@ def test_a_token_that_is_gone_or_has_another_pin_is_named_with_what_to_do(tmp_pa
     assert "freehold secureboot rotate" in said
 
 
+@pytest.mark.host
+def test_a_wrong_pin_given_again_and_again_never_locks_a_token_for_secure_boot_keys(
+    tmp_path: Path, softhsm: SoftHsm
+) -> None:
+    token = softhsm.token("secure boot")
+    said = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        said.append(in_a_process(softhsm, IN_TOKEN, tmp_path / str(number), MODULE, token, WRONG_PIN).stderr)
+    assert "it was tried once" in said[0]
+    assert all("was not asked to log in" in each for each in said[1:])
+    person = ["pkcs11-tool", "--module", MODULE, "--token-label", token, "--login", "--pin", PIN, "--list-objects"]
+    subprocess.run(person, check=True, capture_output=True, env=softhsm.environment, timeout=30)
+    (tmp_path / "right").mkdir()
+    assert in_a_process(softhsm, IN_TOKEN, tmp_path / "right", MODULE, token, PIN).returncode == 0
+
+
 LOOSE = """
 import os, sys
 import pkcs11

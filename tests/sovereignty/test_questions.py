@@ -9,9 +9,12 @@ ATTEMPTS = [
     {"from": "production (client)", "outcome": "timeout"},
     {"from": "provisioning (agent)", "outcome": "timeout"},
 ]
+ROTATED = {
+    "unique": True, "stored": "vault", "factory_accounts_disabled": ["root"], "event": "rotated", "why": "schedule",
+}  # fmt: skip
 WHOLE = [
     ("credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": ["root"]}),
-    ("credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": ["root"], "event": "rotated"}),
+    ("credential", ROTATED),
     ("posture", {"kind": "reachability", "attempts": ATTEMPTS, "control": "connected"}),
     ("firmware", {"staged_locally": True, "verified": True}),
     ("boot-config", {}),
@@ -43,6 +46,12 @@ def test_whole_evidence_passes_and_is_stage_four():
     assert all(a.evidence for a in answers)
 
 
+def test_a_password_that_was_only_changed_when_somebody_asked_shows_no_schedule():
+    asked = answer(run([("credential", ROTATED | {"why": "asked"})], without=("credential",)))
+    assert asked[1].verdict is Verdict.DEGRADED
+    assert "on schedule has no evidence" in asked[1].reason
+
+
 def test_no_evidence_is_not_proven_and_stage_one():
     answers = answer(Run([], "s1"))
     assert {a.verdict for a in answers} == {Verdict.NOT_PROVEN}
@@ -50,10 +59,11 @@ def test_no_evidence_is_not_proven_and_stage_one():
 
 
 CERTIFIED = ("bmc-identity", {"method": "certificate of the site's BMC CA"})
-ROTATED = (
-    "credential", {"unique": True, "stored": "vault", "factory_accounts_disabled": True, "event": "rotated"},
-)  # fmt: skip
-WITH_ANOTHER = ("credential", ROTATED[1] | {"waived_accounts": ["field"]})
+WITH_ANOTHER = ("credential", ROTATED | {"waived_accounts": ["field"]})
+SILENT = ("posture", {"kind": "ipmi", "probe": {"present": False}})
+ANSWERS = ("posture", {"kind": "ipmi", "probe": {"present": True}})
+CLOSED = ("posture", {"kind": "services", "left_open": ["SNMP"]})
+LETS_IN = ("posture", {"kind": "services", "left_open": ["directory LDAP"]})
 ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
 
 
@@ -61,7 +71,9 @@ ENROLLED = ("secure-boot", {"generation": 1, "written_by": "the BMC"})
     ("number", "finding", "mended", "others"),
     [
         (2, "bmc-certificate", CERTIFIED, [("bmc-identity", {"method": "accepted by eve"}), ENROLLED]),
-        (2, "bmc-account", ROTATED, [WITH_ANOTHER, CERTIFIED]),
+        (2, "bmc-account", ("credential", ROTATED), [WITH_ANOTHER, CERTIFIED]),
+        (2, "ipmi", SILENT, [ANSWERS, CERTIFIED, CLOSED]),
+        (2, "bmc-directory", CLOSED, [LETS_IN, ("credential", ROTATED), SILENT]),
         (5, "secure-boot-databases", ENROLLED, [("secure-boot", {"event": "generation"}), CERTIFIED]),
     ],
 )
@@ -75,6 +87,33 @@ def test_what_a_waiver_lets_be_missing_is_never_a_pass(number, finding, mended, 
         assert maturity(answers).stage == 3
     assert verdicts(run([lowered, mended])) == [Verdict.PASS] * 7
     assert verdicts(run([lowered, *(each for each in others if each != mended)]))[number - 1] is Verdict.DEGRADED
+
+
+NO_TPM = [
+    ("waiver", {"finding": "missing-tpm"}),
+    ("admission", {"finding": "missing-tpm", "method": "ticket", "attested": False}),
+]
+
+
+@pytest.mark.parametrize("told", [NO_TPM[:1], NO_TPM[1:], NO_TPM])
+def test_a_server_without_a_tpm_passes_nothing_that_its_agent_tells_and_no_measured_boot(told):
+    answers = answer(run(told, without=("attestation",)))
+    assert [each.number for each in answers if each.verdict is not Verdict.PASS] == [1, 5, 6, 7]
+    assert answers[4].verdict is Verdict.NOT_PROVEN
+    for number in (1, 6, 7):
+        assert answers[number - 1].verdict is Verdict.DEGRADED
+        assert "what tells it is an agent that no TPM vouches for, under a waiver" in answers[number - 1].reason
+    assert maturity(answers).stage == 2
+    let_in = sum(name == "admission" for name, _ in told)
+    assert ("let in by ticket, which proves nothing of what they booted" in answers[4].reason) is bool(let_in)
+
+
+def test_some_boots_by_ticket_degrade_what_was_attested_until_a_tpm_is_bound():
+    degraded = answer(run(NO_TPM))
+    assert degraded[4].verdict is Verdict.DEGRADED
+    assert "it had no TPM, under a waiver" in degraded[4].reason
+    assert verdicts(run([*NO_TPM, ("inventory", {"source": "tpm", "ek_sha256": "e" * 64})])) == [Verdict.PASS] * 7
+    assert verdicts(run([*NO_TPM, ("inventory", {"source": "tpm", "ek_sha256": None})]))[0] is Verdict.DEGRADED
 
 
 @pytest.mark.parametrize(
@@ -96,6 +135,7 @@ def test_what_a_waiver_lets_be_missing_is_never_a_pass(number, finding, mended, 
         (4, ("firmware", {"staged_locally": True, "verified": False}), Verdict.NON_SOVEREIGN),
         (5, ("attestation", {"trusted": False, "reasons": ["PCR 4"]}), Verdict.NON_SOVEREIGN),
         (5, ("attestation", {"trusted": True, "reference": "learned"}), Verdict.DEGRADED),
+        (5, ("attestation", {"trusted": True, "reference": "approved", "revoked_image": True}), Verdict.DEGRADED),
         (6, ("decommission-certificate", {"media": [{"clean": False}]}), Verdict.NON_SOVEREIGN),
         (6, ("decommission-certificate", {"media": []}), Verdict.NON_SOVEREIGN),
         (7, ("egress", EGRESS | {"packets": 9}), Verdict.NON_SOVEREIGN),

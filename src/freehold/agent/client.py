@@ -137,6 +137,7 @@ class Agent:
     ) -> None:
         self.controller, self.mode, self.root = controller, mode, root
         self._leave, self._open_tpm, self._pause = leave, open_tpm, pause
+        self._ticket: bytes | None = None  # found once: its medium may be gone when it is needed again
         self._answers: dict[str, dict[str, Any]] = {}  # by order id: a repeated delivery gets the same answer
         self._last_progress, self._last_renewal = 0.0, -LONGEST_PAUSE_S
 
@@ -169,7 +170,8 @@ class Agent:
 
     def attest(self) -> None:
         """Hello, activate the credential, quote, attest, with a fresh key; speaks under the certificate that this earns
-        from then on. Without a TPM the controller is told so."""
+        from then on. Without a TPM that the controller takes, the ticket of this boot is shown, if it was given one;
+        else the controller is told so."""
         from freehold.agent import inventory
         from freehold.agent.blockdev import read_text
 
@@ -183,6 +185,8 @@ class Agent:
         try:
             tpm = self._open_tpm(self.root)
         except TpmError:
+            if self._enter(hello):
+                return
             self.controller.call("POST", "/agent/v1/hello", hello)
             raise
         with tpm:
@@ -190,7 +194,12 @@ class Agent:
             hello |= {"ek_public": _b64(ek.public), "ak_public": _b64(ak.public)}
             hello["ek_certificate"] = _b64(certificate) if certificate else None
             seen = self.controller.certificate()
-            challenge = self.controller.call("POST", "/agent/v1/hello", hello)
+            try:
+                challenge = self.controller.call("POST", "/agent/v1/hello", hello)
+            except Refused as refusal:
+                if refusal.status != 403 or not self._enter(hello):
+                    raise
+                return
             session, nonce = str(challenge["session"]), base64.b64decode(challenge["nonce"])
             blob, encrypted = (base64.b64decode(challenge[name]) for name in ("credential_blob", "encrypted_secret"))
             secret = tpm.activate_credential(ak, ek, blob, encrypted)
@@ -204,6 +213,21 @@ class Agent:
         answer = self.controller.call("POST", "/agent/v1/attest", evidence, timeout=60)
         self.controller.enter(str(answer["certificate"]), key, float(answer["valid_for"]))
         say("attested: the controller accepts this server")
+
+    def _enter(self, hello: "dict[str, Any]") -> bool:
+        """Show the ticket of this boot, and speak under the certificate that it earns; False: there is no ticket."""
+        from freehold.agent import ticket
+
+        self._ticket = self._ticket or ticket.find(self.mode, self.root)
+        if self._ticket is None:
+            return False
+        key = SessionKey()
+        entry = {name: hello[name] for name in ("protocol", "mode", "boot_id", "smbios", "macs")}
+        entry |= {"ticket": _b64(self._ticket), "public_key": _b64(key.public)}
+        answer = self.controller.call("POST", "/agent/v1/enter", entry)
+        self.controller.enter(str(answer["certificate"]), key, float(answer["valid_for"]))
+        say("let in by ticket: this server goes without a TPM")
+        return True
 
     def ready(self) -> None:
         """Tell the controller that the installed OS is up."""

@@ -58,7 +58,8 @@ def write_image(args: "Args", context: Context) -> "Args":
 
 
 def write_seed(args: "Args", context: Context) -> "Args":
-    """{device_serial, partition_label, data (base64)}: the data becomes the start of the partition."""
+    """{device_serial, partition_label, data (base64), ticket (true, or absent)}: the data becomes the start of the
+    partition. With `ticket` a fresh one for the OS becomes its end; its SHA-256 is `ticket_sha256` of the answer."""
     import base64
     import binascii
 
@@ -70,8 +71,15 @@ def write_seed(args: "Args", context: Context) -> "Args":
     except binascii.Error as error:
         raise bad_argument("data", "base64") from error
     name, path = claim_disk(field(args, "device_serial", str), context.root)
+    tail, told = b"", {}
+    if args.get("ticket") is True:
+        from freehold.agent import ticket
+
+        tail, digest = ticket.new()
+        told = {"ticket_sha256": digest}
     with BlockDevice(path) as device:
-        return {"device": name, **write_to_partition(device, field(args, "partition_label", str), data)}
+        done = write_to_partition(device, field(args, "partition_label", str), data, tail)
+    return {"device": name, **done, **told}
 
 
 def set_boot_entry(args: "Args", context: Context) -> "Args":
@@ -114,9 +122,12 @@ def verify_sanitized(args: "Args", context: Context) -> "Args":
 
 
 def tpm_clear(_: "Args", context: Context) -> "Args":
-    """{} -> {"cleared": true}. The attestation key stays the same: it derives from the endorsement seed."""
-    from freehold.agent.identity import open_tpm
+    """{} -> {"cleared": true}, or false: there is none. The attestation key stays the same: it derives from the
+    endorsement seed."""
+    from freehold.agent.identity import open_tpm, tpm_device
 
+    if tpm_device(context.root) is None:
+        return {"cleared": False}
     with open_tpm(context.root) as tpm:
         tpm.clear()
     return {"cleared": True}

@@ -65,20 +65,30 @@ def find_partition(device: BlockDevice, label: str) -> Partition:
     return matches[0]
 
 
-def write_to_partition(device: BlockDevice, label: str, data: bytes) -> dict[str, object]:
-    """Put data at the start of the partition, zero its rest, read the data back."""
+def write_to_partition(device: BlockDevice, label: str, data: bytes, tail: bytes = b"") -> dict[str, object]:
+    """Put data at the start of the partition and `tail` at its end, zero what is between, read both back."""
     partition = find_partition(device, label)
     if len(data) > partition.size:
         raise AgentError(
             f"{len(data)} bytes do not fit partition {label!r} of {partition.size}",
             remedy="make the seed smaller or the partition of the image larger",
         )
+    if tail:
+        last = partition.size - len(tail)
+        if data[last:].strip(b"\0"):
+            raise AgentError(
+                f"the last {len(tail)} bytes of partition {label!r} are taken", remedy="make the seed smaller"
+            )
+        data = data[:last]
     end = -(-len(data) // 4096) * 4096
     device.write_bytes(data + bytes(min(end, partition.size) - len(data)), partition.start)
     if end < partition.size:
         device.zero(partition.start + end, partition.size - end)
+    if tail:
+        device.write_bytes(tail, partition.start + last)
     device.flush()
     device.drop_cache()
-    if device.read(partition.start, len(data)) != data:
+    written = device.read(partition.start, len(data))
+    if written != data or (tail and device.read(partition.start + last, len(tail)) != tail):
         raise AgentError(f"{device.path}: partition {label!r} does not read back", remedy="replace the drive")
     return {"partition": partition.number, "partition_label": label, "bytes": len(data)}

@@ -5,6 +5,9 @@ A statement carries them in one of two forms:
     "artifacts": {"request", "approval-<name>", "operator-<name>", …}, "approved_by": [name, …], "approved_at": seconds
     "request": {…}, "approved_by": [{"name", "key_id", "public_key", "envelope"}, …], "at": seconds
 
+A `waiver` has the second form below `approval`, and the time at which it was relied on as `at`: it counts by the word
+of those who are operators then. Earlier statements have names only; of these nothing is verified.
+
 Each envelope (DSSE) is one person's signature over the canonical JSON of the request. Who the operators were is said by
 the statements `approval` that have `operators`: the newest one before the approval counts.
 """
@@ -58,7 +61,7 @@ def circles(claims: Iterable[Statement]) -> tuple[Circle, ...]:
 def check(claim: Statement, files: Mapping[str, bytes], known: tuple[Circle, ...]) -> bool:
     """Whether `claim` carries an approval; it verifies then. `files`: artifacts by SHA-256. Raises `EnvelopeRefused`,
     `KeyRefused`, or `ValueError` in words."""
-    approval = _of_artifacts(claim.predicate, files) or _inline(claim)
+    approval = _of_artifacts(claim.predicate, files) or _inline(claim) or _of_waiver(claim)
     if approval is None:
         return False
     people = next((people for since, people in reversed(known) if since < approval.at), None)
@@ -95,5 +98,29 @@ def _inline(claim: Statement) -> _Approval | None:
     return _Approval(
         at=msgspec.convert(predicate.get("at"), float),
         payload=canonical.dumps(predicate.get("request")),
+        signed=tuple((each.name, each.key, canonical.dumps(each.envelope)) for each in people),
+    )
+
+
+def _of_waiver(claim: Statement) -> _Approval | None:
+    said = claim.predicate
+    if claim.kind is not Predicate.WAIVER or not said.get("approval"):
+        return None
+    given = msgspec.convert(said["approval"], dict[str, Any])
+    people = msgspec.convert(given.get("approved_by"), tuple[_Person, ...])
+    request, at = msgspec.convert(given.get("request"), dict[str, Any]), msgspec.convert(said.get("at"), float)
+    asked = msgspec.convert(request.get("details"), dict[str, Any])
+    same_name = asked.get("waiver") == said.get("name")
+    if request.get("act") != "waiver" or not same_name or asked.get("server") != said.get("server"):
+        raise ValueError("what was approved is another waiver")
+    if any(asked.get(name) != said.get(name) for name in ("finding", "reason", "account")):
+        raise ValueError("what was waived is not what it says")
+    if at >= msgspec.convert(request.get("expires"), float):
+        raise ValueError("the waiver had ended")
+    if len(people) < 2 or sorted(each.name for each in people) != sorted(said.get("approved_by", ())):
+        raise ValueError("its approvals are not those of the people that it names")
+    return _Approval(
+        at=at,
+        payload=canonical.dumps(request),
         signed=tuple((each.name, each.key, canonical.dumps(each.envelope)) for each in people),
     )

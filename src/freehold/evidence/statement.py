@@ -32,6 +32,7 @@ class Predicate(StrEnum):
     INVENTORY = "inventory"
     SECURE_BOOT = "secure-boot"
     ATTESTATION = "attestation"
+    ADMISSION = "admission"
     IMAGE = "image"
     BOOT_CONFIG = "boot-config"
     FIRMWARE = "firmware"

@@ -31,9 +31,19 @@ class SiteNetworks(Spec, frozen=True, kw_only=True):
     provisioning: str = "provisioning"
 
 
+ROTATIONS_PER_MINUTE = 60
+"""Unless the Site says otherwise: a thousand BMCs in a quarter of an hour."""
+
+
 class SiteSpec(Spec, frozen=True, kw_only=True):
+    """`rotations_per_minute`: BMC passwords of the whole site that are changed in a minute at most, whoever wants them
+    changed. A change counts at once. `images`: what servers are given and started into. `depot`: only what two
+    operators signed in the depot; `built`: also what this controller built itself, for which nobody signs."""
+
     controller: ControllerAddresses
     networks: SiteNetworks = SiteNetworks()
+    rotations_per_minute: int = ROTATIONS_PER_MINUTE
+    images: Literal["built", "depot"] = "built"
 
 
 class DhcpRange(Spec, frozen=True, kw_only=True):
@@ -60,6 +70,10 @@ _FACTORY_REF = re.compile(FACTORY + r"(/[A-Za-z0-9][A-Za-z0-9._:-]{0,99}){1,7}")
 def is_factory_ref(path: str) -> bool:
     """Whether a document may name this path of the vault as the credential that a BMC was delivered with."""
     return _FACTORY_REF.fullmatch(path) is not None
+
+
+ERASED = "erased after the take-over"
+"""What the store has in place of a factory password that stood in a Server document, once the BMC has one of ours."""
 
 
 class Credential(Spec, frozen=True, kw_only=True):
@@ -112,10 +126,19 @@ class ServerSpec(Spec, frozen=True, kw_only=True):
     root_disk: RootDisk = RootDisk()
 
 
+class DepotImage(Spec, frozen=True, kw_only=True):
+    """An OS image as `freehold depot list` names it; its version is that of the Image."""
+
+    vendor: str
+    component: str
+
+
 class ImageSpec(Spec, frozen=True, kw_only=True):
-    """A disk image: one that Freehold builds (`builtin`), or a file (`path`) with its SHA-256 (`digest`, hex)."""
+    """A disk image: one that Freehold builds (`builtin`), one of the `depot`, which two operators signed, or a file
+    (`path`) with its SHA-256 (`digest`, hex)."""
 
     version: str
+    depot: DepotImage | None = None
     builtin: Literal["debian-12"] | None = None
     path: str | None = None
     digest: str | None = None
@@ -168,7 +191,11 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     a person's `freehold confirm`.
     `reference_values`: `approved` wants two operators to approve what a server's firmware measures before it joins the
     pool; `learned` takes what it measured first, and every report says so. It is for trying things out: it counts only
-    as long as the site has no operators."""
+    as long as the site has no operators.
+    `revoked_image`: what becomes of an active server whose OS image stands in dbx of the newest Secure Boot keys: it is
+    quarantined, or it runs on with a critical finding (`report`).
+    `lapsed_ek_certificates`: some vendors let them end while the TPM still works; `accept` forgives the date of that
+    certificate, not of the vendor's CAs, and each attestation says so."""
 
     remediation: dict[DriftKind, Reaction] = {}
     attestation_interval: str = "24h"
@@ -177,6 +204,8 @@ class PolicySpec(Spec, frozen=True, kw_only=True):
     sanitization: Sanitization = Sanitization()
     first_contact: Literal["pin", "confirm"] = "pin"
     reference_values: Literal["approved", "learned"] = "approved"
+    revoked_image: Literal["report", "quarantine"] = "quarantine"
+    lapsed_ek_certificates: Literal["refuse", "accept"] = "refuse"
 
     def reaction(self, kind: DriftKind) -> Reaction:
         return self.remediation.get(kind, DEFAULT_REACTIONS[kind])
@@ -213,7 +242,10 @@ class Waivable(StrEnum):
 
     BMC_CERTIFICATE = "bmc-certificate"
     BMC_ACCOUNT = "bmc-account"
+    BMC_DIRECTORY = "bmc-directory"
+    IPMI = "ipmi"
     SECURE_BOOT_DATABASES = "secure-boot-databases"
+    TPM = "missing-tpm"
     MISSING_MEDIUM = "missing-medium"
     DELETION_WITHOUT_CERTIFICATE = "deletion-without-certificate"
 
@@ -279,6 +311,24 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     def same_as(self, other: "Resource") -> bool:
         return (self.key, self.spec, self.labels) == (other.key, other.spec, other.labels)
+
+    @property
+    def has_password(self) -> bool:
+        """A factory password stands in this document, in words."""
+        return isinstance(self.spec, ServerSpec) and self.spec.bmc.credential.password not in (None, ERASED)
+
+    def erased(self) -> "Resource":
+        """The same without the factory password, if it has one."""
+        if not self.has_password:
+            return self
+        assert isinstance(self.spec, ServerSpec)
+        credential = msgspec.structs.replace(self.spec.bmc.credential, password=ERASED)
+        bmc = msgspec.structs.replace(self.spec.bmc, credential=credential)
+        return msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, bmc=bmc))
+
+    @property
+    def is_erased(self) -> bool:
+        return isinstance(self.spec, ServerSpec) and self.spec.bmc.credential.password == ERASED
 
     def to_document(self, *, reveal: bool = False) -> dict[str, Any]:
         """The document as YAML or JSON shows it. Passwords are masked unless `reveal`."""

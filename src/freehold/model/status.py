@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from freehold.model.findings import Finding
-from freehold.model.resources import AssignmentSpec, DriftKind
+from freehold.model.resources import AssignmentSpec, DriftKind, Waivable
 
 
 class ServerState(StrEnum):
@@ -26,11 +26,13 @@ class ServerState(StrEnum):
 
 
 class ImageFact(msgspec.Struct, frozen=True, kw_only=True):
-    """The image that a server was given: `manifest` is the SHA-256 (hex) of the signed manifest's payload."""
+    """The image that a server was given: `manifest` is the SHA-256 (hex) of the signed manifest's payload, `agent_ca`
+    the generation of the agent CA by which its agent knows the controller."""
 
     name: str
     version: str
     manifest: str
+    agent_ca: int = 1
 
 
 class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +44,13 @@ class FirmwareFact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SentFirmware(msgspec.Struct, frozen=True, kw_only=True):
-    """BMC firmware that was sent, until the BMC tells of it. `at`: UNIX seconds."""
+    """BMC firmware that was sent, until the BMC tells of it. `at`: UNIX seconds. `seen`: the BMC said that it was done.
+    `owed`: the statement about it, written down before it is sent, until that is in the evidence log."""
 
     version: str
     at: float
+    seen: bool = True
+    owed: dict[str, Any] | None = None
 
 
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,12 +80,13 @@ class Tenancy(msgspec.Struct, frozen=True, kw_only=True):
 
 class BmcCertificate(msgspec.Struct, frozen=True, kw_only=True):
     """The certificate of the site's BMC CA that the BMC was seen to serve. `serial` and `sha256` (of the DER) are hex,
-    times UNIX seconds."""
+    times UNIX seconds. `issuer`: the CA's key, as `pki.key_id`; None: kept before CAs could be replaced."""
 
     serial: str
     sha256: str
     not_before: float
     not_after: float
+    issuer: str | None = None
 
 
 class PendingCertificate(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +100,13 @@ class PendingCertificate(msgspec.Struct, frozen=True, kw_only=True):
     given_up: bool = False
 
 
+class RotationTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """The slot that a server has for its next rotation, taken at that time (UNIX seconds)."""
+
+    slot: int
+    taken: float
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What has been established. A field is None or False until a step established it; `lifecycle.FORGETS` says which
     facts a server loses on entering a state."""
@@ -104,11 +117,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bmc_address: str | None = None  # where that key was pinned: its credential goes nowhere else
     bmc_credential_committed: bool = False
     bmc_credential_since: float | None = None  # when the password that the BMC has now was put on it
+    rotation_turn: RotationTurn | None = None
     bmc_certificate: BmcCertificate | None = None  # once it is there, only the site's BMC CA is accepted
     bmc_certificate_pending: PendingCertificate | None = None
     bmc_certificate_waived: bool = False  # it cannot take one, and a waiver says that it need not
     factory_accounts_disabled: bool = False
     ipmi_off: bool = False
+    ipmi_waived: bool = False  # its BMC answers IPMI and cannot be kept from it, and a waiver says that it may
     services_closed: bool = False
     services_left_open: tuple[str, ...] = ()  # what the BMC did not let us close, as `hardening.opened` names it
     posture_recorded: bool = False
@@ -117,6 +132,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inband_inventory: dict[str, Any] | None = None
     inventory_agrees: bool = False
     ek_sha256: str | None = None  # SHA-256 of the EK's TPMT_PUBLIC, hex
+    tpm_missing: float | None = None  # when our agent on it last said that there is no usable TPM
+    tpm_waived: bool = False  # it has none, and a waiver says that it goes without: `ek_sha256` will not come
     agent_released: bool = False
     firmware: FirmwareFact | None = None
     bmc_version: str | None = None  # of the BMC's own firmware, as it last told it
@@ -126,6 +143,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bios_applied: bool = False
     secure_boot_enrolled: bool = False
     secure_boot_generation: int | None = None  # of the site's keys, as enrolled; None: the first, if any was
+    secure_boot_confirmed: int | None = None  # the generation that PCR 7 of a boot has shown; a BMC only says so
     secure_boot_waived: bool = False  # nothing could enrol them, and a waiver says that it goes without
     secure_boot_changing: bool = False  # its keys are being written: nobody knows what its firmware would measure
     enrolment_booted_at: float | None = None  # when it was started into the enrolment image, until that is done
@@ -134,15 +152,21 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # agent: when the machine was last started into the agent's ramdisk
     agent_booted_at: float | None = None
     agent_uki: str | None = None  # SHA-256 of the agent's UKI that was booted then
+    agent_trust: tuple[int, int] | None = None  # what it believes, as in `ServerView`; None: the first keys
+    boot_ticket: str | None = None  # SHA-256 (hex) of the ticket that this boot was given in place of a TPM
     # provisioning, attesting
     tenancy: Tenancy | None = None
     image: ImageFact | None = None
     image_written: bool = False
     seed_written: bool = False
+    os_ticket: str | None = None  # SHA-256 (hex) of the ticket on its disk, which nobody but the machine ever had
     boot_entry_set: bool = False
     os_booted_at: float | None = None
     last_attestation: float | None = None
+    attestation_demanded: float | None = None  # when the OS was first told to attest anew; counts until it has
+    waivers_ended: tuple[Waivable, ...] = ()  # what it lives without, as people were last told, though no waiver holds
     revocations_checked: int | None = None  # newest generation of the site's keys that its OS image was held against
+    image_revoked: str | None = None  # digest (Authenticode, hex) of its OS image, if dbx of that generation holds it
     released_at: float | None = None  # when a person last let it out of quarantine: what was proved before is stale
     # drift
     baseline: dict[str, Any] | None = None  # `operations.drift.Observation`, as accepted when the server became active
@@ -154,7 +178,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     workload_stopped: bool = False
     media: tuple[Medium, ...] | None = None
     missing_media: tuple[str, ...] = ()  # serial numbers of disks that a waiver lets go unaccounted for
-    tpm_cleared: bool = False
+    tpm_cleared: bool = False  # or there is none to clear, by a waiver
     keys_destroyed: bool = False
     state_reasserted: bool = False
     certificate_index: int | None = None  # leaf of the destruction certificate in the evidence log
@@ -182,7 +206,10 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class AgentSession(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent that speaks for a server now. `started`: time of its hello; `attested_at`: of its accepted quote."""
+    """The agent that speaks for a server now. `started`: time of its hello; `attested_at`: of its accepted quote, or of
+    its ticket where a waiver lets the server go without a TPM (`by_ticket`): then nothing has proved what it booted.
+
+    One that was not let in (`attested_at` is None) has only said that its machine has no usable TPM (`no_tpm`)."""
 
     id: str
     mode: Literal["ramdisk", "os"]
@@ -192,6 +219,14 @@ class AgentSession(msgspec.Struct, frozen=True, kw_only=True):
     attested_at: float | None = None
     ready_at: float | None = None
     details: dict[str, Any] = {}
+
+    @property
+    def by_ticket(self) -> bool:
+        return "ticket" in self.details
+
+    @property
+    def no_tpm(self) -> bool:
+        return "no_tpm" in self.details
 
 
 class OrderState(StrEnum):

@@ -92,6 +92,8 @@ class _Checker:
                 _account(waiver, report)
 
     def _site(self, site: SiteSpec, report: Report) -> None:
+        if not 1 <= site.rotations_per_minute <= 100_000:
+            report("spec.rotationsPerMinute", "must be between 1 and 100000")
         for role in ("oob", "provisioning"):
             network = self._refer("Network", getattr(site.networks, role), f"spec.networks.{role}", report)
             address = getattr(site.controller, role)
@@ -214,8 +216,8 @@ def _policy(policy: PolicySpec, report: Report) -> None:
 
 
 def _image(image: ImageSpec, report: Report) -> None:
-    if (image.builtin is None) == (image.path is None):
-        report("spec", "give either builtin or path")
+    if [image.builtin, image.depot, image.path].count(None) != 2:
+        report("spec", "give one of builtin, depot and path")
     if image.path is not None and image.digest is None:
         report("spec.digest", "is missing: an image from a file needs its SHA-256")
     if image.digest is not None and not _SHA256.fullmatch(image.digest):

@@ -2,8 +2,8 @@
 
 Identity is the TPM's endorsement key. MAC addresses and SMBIOS strings are claims: they only find the server that a new
 key is to be bound to. A TPM that is not the server's own is refused and reported, and never replaces the bound one
-(CVE-2025-13609). A server is quarantined only by a quote that its own TPM signed (before one is bound: a TPM whose
-vendor the site trusts); what anybody on the segment could send must not be able to do that.
+(CVE-2025-13609). A server is quarantined only by a quote that its own, bound TPM signed; what anybody on the segment
+could send must not be able to do that. What a TPM of a vendor that the site trusts signed is evidence in any case.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,23 +21,24 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from freehold.evidence import artifacts
-from freehold.model.resources import ServerSpec, parse_duration
+from freehold.model.resources import parse_duration
 from freehold.model.status import AgentSession, Facts, IntentKind, ServerState
 from freehold.orchestration.admitted import Admitted, AdmittedAgents
 from freehold.orchestration.conditions import may_be_cleared
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.measurements import BootedImage, attestation_result, learned_reference, policy_for
 from freehold.orchestration.planner import restart_awaited
-from freehold.orchestration.refusals import Refusals
+from freehold.orchestration.recognition import Recognition
 from freehold.orchestration.revocations import with_revocation
 from freehold.orchestration.site import Site
-from freehold.orchestration.store import Store, Stored
-from freehold.orchestration.view import ServerView
+from freehold.orchestration.store import Store
+from freehold.orchestration.ticket_door import TicketDoor
 from freehold.provisioning.agent_messages import (
     Admission,
     AgentRefusedError,
     Challenge,
     ConflictError,
+    Entry,
     Evidence,
     Hello,
     Order,
@@ -49,7 +50,7 @@ from freehold.provisioning.agent_messages import (
 )
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation import appraise, session
-from freehold.root_of_trust.attestation.ek import EkIdentity, ek_identity, verify_ek
+from freehold.root_of_trust.attestation.ek import EkIdentity, verify_ek
 from freehold.root_of_trust.attestation.errors import AttestationError
 from freehold.root_of_trust.attestation.reference import firmware_id
 from freehold.root_of_trust.attestation.structures import parse_public
@@ -59,6 +60,7 @@ Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
 
 LOST_ORDER = "an order of this server"
 MOST_CHALLENGES = 8
+MOST_DISTRUSTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,17 @@ class _Proof:
 class AgentDoor:
     """`AgentBackend` of a site. Sessions and challenges live in memory: after a restart every agent attests again."""
 
-    def __init__(self, site: Site, store: Store, record: Record, certificate: bytes) -> None:
-        self._site, self._store, self._record, self._certificate = site, store, record, certificate
+    def __init__(self, site: Site, store: Store, record: Record, *certificates: bytes) -> None:
+        """`certificates` (DER): those that the controller's ports show."""
+        self._site, self._store, self._record = site, store, record
+        self._shown = {hashlib.sha256(each).digest(): each for each in certificates}
         self._challenges = session.OpenChallenges()
         self._greeted: dict[str, _Greeted] = {}
         self._admitted = AdmittedAgents()
         self._bells: dict[str, asyncio.Event] = {}
-        self._refusals = Refusals()
+        self._distrusted: set[tuple[str, str, str, tuple[str, ...]]] = set()
+        self._who = Recognition(store)
+        self._tickets = TicketDoor(store, record, self._who, self._let_in)
         self.nudge: Callable[[], None] = lambda: None
         """The engine looks at what is due now: what an agent says has woken its server in the store."""
 
@@ -97,11 +103,11 @@ class AgentDoor:
         self._bells.setdefault(server, asyncio.Event()).set()
 
     async def hello(self, hello: Hello, peer: str) -> Challenge:
-        view = await self._recognize(hello, peer)
+        view = await self._who.recognize(hello.macs, hello.ek_public, peer)
         if hello.ek_public is None or hello.ak_public is None:
-            raise await self._refuse(
-                view.name, "it has no usable TPM 2.0", "fit or enable a TPM 2.0, or retire the server"
-            )
+            raise await self._tickets.without_tpm(view, hello)
+        if view.facts.tpm_waived:
+            raise await self._tickets.with_tpm(view)
         try:
             if hello.ek_certificate is None:
                 raise AttestationError(
@@ -110,10 +116,11 @@ class AgentDoor:
                 )
             public = parse_public(hello.ek_public)
             roots = await asyncio.to_thread(self._site.tpm_roots)
-            ek = verify_ek(hello.ek_certificate, public, roots, now=datetime.now(UTC))
+            forgiven = view.policy.lapsed_ek_certificates == "accept"
+            ek = verify_ek(hello.ek_certificate, public, roots, now=datetime.now(UTC), allow_expired=forgiven)
             challenge = session.new_challenge(hello.ek_public, hello.ak_public, now=datetime.now(UTC))
         except AttestationError as error:
-            raise await self._refuse(view.name, error.what, error.remedy) from error
+            raise await self._who.refuse(view.name, error.what, error.remedy) from error
         self._make_room(view.name)
         self._challenges.add(challenge, datetime.now(UTC))
         self._greeted[challenge.session] = _Greeted(view.name, hello, ek, time.time())
@@ -133,10 +140,10 @@ class AgentDoor:
             raise AgentRefusedError(error.what, remedy=error.remedy) from error
         if greeted is None:
             raise AgentRefusedError("this session is unknown", remedy="the agent says hello again")
-        view = await self._view(greeted.server)
+        view = await self._who.view(greeted.server)
         if view.facts.secure_boot_changing:
             what, then = "its Secure Boot keys are being changed", "nothing: it is started again when that is done"
-            raise await self._refuse(view.name, what, then)
+            raise await self._who.refuse(view.name, what, then)
         response = session.Response(
             secret=evidence.secret,
             quote=evidence.quote,
@@ -147,34 +154,38 @@ class AgentDoor:
         now = datetime.now(UTC)
         try:
             key = pki.agent_key(evidence.public_key)
-            proven = session.verify_response(challenge, response, tls_certificate=self._certificate, now=now)
+            shown = self._shown[tls_certificate_sha256]
+            proven = session.verify_response(challenge, response, tls_certificate=shown, now=now)
             image, ek = self._expected_image(greeted.hello.mode, view.facts), greeted.ek.identity
             last_seen = None if may_be_cleared(view) else await self._store.agents.last_seen(ek)
             keys = await self._site.keys_of(view.facts)
             policy = policy_for(image, view.facts, keys, ek_identity=ek, last_seen=last_seen)
         except (AttestationError, pki.CertificateError) as error:
             # Nobody's TPM has signed this: anyone on the segment could have sent it. It is refused and told, no more.
-            raise await self._refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
-        proof = self._proof(greeted, challenge, evidence, proven)
+            raise await self._who.refuse(view.name, f"its attestation failed: {error.what}", error.remedy) from error
+        proof = self._proof(greeted, challenge, evidence, proven, shown)
         verdict = await self._unless_revoked(appraise.appraise(proven, policy, now), view.facts)
         verdict = with_revocation(verdict, view.name, image, await self._site.newest_keys())
         # Whatever the verdict: a TPM that went back is judged by a person once, not at every quote from then on.
         await self._store.agents.saw_tpm(ek, proven.tpm)
         if view.facts.ek_sha256 not in (None, ek):  # bound to another since this one said hello
-            raise await self._other_tpm(view.name, ek, peer)
+            raise await self._who.other_tpm(view.name, ek, peer)
         if verdict.trusted:
             index = await self._claim(greeted, proof, verdict)
             return await self._admit(greeted, proven, index, verdict, key)
         why = f"it booted something else: {'; '.join(verdict.reasons)}"
+        await self._claim_once(greeted, proof, verdict)
         if restart_awaited(view, greeted.since):
             # A person has just released the server, say, and the wrong boot that it was quarantined for still runs.
-            raise await self._refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
+            raise await self._who.refuse(view.name, why, "nothing: it is about to be restarted, and appraised again")
         if view.facts.ek_sha256 == greeted.ek.identity and view.status.state is not ServerState.QUARANTINED:
             await self._site.end_session(view.name)  # what an earlier boot proved says nothing about this one
-            await self._claim(greeted, proof, verdict)
             with contextlib.suppress(IntentRefusedError):  # somebody was faster
                 await self._store.record_intent(view.name, IntentKind.QUARANTINE, reason=why, by="attestation")
-        raise await self._refuse(view.name, why, "find out what booted; then `freehold release` the server")
+        raise await self._who.refuse(view.name, why, "find out what booted; then `freehold release` the server")
+
+    async def enter(self, entry: Entry, peer: str) -> Admission:
+        return await self._tickets.enter(entry, peer)
 
     async def authenticate(self, certificate: str) -> None:
         await self._session(certificate)
@@ -227,48 +238,6 @@ class AgentDoor:
         await self._store.agents.end_session(server)
         self.ring(server)
 
-    # ---- who is it
-
-    async def _recognize(self, hello: Hello, peer: str) -> ServerView:
-        """The server that this TPM belongs to, or the one that it may be bound to."""
-        identity = ek_identity(hello.ek_public) if hello.ek_public else None
-        macs, named = set(hello.macs), []
-        async for declared in self._servers():
-            assert isinstance(declared.resource.spec, ServerSpec)
-            if identity and declared.status and declared.status.facts.ek_sha256 == identity:
-                return await self._view(declared.resource.name)
-            if macs & {nic.mac.lower() for nic in declared.resource.spec.nics}:
-                named.append(declared.resource.name)
-        if len(named) != 1:
-            names = ", ".join(named) or "no declared server"
-            raise AgentRefusedError(
-                f"the machine at {peer} with MAC {', '.join(hello.macs) or 'none'} is {names}",
-                remedy="declare its NICs in exactly one Server document",
-            )
-        view = await self._view(named[0])
-        if view.facts.ek_sha256 is not None and identity is not None:
-            raise await self._other_tpm(view.name, identity, peer)
-        return view
-
-    async def _other_tpm(self, server: str, identity: str, peer: str) -> AgentRefusedError:
-        return await self._refuse(
-            server,
-            f"a machine at {peer} with this server's MAC address has another TPM ({identity[:16]}…)",
-            "if the mainboard was replaced, retire the server and declare it anew; else find the impostor",
-        )
-
-    async def _view(self, server: str) -> ServerView:
-        if (view := await self._store.ledger.view(server)) is not None:
-            return view
-        raise AgentRefusedError(f"server {server} is not declared any more", remedy="declare it")
-
-    async def _servers(self) -> AsyncIterator[Stored]:
-        after = ("Server", "")
-        while page := await self._store.list_resources("Server", after=after):
-            for declared in page:
-                yield declared
-            after = page[-1].resource.key
-
     def _expected_image(self, mode: str, facts: Facts) -> BootedImage:
         """By what the server was given, not by what is newest: an update of the controller must not disown servers."""
         if mode == "ramdisk":
@@ -302,32 +271,46 @@ class AgentDoor:
         verdict: appraise.Verdict,
         key: ec.EllipticCurvePublicKey,
     ) -> Admission:
-        """A session, and the certificate that speaks for it: in the log before anybody has it."""
-        number, policy = secrets.token_hex(8), (await self._view(greeted.server)).policy
+        policy = (await self._who.view(greeted.server)).policy
+        details = {
+            "ek_sha256": greeted.ek.identity,
+            "ek_issuers": list(greeted.ek.issuers),
+            "ak_public": (greeted.hello.ak_public or b"").hex(),
+            "reference": learned_reference(proven),
+            "attestation": index,
+            "findings": msgspec.to_builtins(verdict.findings),
+        }
         lifetime = timedelta(seconds=parse_duration(policy.attestation_interval))
-        issued = self._site.issue_agent_certificate(key, greeted.server, number, datetime.now(UTC), lifetime)
-        await self._record("certificate", greeted.server, pki.claim(issued, "agent", session=number))
+        return await self._let_in(greeted.server, greeted.hello, key, lifetime, details, greeted.since)
+
+    async def _let_in(
+        self,
+        server: str,
+        said: Hello | Entry,
+        key: ec.EllipticCurvePublicKey,
+        lifetime: timedelta,
+        details: dict[str, Any],
+        since: float,
+    ) -> Admission:
+        """A session, and the certificate that speaks for it: in the log before anybody has it."""
+        number = secrets.token_hex(8)
+        issued = self._site.issue_agent_certificate(key, server, number, datetime.now(UTC), lifetime)
+        await self._record("certificate", server, pki.claim(issued, "agent", session=number))
+        now = time.time()
         await self._store.agents.put_session(
-            greeted.server,
+            server,
             AgentSession(
                 id=number,
-                mode=greeted.hello.mode,
-                boot_id=greeted.hello.boot_id,
-                started=greeted.since,
-                last_seen=time.time(),
-                attested_at=time.time(),
-                details={
-                    "ek_sha256": greeted.ek.identity,
-                    "ek_issuers": list(greeted.ek.issuers),
-                    "ak_public": (greeted.hello.ak_public or b"").hex(),
-                    "reference": learned_reference(proven),
-                    "attestation": index,
-                    "findings": msgspec.to_builtins(verdict.findings),
-                },
+                mode=said.mode,
+                boot_id=said.boot_id,
+                started=since,
+                last_seen=now,
+                attested_at=now,
+                details=details,
             ),
         )
         self.nudge()
-        return self._admitted.add(issued, greeted.server, number, greeted.hello.mode)
+        return self._admitted.add(issued, server, number, said.mode)
 
     async def _unless_revoked(self, verdict: appraise.Verdict, facts: Facts) -> appraise.Verdict:
         """What was revoked vouches for nobody, by whatever name a server was staged with it, or with none (learned)."""
@@ -339,21 +322,29 @@ class AgentDoor:
         return dataclasses.replace(verdict, trusted=False, reasons=reasons)
 
     def _proof(
-        self, greeted: _Greeted, challenge: session.Challenge, given: Evidence, proven: appraise.Evidence
+        self, greeted: _Greeted, challenge: session.Challenge, given: Evidence, proven: appraise.Evidence, shown: bytes
     ) -> _Proof:
         raw = {"ak": greeted.hello.ak_public, "ek_certificate": greeted.hello.ek_certificate}
         raw |= {"quote": given.quote, "signature": given.signature, "event_log": given.event_log}
         return _Proof(
             evidence=proven,
-            qualifying_data=session.qualifying_data(
-                challenge.nonce, challenge.session, self._certificate, given.public_key
-            ),
+            qualifying_data=session.qualifying_data(challenge.nonce, challenge.session, shown, given.public_key),
             public_key=given.public_key,
             raw={name: data for name, data in raw.items() if data is not None},
         )
 
+    async def _claim_once(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> None:
+        """The same of the same boot once: who says hello in a loop must not fill the log."""
+        said = (greeted.server, greeted.ek.identity, greeted.hello.boot_id, verdict.reasons)
+        if said in self._distrusted:
+            return
+        if len(self._distrusted) >= MOST_DISTRUSTED:
+            self._distrusted.clear()
+        self._distrusted.add(said)
+        await self._claim(greeted, proof, verdict)
+
     async def _claim(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> int:
-        view = await self._view(greeted.server)
+        view = await self._who.view(greeted.server)
         keep = self._site.artifacts.keep
         kept = {name: await asyncio.to_thread(keep, data) for name, data in proof.raw.items()}
         predicate = {
@@ -362,6 +353,7 @@ class AgentDoor:
             **attestation_result(verdict, proof.evidence, parse_duration(view.policy.attestation_interval)),
             "ek_sha256": greeted.ek.identity,
             "ek_issuers": list(greeted.ek.issuers),
+            "ek_certificate_lapsed": greeted.ek.lapsed,
             "reference": _reference_kind(view.facts),
             "reference_id": view.facts.reference_id,
             "firmware": firmware_id(learned_reference(proof.evidence)),
@@ -370,12 +362,6 @@ class AgentDoor:
             artifacts.FIELD: kept,
         }
         return await self._record("attestation", greeted.server, predicate)
-
-    async def _refuse(self, server: str, what: str, remedy: str | None) -> AgentRefusedError:
-        """The refusal to raise; people see it as an event, unless they have just seen it."""
-        if (told := self._refusals.tell(server, f"{what}; {remedy}" if remedy else what, time.monotonic())) is not None:
-            await self._store.add_event(server, "agent-refused", told)
-        return AgentRefusedError(what, server=server, remedy=remedy)
 
     async def _session(self, certificate: str) -> Admitted:
         """Whom the holder of this certificate speaks for; the server's agent was heard of now."""

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.status import AgentSession, Order, OrderState
 from freehold.orchestration.database import Database
-from freehold.orchestration.schema import agent_sessions, orders, tpm_states
+from freehold.orchestration.schema import agent_sessions, orders, ticket_uses, tpm_states
 from freehold.orchestration.wakes import wake
 from freehold.root_of_trust.attestation.appraise import TpmState
 
@@ -90,6 +90,20 @@ class AgentLedger:
                 await connection.execute(insert(tpm_states).values(ek=ek, state=text))
 
         await self._database.write(work)
+
+    async def use_ticket(self, server: str, ticket: str, boot_id: str) -> bool:
+        """Whether the server's ticket (its SHA-256, hex) is this boot's: the first use decides."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            mine = ticket_uses.c.server == server
+            used = (await connection.execute(select(ticket_uses).where(mine))).first()
+            if used is not None and used.ticket == ticket:
+                return bool(used.boot_id == boot_id)
+            await connection.execute(delete(ticket_uses).where(mine))
+            await connection.execute(insert(ticket_uses).values(server=server, ticket=ticket, boot_id=boot_id))
+            return True
+
+        return await self._database.write(work)
 
     async def order(self, server: str, key: str, kind: str, args: dict[str, Any]) -> Order:
         """The order of `key`; it is given now if there is none. Idempotent: a key has one order."""

@@ -27,6 +27,7 @@ from freehold.root_of_trust.operators import (
     OperatorsRefused,
     Request,
     approvers,
+    as_evidence,
     grant,
     require_approval,
 )
@@ -180,6 +181,16 @@ class ApprovalLedger:
 
         return await self._database.write(work)
 
+    async def done(self, request_id: str, subject: str, facts: dict[str, Any], now: float) -> None:
+        """What two people approved about the site is done; the evidence log shall hear of it, with `facts`. Raises
+        `UnknownRequest`, `NotApproved`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await require_signatures(connection, request_id, now)
+            await carry_out(connection, (await _asked(connection, request_id)).request, subject, facts, now)
+
+        await self._database.write(work)
+
     async def granted(self, request_id: str) -> Granted:
         """As the function `granted`."""
         async with self._database.read() as connection:
@@ -294,17 +305,9 @@ async def _envelopes(connection: AsyncConnection, request_id: str) -> list[bytes
 
 
 async def approval_claim(connection: AsyncConnection, request: Request) -> dict[str, Any]:
-    """For the evidence log: what was asked, who approved it with which key, and their signatures over `request`, from
-    which anybody with the operators' public keys can tell that it was so."""
-    people, payload, approved = await _people(connection), request.to_bytes(), []
-    for data in await _envelopes(connection, request.id):
-        for name in approvers(payload, PAYLOAD_TYPE, [data], people):
-            key = people.people[name]
-            approved.append({"name": name, "key_id": key.key_id, "public_key": key.pem.decode(),
-                             "envelope": msgspec.json.decode(data)})  # fmt: skip
-    approved.sort(key=lambda each: str(each["name"]))
-    return {"event": request.act.value, "request_id": request.id, "request": msgspec.to_builtins(request),
-            "approved_by": approved}  # fmt: skip
+    """For the evidence log, with the signatures."""
+    evidence = as_evidence(request, await _envelopes(connection, request.id), await _people(connection))
+    return {"event": request.act.value, **evidence}
 
 
 async def granted(connection: AsyncConnection, request_id: str) -> Granted:

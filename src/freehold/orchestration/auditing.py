@@ -69,7 +69,7 @@ def _not_recognised(server: str, stranger: BmcIdentityChanged) -> Finding:
 
 def unapproved_firmware(view: ServerView) -> tuple[Finding, ...]:
     """A server whose boots are held against what it measured first, because nobody was asked. Pure."""
-    if view.facts.reference_values is None or view.facts.reference_id is not None:
+    if not view.facts.reference_values or view.facts.reference_id is not None:  # {}: there is no TPM to measure
         return ()
     finding = Finding(
         severity=Severity.WARNING,

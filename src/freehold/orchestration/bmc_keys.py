@@ -4,6 +4,11 @@ Whoever has the pinned key is sent the password in the vault. So one person must
 could declare another address, accept the key of a machine of their own there, and be sent the password.
 """
 
+import re
+from dataclasses import replace
+
+from freehold.model.status import Intent
+from freehold.orchestration.decisions import Decision, Move, Refuse
 from freehold.orchestration.view import ServerView
 from freehold.root_of_trust.operators import THRESHOLD, Act, Asked, Request
 
@@ -52,3 +57,33 @@ def unapproved(server: ServerView, key: str, asked: Asked | None, at: float) -> 
 
 def _details(server: ServerView, key: str) -> dict[str, str | None]:
     return {"spki_sha256": key, "address": server.spec.bmc.address, "replaces": server.facts.bmc_identity}
+
+
+def repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
+    """A release by people who vouch for the key that the BMC has now: that key is pinned, and nothing else counts,
+    until a new certificate is installed."""
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        return Refuse(intent.id, f"{key!r} is not the SHA-256 of a key: 64 hexadecimal digits")
+    declared = server.spec.bmc.expected_fingerprint
+    if declared is not None and declared.lower() != key:
+        return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
+    asked = server.asked.get(str(intent.args.get("approval")))
+    if (lacking := unapproved(server, key, asked, intent.at)) is not None:
+        return Refuse(intent.id, lacking)
+    address = server.spec.bmc.address
+    facts = {"bmc_identity": key, "bmc_address": address, "bmc_certificate": None, "bmc_certificate_pending": None}
+    people = ", ".join(asked.approved_by) if asked is not None else intent.by
+    claim: dict[str, object] = {
+        "address": address,
+        "spki_sha256": key,
+        "method": f"accepted by {people}",
+        "reason": intent.reason,
+        "approval": asked.request.id if asked is not None else None,
+    }
+    return replace(
+        move,
+        reason=f"{move.reason} (accepts BMC key {key})",
+        facts={**move.facts, **facts},
+        statements=(("bmc-identity", claim),),
+        approval=asked.request.id if asked is not None else None,
+    )

@@ -1,11 +1,11 @@
 """What can be asked of a server's view: pure functions, the words in which `planner.GOALS` is written."""
 
-import hashlib
 import math
 from collections.abc import Callable
 
 from freehold.model.resources import DriftKind, Reaction, Waivable, parse_duration
 from freehold.model.status import Facts, IntentKind, Medium, OrderState, ServerState
+from freehold.orchestration import waivers
 from freehold.orchestration.view import ServerView
 
 Condition = Callable[[ServerView, float], bool]
@@ -18,6 +18,8 @@ SLOW_BOOT = 240.0
 
 OS_RUNS = (ServerState.ATTESTING, ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
 
+TENANT_RUNS = (ServerState.ACTIVE, ServerState.DRIFTED, ServerState.REMEDIATING)
+
 BOOT_PATIENCE = 900.0
 """Seconds that a machine may take from power-on to the agent's hello (firmware self-tests included)."""
 
@@ -27,12 +29,19 @@ def fact(name: str) -> Condition:
     return lambda server, _now: not any(getattr(server.facts, name) is absent for absent in (None, False))
 
 
+def believes_todays_keys(server: ServerView) -> bool:
+    """The agent that the machine was started into knows the controller and signed images by keys that still count."""
+    given = server.facts.agent_trust or (1, 1)
+    return all(mine >= wanted for mine, wanted in zip(given, server.agent_trust, strict=True))
+
+
 def agent_alive(server: ServerView, now: float) -> bool:
-    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, or
-    an agent of an earlier boot, does not count."""
+    """The machine runs the agent that we booted, and it was heard of lately. A machine that fell back into its OS, an
+    agent of an earlier boot, or one that believes keys that were replaced, does not count."""
     agent, booted = server.agent, server.facts.agent_booted_at
     return (
-        agent is not None
+        believes_todays_keys(server)
+        and agent is not None
         and agent.mode == "ramdisk"
         and booted is not None
         and agent.started >= booted
@@ -54,15 +63,25 @@ def _called(server: ServerView, booted: float) -> float:
     return max(booted, attestation_asked(server) or 0.0)
 
 
+def let_in(server: ServerView) -> bool:
+    """Whoever speaks for it has attested, or came by ticket before any TPM of it was known."""
+    agent = server.agent
+    if agent is None or agent.attested_at is None:
+        return False
+    return not (agent.by_ticket and server.facts.ek_sha256 is not None)
+
+
 def agent_attested(server: ServerView, now: float) -> bool:
-    return agent_alive(server, now) and server.agent is not None and server.agent.attested_at is not None
+    return agent_alive(server, now) and let_in(server)
 
 
 def agent_expected(server: ServerView, now: float) -> bool:
     """The agent is there, or was booted so lately that it may still come. One that came and fell silent is lost."""
     booted = server.facts.agent_booted_at
-    if booted is None or agent_alive(server, now):
-        return booted is not None
+    if booted is None or not believes_todays_keys(server):
+        return False
+    if agent_alive(server, now):
+        return True
     spoke = server.agent is not None and server.agent.mode == "ramdisk" and server.agent.started >= booted
     return not spoke and now - _called(server, booted) < BOOT_PATIENCE
 
@@ -72,9 +91,49 @@ def given_up(server: ServerView, now: float) -> str | None:
     agent, booted = server.agent, server.facts.agent_booted_at
     if booted is None:
         return None
+    if not believes_todays_keys(server):
+        return "its agent believes a key of the site that was replaced"
     if agent is not None and agent.mode == "ramdisk" and agent.started >= booted:
         return f"the agent fell silent {now - agent.last_seen:.0f} s ago"
     return f"no agent came within {now - booted:.0f} s of the start"
+
+
+def lacks_tpm(server: ServerView) -> bool:
+    """It goes without a TPM, or its agent has said that there is none; until one attests, or a person asks it to. What
+    is said is a stranger's word: it stops the server where it is, and lets nobody in."""
+    facts, agent = server.facts, server.agent
+    if facts.ek_sha256 is not None:
+        return False
+    if facts.tpm_waived:
+        return True
+    missing = facts.tpm_missing or 0.0
+    if agent is not None and agent.started >= (facts.agent_booted_at or 0.0):
+        if agent.attested_at is not None and not agent.by_ticket:
+            return False
+        missing = max(missing, agent.started if agent.no_tpm else 0.0)
+    return missing > (attestation_asked(server) or 0.0)
+
+
+def tpm_waiver_ends(server: ServerView) -> float:
+    """When a server that lacks a TPM may not go on any longer, UNIX seconds; never, if it lacks none."""
+    if not lacks_tpm(server):
+        return math.inf
+    return max((each.expires for each in server.waivers if each.finding is Waivable.TPM), default=0.0)
+
+
+def tpm_or_waiver(server: ServerView, now: float) -> bool:
+    return now < tpm_waiver_ends(server)
+
+
+def wants_ticket(server: ServerView, now: float) -> bool:
+    """A waiver holds, and no TPM was ever bound: the next boot is given a ticket, for if it needs one."""
+    waived = any(each.finding is Waivable.TPM and now < each.expires for each in server.waivers)
+    return server.facts.ek_sha256 is None and waived
+
+
+def bound(server: ServerView, _now: float) -> bool:
+    """It is known by its TPM; or to have none, and two people signed that it goes without."""
+    return server.facts.ek_sha256 is not None or server.facts.tpm_waived
 
 
 def may_be_cleared(server: ServerView) -> bool:
@@ -86,7 +145,7 @@ def os_attested(server: ServerView, _now: float) -> bool:
     agent, booted = server.agent, server.facts.os_booted_at
     if agent is None or booted is None or agent.mode != "os":
         return False
-    return agent.started >= booted and agent.attested_at is not None
+    return agent.started >= booted and let_in(server)
 
 
 def os_ready(server: ServerView, now: float) -> bool:
@@ -120,45 +179,6 @@ def firmware_current(server: ServerView, _now: float) -> bool:
     return wanted is None or (found is not None and found.version == wanted)
 
 
-def rotation_due(server: ServerView) -> float:
-    """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
-    the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
-    interval = parse_duration(server.policy.rotation_interval)
-    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - _spread(server.name) / 5.0)
-
-
-def _spread(name: str) -> float:
-    """0 to 1, the same for the same name: so that a fleet does not do everything in one night."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
-
-
-def rotation_asked(server: ServerView) -> float | None:
-    """When a person last asked for a rotation that has not happened yet."""
-    since = server.facts.bmc_credential_since or 0.0
-    asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
-    return max(asked, default=None)
-
-
-def credential_fresh(server: ServerView, now: float) -> bool:
-    return rotation_asked(server) is None and now < rotation_due(server)
-
-
-def certificate_due(server: ServerView) -> float:
-    """When the BMC's certificate is to be renewed, UNIX seconds: when less than a third of its life is left. The next
-    fifth of that third is spread over the fleet by name. A server without one is due when its waiver ends: at once,
-    if it has none."""
-    installed = server.facts.bmc_certificate
-    if installed is None:
-        waived = server.waivers if server.facts.bmc_certificate_waived else ()
-        return max((each.expires for each in waived if each.finding is Waivable.BMC_CERTIFICATE), default=0.0)
-    third = (installed.not_after - installed.not_before) / 3.0
-    return installed.not_after - third * (1.0 - _spread(server.name) / 5.0)
-
-
-def certificate_fresh(server: ServerView, now: float) -> bool:
-    return now < certificate_due(server)
-
-
 def keys_settled(server: ServerView, _now: float) -> bool:
     """What its firmware measures is certain: no enrolment of Secure Boot keys was begun and not ended."""
     return not server.facts.secure_boot_changing
@@ -170,6 +190,15 @@ def secure_boot_waiver_ends(server: ServerView) -> float:
         return math.inf
     ends = (each.expires for each in server.waivers if each.finding is Waivable.SECURE_BOOT_DATABASES)
     return max(ends, default=0.0)
+
+
+def ended_waivers_told(server: ServerView, now: float) -> bool:
+    """People were told of just those waivers that ended while the server lives by them."""
+    return waivers.ended(server.waivers, server.facts, now) == server.facts.waivers_ended
+
+
+def next_waiver_end(server: ServerView, now: float) -> float:
+    return min((each.expires for each in server.waivers if each.expires > now), default=math.inf)
 
 
 def keys_enrolled(server: ServerView, now: float) -> bool:
@@ -185,12 +214,16 @@ def keys_current(server: ServerView, now: float) -> bool:
 
 
 def revocations_checked(server: ServerView, _now: float) -> bool:
-    """Nothing was revoked since its OS image was last looked at; the first generation revokes nothing."""
+    """Nothing was revoked since its OS image was last looked at (the first generation revokes nothing), and policy lets
+    it run on. A policy that is changed therefore counts at once."""
+    if server.facts.image_revoked is not None and server.policy.revoked_image == "quarantine":
+        return False
     return (server.facts.revocations_checked or 1) >= server.secure_boot_generation
 
 
 def attested_last(server: ServerView) -> float:
-    """When the OS last proved what it is, UNIX seconds; 0 if never, or not since a person released the server."""
+    """When the OS last proved what it is (or showed its ticket, under a waiver), UNIX seconds; 0 if never, or not since
+    a person released the server."""
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
     last = max(proved, server.facts.last_attestation or 0.0)
@@ -202,7 +235,8 @@ def attestation_asked(server: ServerView) -> float | None:
     the nonce made after the demand. A server that has a tenant answers by its OS."""
     agent = server.agent
     speaks = agent is not None and (agent.mode == "os" or server.status.state not in OS_RUNS)
-    proved = agent.started if agent is not None and speaks and agent.attested_at else 0.0
+    proves = agent is not None and speaks and agent.attested_at is not None and not agent.by_ticket
+    proved = agent.started if agent is not None and proves else 0.0
     asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ATTEST and intent.at > proved]
     return max(asked, default=None)
 
@@ -214,14 +248,41 @@ def attested_as_asked(server: ServerView, _now: float) -> bool:
 
 
 def attestation_fresh(server: ServerView, now: float) -> bool:
-    return attestation_asked(server) is None and now - attested_last(server) < parse_duration(
-        server.policy.attestation_interval
-    )
+    """What the OS proved is younger than the policy's interval, and nobody asked for more. A server without a TPM
+    proves nothing: it is let go on as long as its waiver holds."""
+    interval = parse_duration(server.policy.attestation_interval)
+    asked = attestation_asked(server) is not None
+    return not asked and now - attested_last(server) < interval and tpm_or_waiver(server, now)
 
 
-def fresh_or_drifted(server: ServerView, now: float) -> bool:
-    """Drift that was found is acted upon at once; it does not wait for an OS that keeps silent."""
-    return bool(blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE)) or attestation_fresh(server, now)
+def demanded(server: ServerView) -> float | None:
+    """When the OS was first told to attest anew, if it has not done so since; a release begins the count again."""
+    since, told = max(attested_last(server), server.facts.released_at or 0.0), server.facts.attestation_demanded
+    return told if told is not None and told > since else None
+
+
+def attestation_demanded(server: ServerView, now: float) -> bool:
+    """The OS need not attest now, or was told to: no session is left of before."""
+    if attestation_fresh(server, now):
+        return True
+    told, agent = demanded(server), server.agent
+    return told is not None and (agent is None or agent.started > max(told, attestation_asked(server) or 0.0))
+
+
+def silence(server: ServerView, now: float) -> str | None:
+    """Why an OS counts as lost: it has not attested for two intervals, and had time to answer when it was told to. It
+    needs nothing of the BMC, which may be in the hands of the same thief."""
+    told = demanded(server)
+    since = attested_last(server) or server.facts.released_at or server.status.state_since
+    patience = 2 * parse_duration(server.policy.attestation_interval)
+    if server.status.state not in TENANT_RUNS or told is None:
+        return None
+    if now - since < patience or now - told < BOOT_PATIENCE:
+        return None
+    why = f"its OS has not attested for {(now - since) / 3600:.0f} hours"
+    if server.agent is not None and server.agent.mode != "os":
+        return f"{why}: what answers for it is the {server.agent.mode}"
+    return f"{why}, and does not answer the demand to"
 
 
 def or_drifted(condition: Condition) -> Condition:
@@ -260,8 +321,10 @@ def unprepared(facts: Facts) -> list[str]:
     """What a server in the pool must have and this one lacks."""
     needed = ("ek_sha256", "inventory_agrees", "secure_boot_enrolled", "reference_values")
     lacking = [name for name in needed if not getattr(facts, name)]
-    # Whether the waiver still holds is the business of the goal that `available` has for it.
-    return [name for name in lacking if name != "secure_boot_enrolled" or not facts.secure_boot_waived]
+    # Whether the waivers still hold is the business of the goals that `available` has for them.
+    excused = {"secure_boot_enrolled"} if facts.secure_boot_waived else set()
+    excused |= {"ek_sha256", "reference_values"} if facts.tpm_waived else set()
+    return [name for name in lacking if name not in excused]
 
 
 def every_medium(check: Callable[[Medium], bool]) -> Condition:

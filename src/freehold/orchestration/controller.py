@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import logging
 import os
@@ -26,11 +25,14 @@ from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.depot_watch import watch_depot
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.evidence_due import watch_evidence_due
+from freehold.orchestration.factory_passwords import watch_factory_passwords
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
+from freehold.orchestration.key_replacements import announce_keys, watch_replacements
 from freehold.orchestration.opening import BootArtifacts, known_builds
+from freehold.orchestration.os_images import kept_images, require_agent, watch_images
 from freehold.orchestration.passwords import PasswordIndex
-from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, FIRMWARE_PORT, Site
+from freehold.orchestration.site import BOOT_PORT, FIRMWARE_PORT, Site, agent_port
 from freehold.orchestration.step import Record
 from freehold.orchestration.steps.booting import answered
 from freehold.orchestration.steps.table import steps_of
@@ -41,7 +43,7 @@ from freehold.provisioning.boot_server import BootFiles, create_boot_app
 from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust import pki
-from freehold.root_of_trust.attestation.ek import load_roots
+from freehold.root_of_trust.attestation.ek import RootsDirectory
 from freehold.root_of_trust.depot import Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
@@ -60,6 +62,7 @@ def make_site(
 ) -> Site:
     """Everything the steps need, from what was opened."""
     agents, systems = known_builds(state, keys)
+    systems |= kept_images(state)
     files = BootFiles()
     for path in (boot.agent_efi, boot.agent_iso, boot.stage2):
         files.register("boot", path.name, path)
@@ -74,23 +77,24 @@ def make_site(
         vault=vault,
         keys=keys,
         agent_image=boot.agent,
+        agent_trust=(boot.os.agent_ca, keys.image_generation),
         agent_iso=boot.agent_iso.name,
         images={boot.os.name: boot.os},
         agent_builds=agents,
         os_builds=systems,
-        tpm_roots=functools.partial(load_roots, state / "tpm-roots"),
+        tpm_roots=RootsDirectory(state / "tpm-roots"),
         files=files,
         tftp=tftp,
     )
 
 
 def depot_seen(log: EvidenceLog) -> Seen | None:
-    """What the newest firmware statement says of the depot."""
+    """What the newest statement on something out of the depot says of it: firmware, or an image."""
     newest = None
     for entry in log.entries():
         claim = Statement.from_bytes(Envelope.from_bytes(entry.envelope).payload)
-        if claim.kind is Predicate.FIRMWARE:
-            newest = claim.predicate["depot"]
+        if claim.kind in (Predicate.FIRMWARE, Predicate.IMAGE):
+            newest = claim.predicate.get("depot", newest)
     return msgspec.convert(newest, Seen) if newest is not None else None
 
 
@@ -107,7 +111,10 @@ def recorder(log: EvidenceLog) -> Record:
 
 async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled. With each new certificate of the controller everything starts anew, in a moment: whoever
-    speaks to us attests again, as after any restart, and binds the certificate that is shown now."""
+    speaks to us attests again, as after any restart, and binds the certificate that is shown now. Raises rather than
+    boot an agent that the depot does not list, where it lists one."""
+    site.store = store
+    await require_agent(site, read=True)
     while True:
         running = asyncio.create_task(_serve(site, store, log))
         renewed = asyncio.create_task(renewed_keys(site, store))
@@ -131,7 +138,8 @@ async def renewed_keys(
     keeps it from being renewed is told every day, while the old one still serves."""
     told = float("-inf")
     while True:
-        if pki.needs_renewal(site.keys.controller_tls.certificate, now()):
+        held = (site.keys.controller_tls, *site.keys.former_tls)
+        if any(pki.needs_renewal(each.certificate, now()) for each in held):
             try:
                 return await asyncio.to_thread(SiteKeys.load, site.directory, site.vault, now)
             except (FreeholdError, OSError) as error:
@@ -147,14 +155,16 @@ async def renewed_keys(
 async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled; then stop every service in good order."""
     record = recorder(log)
-    door = AgentDoor(site, store, record, site.keys.controller_tls.certificate_der)
+    shown = (site.keys.controller_tls, *site.keys.former_tls)
+    door = AgentDoor(site, store, record, *(key.certificate_der for key in shown))
     site.store, site.agents, site.bell = store, store.agents, door.ring
     addresses = site.spec.controller
     async with AsyncExitStack() as stack:
-        boot_app = create_boot_app(site.files)
         for address in dict.fromkeys((addresses.provisioning, addresses.oob)):
-            await _listen(stack, boot_app, address, BOOT_PORT, None)
             boot_app = create_boot_app(site.files)
+            if address == addresses.oob:
+                site.tickets.add_routes(boot_app)
+            await _listen(stack, boot_app, address, BOOT_PORT, None)
         chain = site.keys.agent_ca.certificate_pem
         await _listen(
             stack,
@@ -163,22 +173,28 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             FIRMWARE_PORT,
             tls_context(site.keys.controller_tls, chain=chain),
         )
-        digest = site.keys.controller_tls.certificate.fingerprint(hashes.SHA256())
-        tls = tls_context(site.keys.controller_tls, clients=site.keys.agent_ca.certificate_pem)
-        await _listen(stack, create_agent_app(door, digest), addresses.provisioning, AGENT_PORT, tls)
+        for key in shown:  # whoever attests gets a certificate of today's agent CA, however it knows us
+            digest = key.certificate.fingerprint(hashes.SHA256())
+            tls = tls_context(key, clients=site.keys.agent_ca.certificate_pem)
+            port = agent_port(key.generation)
+            await _listen(stack, create_agent_app(door, digest), addresses.provisioning, port, tls)
         interface = await interface_of(addresses.provisioning)
         site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
         await site.dhcp.start()
         stack.push_async_callback(site.dhcp.stop)
         await answer_known(site, store)
         await record_certificates(site.vault, log)
+        await announce_keys(store, site.vault, site.agent_trust)
         await asyncio.to_thread(PasswordIndex(site.vault).complete)
         for watcher in (
             asyncio.create_task(watch_for_rogues(interface, addresses.provisioning, store), name="rogue-dhcp"),
             asyncio.create_task(watch_certificates(site.vault, log), name="certificates"),
+            asyncio.create_task(watch_replacements(store, site.vault, site.agent_trust), name="site keys"),
             asyncio.create_task(watch_generations(site.keys.secure_boot, store, log), name="Secure Boot keys"),
             asyncio.create_task(watch_depot(site, store, log), name="depot"),
+            asyncio.create_task(watch_images(site, store), name="images"),
             asyncio.create_task(watch_evidence_due(store, log), name="approvals"),
+            asyncio.create_task(watch_factory_passwords(store), name="factory passwords"),
         ):
             watcher.add_done_callback(_say_why_it_ended)
             stack.callback(watcher.cancel)

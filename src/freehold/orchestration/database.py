@@ -69,6 +69,19 @@ class Database:
         self._queue.put_nowait((work, done))
         return await done
 
+    async def truncate_log(self) -> bool:
+        """Write SQLite's write-ahead log into the database and cut it off, so that nothing of before is in it. False:
+        a reader or writer is in the way. Other databases have none."""
+        if self._engine.dialect.name != "sqlite":
+            return True
+        with _in_words(self.name):
+            async with self._engine.connect() as connection:
+                raw = await connection.get_raw_connection()  # a checkpoint cannot run in a transaction
+                assert raw.driver_connection is not None
+                async with raw.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)") as cursor:
+                    busy, _, _ = await cursor.fetchone()
+        return not busy
+
     async def close(self) -> None:
         if self._writer is not None:
             self._writer.cancel()
@@ -119,7 +132,7 @@ def _configure_sqlite(engine: AsyncEngine, busy_timeout: float) -> None:
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout={int(busy_timeout * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON",
-            "cache_size=-4096",
+            "cache_size=-4096", "secure_delete=ON",
         ):  # fmt: skip
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

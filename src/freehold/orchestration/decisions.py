@@ -64,9 +64,15 @@ class Settle:
 
 @dataclass(frozen=True)
 class Idle:
-    """As declared. Look again at `until`; None: only when something changes."""
+    """As declared, or nothing to do before its turn comes. Look again at `until`; None: only when something changes."""
 
     until: float | None
+    waiting_for: str = ""
 
 
-Decision = Do | Wait | Move | Quarantine | Refuse | Settle | Idle
+@dataclass(frozen=True)
+class TakeTurn:
+    """A rotation is due and has no turn yet: one is taken, and the server is looked at again."""
+
+
+Decision = Do | TakeTurn | Wait | Move | Quarantine | Refuse | Settle | Idle

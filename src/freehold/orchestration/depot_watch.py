@@ -51,7 +51,7 @@ async def look_at_depot(site: Site, store: Store, log: EvidenceLog) -> None:
     now = pki.utc_now()
     renewal: tuple[Finding, ...] = ()
     try:
-        await asyncio.to_thread(_renew, site, now)
+        await asyncio.to_thread(renew, site, now)
     except (FreeholdError, OSError) as error:
         logger.error("the depot's timestamp cannot be renewed: %s", error)
         renewal = (_refused(error, "the depot's timestamp cannot be renewed: "),)
@@ -62,7 +62,8 @@ async def look_at_depot(site: Site, store: Store, log: EvidenceLog) -> None:
     await record_depot(site.depot, site.artifacts, store, log, now)
 
 
-def _renew(site: Site, now: datetime) -> None:
+def renew(site: Site, now: datetime) -> None:
+    """The depot's timestamp, if this site publishes it and half of its life is over."""
     if site.depot.publishes and site.depot.repository.read() is not None:
         site.depot.refresh_timestamp(depot_key(site.vault), now)
 

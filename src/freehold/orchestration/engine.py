@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.status import ServerState, ServerStatus
+from freehold.model.status import RotationTurn, ServerState, ServerStatus
 from freehold.orchestration import outcomes
-from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, Wait
+from freehold.orchestration.decisions import Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
 from freehold.orchestration.leases import Lease
 from freehold.orchestration.ledger import Claim, Completion, Note
 from freehold.orchestration.planner import next_step
@@ -190,6 +190,9 @@ class Engine:
         match decision:
             case Do():
                 return await self._do(claim, server, decision, now)
+            case TakeTurn():
+                turn = RotationTurn(slot=await self._store.ledger.take_turn(now), taken=now)
+                return Completion(status=outcomes.with_facts(server.status, {"rotation_turn": turn}), next_due=now)
             case Move():
                 status = outcomes.moved(server, decision, now)
                 for name, predicate in decision.statements:
@@ -214,7 +217,9 @@ class Engine:
                 status = msgspec.structs.replace(server.status, waiting_for=waiting)
                 return Completion(status=status, next_due=_sooner(decision.until, status.deadline, now))
             case Idle():
-                status = msgspec.structs.replace(server.status, step="", waiting_for="", attempts=0, retry_at=None)
+                status = msgspec.structs.replace(server.status, waiting_for=decision.waiting_for, retry_at=None)
+                if not decision.waiting_for:  # else what failed goes on when its turn comes, and backs off further
+                    status = msgspec.structs.replace(status, step="", attempts=0)
                 return Completion(status=status, next_due=decision.until)
         raise AssertionError(decision)
 

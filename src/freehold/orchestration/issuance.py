@@ -35,5 +35,7 @@ async def watch_certificates(vault: Vault, log: EvidenceLog) -> None:
 
 
 def subject_of(claim: dict[str, Any]) -> Subject:
+    if "serial" not in claim:
+        return Subject.of_name(f"key/{claim['spki_sha256']}")
     name = f"certificate/{claim['serial']}"
     return Subject(name, {"sha256": claim["sha256"]}) if "sha256" in claim else Subject.of_name(name)

@@ -5,17 +5,18 @@ a server in flight carries the epoch of its replica and a fence that grew at the
 renewed; a completion counts only `WHERE name AND fence`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Row, Select, case, delete, insert, or_, select, update
+from sqlalchemy import Column, Row, Select, case, delete, false, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
 from freehold.model.status import AgentSession, Intent, IntentKind, Order, ServerStatus
 from freehold.orchestration.approvals import asked_among, signed_waivers, spend_approved
 from freehold.orchestration.database import Database
+from freehold.orchestration.pace import Pace
 from freehold.orchestration.schema import (
     about,
     agent_sessions,
@@ -31,6 +32,12 @@ from freehold.orchestration.view import Assigned, ServerView
 from freehold.orchestration.wakes import wake
 
 S = TypeVar("S")
+PACE = "rotation-pace"
+
+SECURE_BOOT, AGENT_CA, IMAGE_KEY = "secure-boot-generation", "agent-ca-generation", "image-key-generation"
+BMC_CA = "bmc-ca-key-id"
+"""What is announced of the site's keys: the newest generation of each; of the BMC CA its `pki.key_id`, once it is not
+the first one any more."""
 
 _status = msgspec.json.Decoder(ServerStatus)
 
@@ -210,6 +217,16 @@ class Ledger:
 
         return await self._database.write(work)
 
+    async def take_turn(self, now: float) -> int:
+        """A slot for one rotation, that nobody else gets."""
+
+        async def work(connection: AsyncConnection) -> int:
+            slot, left = (await rotation_pace(connection, change=True)).take(now)
+            await set_rotation_pace(connection, left)
+            return slot
+
+        return await self._database.write(work)
+
     async def let_go(self, claim: Claim, next_due: float) -> None:
         """Free a server whose reconcile could not be completed; its status stays as it was."""
 
@@ -226,12 +243,21 @@ class Ledger:
 
         await self._database.write(work)
 
+    async def mentioned(self, column: Column[str], words: Collection[str]) -> list[str]:
+        """Servers in whose document or status, as it is stored, one of the words stands, in any case. The database
+        looks for it, so that nobody reads a whole fleet; what the word means there, whoever asks looks up."""
+        named = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
+        found = or_(false(), *(column.icontains(word, autoescape=True) for word in words))
+        async with self._database.read() as connection:
+            rows = await connection.scalars(select(servers.c.name).join(resources, named).where(found))
+            return list(rows)
+
     async def view(self, name: str) -> ServerView | None:
         """The view of one server; None if it is not declared."""
         return (await self.views([name])).get(name)
 
     async def views(self, names: Sequence[str]) -> dict[str, ServerView]:
-        """All that a decision about these servers may rest on, as of one moment. Read together: six queries, and two
+        """All that a decision about these servers may rest on, as of one moment. Read together: seven queries, and two
         more for each waiver, three for each approval that an intent names."""
         async with self._database.read() as connection:
             mine = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
@@ -251,7 +277,7 @@ class Ledger:
                 connection,
                 select(intents).where(intents.c.server.in_(names), intents.c.handled.is_(None)).order_by(intents.c.id),
             )
-            newest = await secure_boot_generation(connection)
+            told, pace = await announced(connection), await rotation_pace(connection)
             sessions = await _all(connection, select(agent_sessions).where(agent_sessions.c.server.in_(names)))
             given = await _all(connection, select(orders).where(orders.c.server.in_(names)))
             declared = [(row.name, _spec(row.document, WaiverSpec)) for row in related if row.kind == "Waiver"]
@@ -275,7 +301,10 @@ class Ledger:
                 assignment=_assigned(assigned.get(row.name)),
                 baselines=baselines,
                 generation=row.generation,
-                secure_boot_generation=newest or 1,
+                secure_boot_generation=int(told.get(SECURE_BOOT, 1)),
+                agent_trust=(int(told.get(AGENT_CA, 1)), int(told.get(IMAGE_KEY, 1))),
+                bmc_ca=told.get(BMC_CA),
+                pace=pace,
                 paused=row.paused,
                 waivers=tuple(waivers.get(row.name, ())),
                 asked=asked,
@@ -288,10 +317,23 @@ class Ledger:
         return views
 
 
-async def secure_boot_generation(connection: AsyncConnection) -> int | None:
-    """The newest generation of the site's Secure Boot keys that was announced."""
-    found = await connection.scalar(select(about.c.value).where(about.c.name == "secure-boot-generation"))
-    return int(found) if found is not None else None
+async def announced(connection: AsyncConnection) -> dict[str, str]:
+    """What was announced of the site's keys, by name; with what the database says of itself."""
+    return {row.name: row.value for row in await _all(connection, select(about))}
+
+
+async def rotation_pace(connection: AsyncConnection, *, change: bool = False) -> Pace:
+    """At which rate passwords are changed, and which turns are given. `change`: it is written in this transaction."""
+    query = select(about.c.value).where(about.c.name == PACE)
+    found = await connection.scalar(query.with_for_update() if change else query)
+    return msgspec.json.decode(found, type=Pace) if found is not None else Pace()
+
+
+async def set_rotation_pace(connection: AsyncConnection, pace: Pace) -> None:
+    text = msgspec.json.encode(pace).decode()
+    changed = await connection.execute(update(about).where(about.c.name == PACE).values(value=text))
+    if changed.rowcount == 0:
+        await connection.execute(insert(about).values(name=PACE, value=text))
 
 
 async def _all(connection: AsyncConnection, query: Select[Any]) -> Sequence[Row[Any]]:

@@ -39,19 +39,24 @@ DEADLINES: dict[ServerState, float] = {
 """Seconds after which a server is stuck in a state: a finding. States without a row may last for ever."""
 
 FORGETS: dict[ServerState, tuple[str, ...]] = {
-    S.DISCOVERING: ("agent_booted_at", "agent_released", "inband_inventory", "oob_inventory", "inventory_agrees"),
+    S.DISCOVERING: (
+        "agent_booted_at", "agent_released", "inband_inventory", "oob_inventory", "inventory_agrees", "tpm_missing",
+        "tpm_waived", "boot_ticket",
+    ),
     S.AVAILABLE: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at", "tenancy",
+        "image_revoked", "boot_ticket", "os_ticket",
     ),
     S.PROVISIONING: (
         "agent_booted_at", "image", "image_written", "seed_written", "boot_entry_set", "os_booted_at",
-        "last_attestation", "certificate_index",
+        "last_attestation", "attestation_demanded", "certificate_index", "boot_ticket", "os_ticket",
     ),
-    S.ACTIVE: ("last_drift_check", "revocations_checked"),
+    S.ACTIVE: ("last_drift_check", "revocations_checked", "image_revoked"),
     S.REMEDIATING: ("remediated", "last_remediation"),
     S.DECOMMISSIONING: (
         "agent_booted_at", "agent_released", "workload_stopped", "media", "missing_media", "tpm_cleared",
-        "keys_destroyed", "state_reasserted", "certificate_index", "drift",
+        "keys_destroyed", "state_reasserted", "certificate_index", "drift", "boot_ticket", "os_ticket",
+        "waivers_ended",
     ),
 }  # fmt: skip
 """Facts that no longer hold, or must be established anew, when a server enters a state."""
@@ -133,12 +138,18 @@ def nothing_attests(state: ServerState) -> IntentRefusedError:
     return IntentRefusedError(f"nothing that could attest runs on a server that is {state} now", remedy=remedy)
 
 
+def no_tpm_attests() -> IntentRefusedError:
+    remedy = "its agent is let in by a ticket, which proves nothing of what runs; fit a TPM 2.0, or enable it"
+    return IntentRefusedError("it has no TPM, and goes without by a waiver: nothing on it can attest", remedy=remedy)
+
+
 def forget(facts: Facts, entering: ServerState, *, released: bool = False) -> Facts:
     """`facts` without what a server loses on entering a state. A release also clears what the person has judged."""
     defaults = Facts()
     changes = {name: getattr(defaults, name) for name in FORGETS.get(entering, ())}
     if released:
-        changes |= {"drift": (), "last_drift_check": None, "last_attestation": None, "baseline": None}
+        changes |= {"drift": (), "last_drift_check": None, "last_attestation": None, "attestation_demanded": None}
+        changes |= {"baseline": None}
     return msgspec.structs.replace(facts, **changes)
 
 

@@ -16,6 +16,9 @@ from freehold.root_of_trust.attestation.reference import PCRS, ReferenceValues
 from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.secure_boot_signing import signers_of
 
+REVOKED = "revoked-image"
+"""Kind of the finding that the site's newest Secure Boot keys would not start what a server runs."""
+
 
 @dataclass(frozen=True)
 class BootedImage:
@@ -38,6 +41,12 @@ class BootedImage:
             authenticode=authenticode(uki),
             signers=signers_of(uki),
         )
+
+    @property
+    def predicted(self) -> dict[int, str]:
+        """PCR 4 under Secure Boot and PCR 11, in hex: what the depot's metadata signs of it. PCR 4 holds the
+        Authenticode digest, which covers all but the signatures: whoever signed it, the same image has the same."""
+        return {4: predict.pcr_value(self.pcr4[True]).hex(), 11: self.pcr11.hex()}
 
     def refused_by(self, keys: KeySet) -> str | None:
         """Why firmware with these keys does not start it (UEFI 2.10, 32.5.3.3); None: it does."""
@@ -94,6 +103,7 @@ def attestation_result(verdict: Verdict, proven: Evidence, valid_for: float) -> 
         "trusted": verdict.trusted,
         "reasons": list(verdict.reasons),
         "findings": [finding.detail for finding in verdict.findings],
+        "revoked_image": any(finding.kind == REVOKED for finding in verdict.findings),
         "policy": verdict.policy_id,
         "nonce": proven.nonce.hex(),
         "ak_name": proven.ak_name.hex(),

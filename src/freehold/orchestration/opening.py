@@ -15,7 +15,7 @@ from freehold.evidence import EvidenceLog, PublicKey, dsse
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.measurements import BootedImage
-from freehold.orchestration.site import AGENT_PORT, BOOT_PORT, OsImage
+from freehold.orchestration.site import BOOT_PORT, OsImage, agent_port
 from freehold.provisioning.images import build, manifest
 from freehold.provisioning.images.artifacts import Progress, digest_of, remove, silent
 from freehold.root_of_trust import site_vault
@@ -100,7 +100,7 @@ def boot_artifacts(
     address = spec.controller.provisioning
     material = build.SiteMaterial(
         site=site,
-        controller_url=f"https://{address}:{AGENT_PORT}",
+        controller_url=f"https://{address}:{agent_port(keys.agent_ca.generation)}",
         boot_url=f"http://{address}:{BOOT_PORT}/boot",
         agent_ca_pem=keys.agent_ca.certificate_pem,
         image_public_key_pem=keys.image.public_key_pem,
@@ -136,8 +136,10 @@ def read_build(out: Path, keys: SiteKeys) -> tuple[BootedImage, OsImage, str]:
         manifest_envelope=dsse.sign(payload, manifest.PAYLOAD_TYPE, keys.image).to_dict(),
         manifest_sha256=hashlib.sha256(payload).hexdigest(),
         booted=booted,
+        sha256=content.sha256,
         size=content.size,
         chunks=len(content.chunks),
+        agent_ca=keys.agent_ca.generation,
     )
     return BootedImage.of("agent", (out / "agent.efi").read_bytes()), image, stage2
 

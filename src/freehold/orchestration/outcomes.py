@@ -10,8 +10,9 @@ from freehold.model.findings import Finding, Severity
 from freehold.model.status import Facts, ServerState, ServerStatus
 from freehold.orchestration.decisions import Move
 from freehold.orchestration.lifecycle import DEADLINES, forget, transition
-from freehold.orchestration.planner import overdue
+from freehold.orchestration.planner import ROTATE, overdue
 from freehold.orchestration.view import ServerView
+from freehold.orchestration.waivers import ENDED
 
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds between attempts: doubled each time, never more than the last."""
@@ -41,10 +42,11 @@ def with_facts(status: ServerStatus, changes: Mapping[str, Any]) -> ServerStatus
 
 
 def with_findings(status: ServerStatus, new: Iterable[Finding], resolved: Iterable[str] = ()) -> ServerStatus:
-    fresh = {(finding.kind, finding.subject): finding for finding in new}
-    gone = set(resolved)
-    kept = [each for each in status.findings if each.kind not in gone and (each.kind, each.subject) not in fresh]
-    return msgspec.structs.replace(status, findings=(*kept, *fresh.values()))
+    """`new` take the place of all of the same kind and subject; there may be several of them (two foreign accounts)."""
+    fresh = tuple(dict.fromkeys(new))
+    replaced, gone = {(each.kind, each.subject) for each in fresh}, set(resolved)
+    kept = [each for each in status.findings if each.kind not in gone and (each.kind, each.subject) not in replaced]
+    return msgspec.structs.replace(status, findings=(*kept, *fresh))
 
 
 def moved(server: ServerView, move: Move, now: float) -> ServerStatus:
@@ -82,6 +84,7 @@ def failed(server: ServerView, step: str, error: Exception, now: float) -> Serve
     attempts = server.status.attempts + 1
     status = msgspec.structs.replace(
         server.status,
+        facts=_without_turn(server.facts) if step == ROTATE else server.facts,
         step=step,
         reason=in_words(error),
         waiting_for="",
@@ -98,6 +101,11 @@ def failed(server: ServerView, step: str, error: Exception, now: float) -> Serve
         remedy=remedy or "it is tried again by itself; if it stays, read the controller's log",
     )
     return with_findings(status, [finding], resolved=(STEP_FAILED,))
+
+
+def _without_turn(facts: Facts) -> Facts:
+    """A turn is for one attempt: the next one waits like everybody else's."""
+    return msgspec.structs.replace(facts, rotation_turn=None)
 
 
 def succeeded(status: ServerStatus) -> ServerStatus:
@@ -155,4 +163,5 @@ def _entered(old: ServerStatus, state: ServerState, reason: str, now: float) -> 
         deadline=now + limit if limit is not None else None,
         stuck=False,
     )
-    return with_findings(status, (), resolved=("stuck", "quarantined", STEP_FAILED))
+    over = (ENDED,) if state is ServerState.DECOMMISSIONING else ()  # its tenant's: what comes next is told anew
+    return with_findings(status, (), resolved=("stuck", "quarantined", STEP_FAILED, *over))

@@ -24,7 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import FACTORY, is_factory_ref
+from freehold.model.resources import ERASED, FACTORY, is_factory_ref
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band.credential_slots import StagedCredential, keeping, superseded
 from freehold.out_of_band.redfish import Credential
@@ -206,6 +206,13 @@ class VaultSlots:
             return msgspec.json.decode(kept, type=Credential) if kept is not None else None
         if declared.username is None or declared.password is None:
             return None
+        if declared.password == ERASED:
+            raise FreeholdError(
+                "the vault holds no credential for its BMC, and the factory password of its document was erased after"
+                " the take-over; nothing was sent to it",
+                server=self._view.name,
+                remedy=f"`freehold credential set {self._view.name}`, or restore the vault",
+            )
         return Credential(declared.username, declared.password)
 
     async def pending(self) -> StagedCredential | None:

@@ -4,15 +4,15 @@
 `_onward` says where the server goes. Nothing here reads a clock, a network or a database.
 """
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 
 from freehold.model.resources import Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
-from freehold.orchestration import bmc_keys
+from freehold.orchestration import releases
 from freehold.orchestration.conditions import (
     OS_RUNS,
     SLOW_BOOT,
@@ -20,48 +20,54 @@ from freehold.orchestration.conditions import (
     agent_attested,
     agent_expected,
     attestation_asked,
+    attestation_demanded,
+    attestation_fresh,
     attested_as_asked,
     attested_last,
     blocking,
     bmc_firmware_current,
     bmc_firmware_wanted,
-    certificate_due,
-    certificate_fresh,
-    credential_fresh,
+    bound,
     drift_checked,
+    ended_waivers_told,
     every_medium,
     fact,
     firmware_current,
     firmware_wanted,
     first_medium,
-    fresh_or_drifted,
     keys_current,
     keys_enrolled,
     keys_settled,
+    next_waiver_end,
     or_drifted,
     os_attested,
     os_ready,
     rechecked,
     revocations_checked,
-    rotation_asked,
-    rotation_due,
     secure_boot_waiver_ends,
+    silence,
     silent_for,
+    tpm_or_waiver,
+    tpm_waiver_ends,
     unprepared,
     unremediated,
     until,
 )
-from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, Wait
-from freehold.orchestration.lifecycle import (
-    UNMEASURED,
-    IntentRefusedError,
-    check_intent,
-    nothing_attests,
-    released_to,
+from freehold.orchestration.decisions import Decision, Do, Idle, Move, Quarantine, Refuse, Settle, TakeTurn, Wait
+from freehold.orchestration.lifecycle import IntentRefusedError, check_intent, no_tpm_attests, nothing_attests
+from freehold.orchestration.renewals import (
+    certificate_due,
+    certificate_fresh,
+    rotated_or_waiting,
+    rotation_asked,
+    rotation_look,
+    rotation_turn,
+    rotation_waits,
 )
 from freehold.orchestration.view import ServerView
 
 S = ServerState
+ROTATE = "rotate_credential"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ def agent_until(done: str) -> tuple[Goal, ...]:
     """The machine runs our agent, and the agent proved what it is; wanted until fact `done` holds."""
     return (
         Goal("Secure Boot keys settled", until(done, keys_settled), "enroll_secure_boot"),
+        Goal("TPM, or a waiver", until(done, tpm_or_waiver), "require_tpm"),
         Goal("boot agent", until(done, agent_expected), "boot_agent"),
         Goal(
             "agent attested",
@@ -131,7 +138,7 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         *agent_until("agent_released"),
         established("collect_inventory", "inband_inventory"),
         established("compare_inventory", "inventory_agrees"),
-        established("bind_ek", "ek_sha256"),
+        Goal("bind ek", bound, "bind_ek"),
         established("release_agent", "agent_released"),
     ),
     S.PREPARING: (
@@ -150,9 +157,10 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("Secure Boot keys enrolled", keys_enrolled, "enroll_secure_boot"),
     ),
     S.AVAILABLE: (
-        Goal("credential fresh", credential_fresh, "rotate_credential"),
+        Goal("credential fresh", rotated_or_waiting, ROTATE),
         Goal("certificate fresh", certificate_fresh, "renew_certificate"),
         Goal("Secure Boot keys current", keys_current, "enroll_secure_boot"),
+        Goal("TPM, or a waiver", tpm_or_waiver, "require_tpm"),
     ),
     S.PROVISIONING: (
         *agent_until("boot_entry_set"),
@@ -166,16 +174,20 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("OS ready", os_ready, waits_for="the OS to report that it is ready"),
     ),
     S.ACTIVE: (
-        # What needs least comes first: this needs nothing of the server, drift only its BMC, so neither a BMC that is
-        # away nor an OS that does not attest can keep us from looking.
+        # What needs least comes first: these need nothing of the server, and are done once. Drift needs its BMC. So
+        # neither a BMC that is away nor an OS that does not attest can keep us from the other; `silence` judges the OS.
+        Goal("ended waivers told", ended_waivers_told, "tell_ended_waivers"),
         Goal("image held against revocations", revocations_checked, "check_revocations"),
+        Goal("attestation demanded", attestation_demanded, "renew_attestation"),
         Goal("drift checked", drift_checked, "check_drift"),
-        Goal("credential fresh", credential_fresh, "rotate_credential"),
-        Goal("attestation fresh", fresh_or_drifted, "renew_attestation"),
+        Goal("credential fresh", rotated_or_waiting, ROTATE),
         Goal("certificate fresh", or_drifted(certificate_fresh), "renew_certificate"),
+        Goal("TPM, or a waiver", or_drifted(tpm_or_waiver), waits_for="a TPM: the waiver of its missing one has ended"),
+        Goal("attestation fresh", or_drifted(attestation_fresh), waits_for="a new attestation"),
     ),
     S.DRIFTED: (),
     S.REMEDIATING: (
+        Goal("attestation demanded", attestation_demanded, "renew_attestation"),
         Goal("drift remediated", lambda server, _: not unremediated(server), "remediate", subject=_first_unremediated),
         Goal("drift rechecked", rechecked, "check_drift"),
     ),
@@ -210,12 +222,14 @@ def next_step(server: ServerView, now: float) -> Decision:
             return answer
     if server.paused or status.state in (S.QUARANTINED, S.RETIRED):
         return Idle(None)
+    if (lost := silence(server, now)) is not None:
+        return Quarantine(lost)
     if status.retry_at is not None and now < status.retry_at:
         return Wait(status.reason, status.retry_at)
     for goal in GOALS[status.state]:
         if not goal.satisfied(server, now):
             return _pursue(server, goal, now)
-    return _onward(server)
+    return _onward(server, now)
 
 
 def restart_awaited(server: ServerView, since: float) -> bool:
@@ -227,7 +241,9 @@ def restart_awaited(server: ServerView, since: float) -> bool:
 
 def check_attestable(server: ServerView) -> None:
     """Raise `IntentRefusedError` unless something that can attest runs on the server, or is about to: the OS, or an
-    agent that the state still needs."""
+    agent that the state still needs. What goes without a TPM cannot."""
+    if server.facts.tpm_waived or (server.agent is not None and server.agent.by_ticket):
+        raise no_tpm_attests()
     facts = msgspec.structs.replace(server.facts, agent_booted_at=None)
     empty = msgspec.structs.replace(server, agent=None, status=msgspec.structs.replace(server.status, facts=facts))
     needs_agent = any(
@@ -245,8 +261,8 @@ def overdue(server: ServerView, now: float) -> bool:
 
 def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
     if goal.step is None:
-        silence = silent_for(server, now)
-        late = f"; nothing was heard for {silence / 60:.0f} minutes: {goal.if_silent}" if silence > SLOW_BOOT else ""
+        quiet = silent_for(server, now)
+        late = f"; nothing was heard for {quiet / 60:.0f} minutes: {goal.if_silent}" if quiet > SLOW_BOOT else ""
         return Wait(goal.waits_for + (late if goal.if_silent else ""), now + goal.again_after)
     key = f"{goal.step}/{goal.subject(server)}" if goal.subject else goal.step
     order = server.orders.get(key)
@@ -254,10 +270,18 @@ def _pursue(server: ServerView, goal: Goal, now: float) -> Decision:
         done, total = order.progress.get("done"), order.progress.get("total")
         share = f" ({100 * done // total} %)" if isinstance(done, int) and isinstance(total, int) and total else ""
         return Wait(f"the agent: {order.kind}{share}", now + goal.again_after)
-    return Do(goal.step, key)
+    return TakeTurn() if goal.step == ROTATE and rotation_turn(server, now) is None else Do(goal.step, key)
 
 
-def _onward(server: ServerView) -> Decision:
+def _idle(server: ServerView, now: float, *looks: float) -> Idle:
+    turn = rotation_waits(server, now)
+    until = min(rotation_look(server, now), certificate_due(server), *looks)
+    if turn is None:
+        return Idle(until)
+    return Idle(until, f"its turn to rotate the BMC password, at {datetime.fromtimestamp(turn, UTC):%H:%M:%S} UTC")
+
+
+def _onward(server: ServerView, now: float) -> Decision:
     """All goals of the state hold: where to?"""
     match server.status.state:
         case S.ENROLLED:
@@ -265,7 +289,8 @@ def _onward(server: ServerView) -> Decision:
         case S.SECURING:
             return Move(S.DISCOVERING, "its BMC is ours alone")
         case S.DISCOVERING:
-            return Move(S.PREPARING, "both inventories agree and the TPM is bound")
+            known = "the TPM is bound" if server.facts.ek_sha256 is not None else "a waiver stands for the TPM"
+            return Move(S.PREPARING, f"both inventories agree and {known}")
         case S.PREPARING:
             return Move(S.AVAILABLE, "prepared as declared")
         case S.AVAILABLE:
@@ -275,18 +300,18 @@ def _onward(server: ServerView) -> Decision:
                 return Move(S.PREPARING, f"its BIOS is to be {firmware_wanted(server)}")
             given = server.assignment
             if given is None or given.revision == server.facts.ended_assignment:
-                return Idle(min(rotation_due(server), certificate_due(server), secure_boot_waiver_ends(server)))
+                return _idle(server, now, secure_boot_waiver_ends(server), tpm_waiver_ends(server))
             tenancy = Tenancy(name=given.name, revision=given.revision, spec=given.spec)
             return Move(S.PROVISIONING, f"assigned by {given.name}", facts={"tenancy": tenancy})
         case S.PROVISIONING:
-            return Move(S.ATTESTING, "the image is written and the OS is booting")
+            return Move(S.ATTESTING, "the image is written and the OS is booting", facts=_confirmed(server))
         case S.ATTESTING:
             attested = server.agent.attested_at if server.agent else None
             return Move(S.ACTIVE, "the OS attested and is ready", facts={"last_attestation": attested})
         case S.ACTIVE:
             if kinds := blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE):
                 return Move(S.DRIFTED, f"drift: {', '.join(kinds)}")
-            return Idle(_next_check(server))
+            return _idle(server, now, *_next_checks(server), next_waiver_end(server, now))
         case S.DRIFTED:
             if kinds := blocking(server, Reaction.QUARANTINE):
                 return Quarantine(f"drift that policy does not remediate: {', '.join(kinds)}")
@@ -311,10 +336,17 @@ def _onward(server: ServerView) -> Decision:
             return Idle(None)
 
 
-def _next_check(server: ServerView) -> float:
+def _confirmed(server: ServerView) -> dict[str, object]:
+    """The agent that wrote the image had attested under these keys: PCR 7 was what they make it."""
+    facts = server.facts
+    shown = facts.secure_boot_enrolled and facts.ek_sha256 is not None
+    return {"secure_boot_confirmed": facts.secure_boot_generation or 1} if shown else {}
+
+
+def _next_checks(server: ServerView) -> tuple[float, ...]:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
     attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
-    return min(checked, attested, rotation_due(server), certificate_due(server))
+    return checked, attested
 
 
 def _answer(server: ServerView, intent: Intent) -> Decision | None:
@@ -326,12 +358,14 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             check_attestable(server)
     except IntentRefusedError as refusal:
         return Refuse(intent.id, refusal.what)
+    if intent.kind is IntentKind.ATTEST and (server.facts.tpm_missing or 0.0) > intent.at:
+        return Refuse(intent.id, "it has no usable TPM 2.0")
     why = f"{intent.kind} by {intent.by}" + (f": {intent.reason}" if intent.reason else "")
     match intent.kind:
         case IntentKind.QUARANTINE:
             return Quarantine(intent.reason or why, intent.id)
         case IntentKind.RELEASE:
-            return _release(server, intent, why)
+            return releases.release(server, intent, why)
         case IntentKind.DECOMMISSION | IntentKind.RETIRE:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
         case IntentKind.ROTATE:
@@ -344,49 +378,3 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return Settle(intent.id, "attested") if attestation_asked(server) is None else None
         case IntentKind.PAUSE | IntentKind.RESUME:
             return None
-
-
-def _release(server: ServerView, intent: Intent, why: str) -> Decision:
-    """Out of quarantine. With `remeasure` the firmware's reference values go, and what rested on them: the server is
-    erased first if anybody may have left data on it, and joins the pool only by way of `preparing`."""
-    to_erase = intent.args.get("to") == S.DECOMMISSIONING
-    remeasure = intent.args.get("remeasure") is True
-    missing = [name for name in unprepared(server.facts) if not (remeasure and name == "reference_values")]
-    if to_erase and missing:
-        return Refuse(intent.id, f"it was never prepared ({', '.join(missing)}); release it without --to")
-    target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
-    if remeasure and not to_erase and server.facts.tenancy is not None:
-        return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
-    move = Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})
-    key = intent.args.get("accept_bmc_key")
-    return move if key is None else _repinned(server, intent, move, str(key).lower())
-
-
-def _repinned(server: ServerView, intent: Intent, move: Move, key: str) -> Decision:
-    """A release by people who vouch for the key that the BMC has now: that key is pinned, and nothing else counts,
-    until a new certificate is installed."""
-    if not re.fullmatch("[0-9a-f]{64}", key):
-        return Refuse(intent.id, f"{key!r} is not the SHA-256 of a key: 64 hexadecimal digits")
-    declared = server.spec.bmc.expected_fingerprint
-    if declared is not None and declared.lower() != key:
-        return Refuse(intent.id, f"the Server document declares BMC key {declared}: correct it, or leave it out, first")
-    asked = server.asked.get(str(intent.args.get("approval")))
-    if (lacking := bmc_keys.unapproved(server, key, asked, intent.at)) is not None:
-        return Refuse(intent.id, lacking)
-    address = server.spec.bmc.address
-    facts = {"bmc_identity": key, "bmc_address": address, "bmc_certificate": None, "bmc_certificate_pending": None}
-    people = ", ".join(asked.approved_by) if asked is not None else intent.by
-    claim: dict[str, object] = {
-        "address": address,
-        "spki_sha256": key,
-        "method": f"accepted by {people}",
-        "reason": intent.reason,
-        "approval": asked.request.id if asked is not None else None,
-    }
-    return replace(
-        move,
-        reason=f"{move.reason} (accepts BMC key {key})",
-        facts={**move.facts, **facts},
-        statements=(("bmc-identity", claim),),
-        approval=asked.request.id if asked is not None else None,
-    )

@@ -8,9 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.evidence import canonical
 from freehold.model.errors import FreeholdError
+from freehold.model.status import IntentKind, ServerStatus
 from freehold.orchestration.approvals import ask_for, expired, granted, require_signatures, spend
+from freehold.orchestration.conditions import OS_RUNS
 from freehold.orchestration.database import Database
-from freehold.orchestration.schema import reference_values, servers
+from freehold.orchestration.schema import intents, reference_values, servers
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues, become, firmware_id
 from freehold.root_of_trust.operators import Act, Granted, NotApproved, Request
 
@@ -38,14 +40,22 @@ class ReferenceLedger:
         self._database = database
 
     async def propose(
-        self, values: ReferenceValues, origin: str, by: str, now: float, *, doubted: bool = False
+        self,
+        values: ReferenceValues,
+        origin: str,
+        by: str,
+        now: float,
+        *,
+        compared: str = "",
+        doubted: bool = False,
     ) -> KnownReference:
-        """Put values before the operators, unless they are known already. `doubted`: known or not, because the approval
-        that they have does not verify."""
+        """Put values before the operators, unless they are known already. `compared`: what the depot had to say of them
+        then, for those who sign. `doubted`: known or not, because the approval that they have does not verify."""
+        details = {"id": values.id, "origin": origin, "values": msgspec.to_builtins(values)}
         request = Request(
             act=Act.REFERENCE_VALUES,
             subject=values.title,
-            details={"id": values.id, "origin": origin, "values": msgspec.to_builtins(values)},
+            details=details | ({"depot": compared} if compared else {}),
             requested_by=by,
             at=now,
             expires=now + PATIENCE,
@@ -106,14 +116,16 @@ class ReferenceLedger:
         return found
 
     async def withdraw(self, reference_id: str, wanted: ReferenceState, now: float) -> None:
-        """Supersede or revoke: one person may, since it only ever takes trust away. Whoever was staged with revoked
-        values is quarantined at its next attestation."""
+        """Supersede or revoke: one person may, since it only ever takes trust away. Who was staged with revoked values
+        has to attest at once, and is quarantined by that."""
 
         async def work(connection: AsyncConnection) -> None:
             known = await _required(connection, reference_id)
             await _become(connection, known, wanted, now)
             if known.state is ReferenceState.PENDING:
                 await spend(connection, known.approval, now)
+            if wanted is ReferenceState.REVOKED:
+                await _demand_attestations(connection, known.values, now)
             await connection.execute(update(servers).values(next_due=now, wakes=servers.c.wakes + 1))
 
         await self._database.write(work)
@@ -146,6 +158,22 @@ async def _one(connection: AsyncConnection, reference_id: str) -> KnownReference
     query = select(reference_values).where(reference_values.c.id == reference_id)
     row = (await connection.execute(query)).one_or_none()
     return _known(row) if row is not None else None
+
+
+async def _demand_attestations(connection: AsyncConnection, values: ReferenceValues, now: float) -> None:
+    """Of every server whose OS runs on firmware that measures `values`."""
+    rows = await connection.execute(select(servers.c.name, servers.c.status).where(servers.c.state.in_(OS_RUNS)))
+    concerned = [
+        row.name
+        for row in rows.all()
+        if (held := msgspec.json.decode(row.status, type=ServerStatus).facts.reference_values) is not None
+        and firmware_id(held) == values.firmware
+    ]
+    asked = {"kind": IntentKind.ATTEST.value, "by": "revocation", "args": "{}", "at": now}
+    reason = f"the reference values {values.id} were revoked"
+    if concerned:
+        every = [{"server": name, "reason": reason, **asked} for name in concerned]
+        await connection.execute(insert(intents), every)
 
 
 async def _required(connection: AsyncConnection, reference_id: str) -> KnownReference:

@@ -5,12 +5,12 @@ attests under these. What the site's newest keys would not start is therefore sa
 import dataclasses
 
 from freehold.model.findings import Finding, Severity
-from freehold.orchestration.measurements import BootedImage
+from freehold.orchestration.measurements import REVOKED, BootedImage
 from freehold.orchestration.view import ServerView
 from freehold.root_of_trust.attestation.appraise import Verdict
 from freehold.root_of_trust.secure_boot_generations import KeySet
 
-REVOKED, UNCHECKED = "revoked-image", "revocations-unchecked"
+UNCHECKED = "revocations-unchecked"
 
 
 def revoked(server: str, image: BootedImage | None, newest: KeySet) -> Finding | None:
@@ -31,8 +31,23 @@ def revoked(server: str, image: BootedImage | None, newest: KeySet) -> Finding |
     )
 
 
+def in_dbx(image: BootedImage | None, newest: KeySet) -> str | None:
+    """The digest (hex) by which somebody revoked just this image. One whose key has left db is refused as well, but
+    nobody has said that it is bad: it is a finding, and no more."""
+    return image.authenticode.hex() if image is not None and image.authenticode in newest.dbx else None
+
+
+def quarantines(server: str, found: Finding) -> str:
+    """Why policy does not let the server run on, and what a person does then."""
+    return (
+        f"{server}: {found.detail}; `freehold release {server} --to decommissioning` erases it, then it is assigned "
+        "anew (a Policy with `revokedImage: report` would let it run on)"
+    )
+
+
 def with_revocation(verdict: Verdict, server: str, image: BootedImage, newest: KeySet) -> Verdict:
-    """What is signed of an appraisal says so too. It is no reason for distrust: the server runs what it was given."""
+    """What is signed of an appraisal says so too, and nothing that shows it calls it clean. The quote itself is as it
+    should be: the server runs what it was given. What becomes of it is the policy's business (`check_revocations`)."""
     found = revoked(server, image, newest)
     return verdict if found is None else dataclasses.replace(verdict, findings=(*verdict.findings, found))
 

@@ -100,6 +100,14 @@ tpm_states = Table(
     Column("state", Text, nullable=False),  # of its last quote
 )
 
+ticket_uses = Table(
+    "ticket_uses",
+    metadata,
+    Column("server", String, ForeignKey("servers.name", ondelete="CASCADE"), primary_key=True),
+    Column("ticket", String, nullable=False),  # SHA-256 of the one that was used last, hex
+    Column("boot_id", String, nullable=False),  # of the only boot that it is good for
+)
+
 orders = Table(
     "orders",
     metadata,

@@ -14,10 +14,11 @@ import msgspec
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import DriftKind
 from freehold.model.status import AgentSession, BmcCertificate, Drift, FirmwareFact, ImageFact, Medium
-from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted
+from freehold.orchestration.conditions import bmc_firmware_wanted, firmware_wanted, wants_ticket
 from freehold.orchestration.lifecycle import UNCLOSED, UNMEASURED
 from freehold.orchestration.planner import STEPS
 from freehold.orchestration.step import StepContext, StepFn, StepResult
+from freehold.orchestration.waivers import ended
 
 FACTORY, OURS = "factory", "ours"
 CERTIFICATE_LIFE = 397 * 86400.0
@@ -44,7 +45,9 @@ class SimulatedServer:
     bmc_version: str = "4.0"
     highest_fence: int = 0
     agent_silent: bool = False
+    has_tpm: bool = True
     skips_erase: bool = False
+    keeps_ipmi: bool = False  # nothing turns it off: two people waived it, and their waiver has ended
     wrong_image: bool = False
 
     def bios_fact(self) -> FirmwareFact:
@@ -113,8 +116,8 @@ class World:
         return StepResult(facts={"factory_accounts_disabled": True})
 
     async def _disable_ipmi(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        server.ipmi = False
-        return StepResult(facts={"ipmi_off": True})
+        server.ipmi = server.keeps_ipmi
+        return StepResult(facts={"ipmi_off": True, "ipmi_waived": server.keeps_ipmi})
 
     async def _close_services(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("posture", services_closed=True)
@@ -129,9 +132,17 @@ class World:
         facts = {"oob_inventory": inventory, "firmware": server.bios_fact(), "bmc_version": server.bmc_version}
         return StepResult(facts=facts)
 
+    async def _require_tpm(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        server.running = ""
+        await context.agents.end_session(context.name)
+        facts = {"tpm_missing": context.now, "agent_booted_at": None, "boot_ticket": None}
+        return StepResult(done=False, facts=facts, waiting_for="a usable TPM 2.0, or a waiver")
+
     async def _boot_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         await self._boot(context, server, "ramdisk")
-        return StepResult(facts={"agent_booted_at": context.now})
+        ticket = "t" * 64 if wants_ticket(context.server, context.now) else None
+        facts = {"agent_booted_at": context.now, "agent_trust": context.server.agent_trust, "boot_ticket": ticket}
+        return StepResult(facts=facts)
 
     async def _collect_inventory(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("inventory", inband_inventory={"drives": sorted(server.media)})
@@ -142,12 +153,14 @@ class World:
         return StepResult(facts={"inventory_agrees": True})
 
     async def _bind_ek(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        if not server.has_tpm:
+            return _proved("waiver", tpm_waived=True, tpm_missing=None, learned_reference={})
         return StepResult(facts={"ek_sha256": f"ek-{context.name}", "learned_reference": server.measures()})
 
     async def _release_agent(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.running = ""
         await context.agents.end_session(context.name)
-        return StepResult(facts={"agent_released": True})
+        return StepResult(facts={"agent_released": True, "boot_ticket": None})
 
     # preparing
 
@@ -168,7 +181,7 @@ class World:
         return StepResult(facts={"reference_values": context.facts.learned_reference})
 
     async def _learn_reference(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"learned_reference": server.measures()})
+        return StepResult(facts={"learned_reference": server.measures() if server.has_tpm else {}})
 
     async def _apply_bmc_firmware(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.bmc_version, server.ipmi = bmc_firmware_wanted(context.server) or server.bmc_version, True
@@ -191,7 +204,7 @@ class World:
         return _proved("image", image=image, image_written=True)
 
     async def _write_seed(self, context: StepContext, server: SimulatedServer) -> StepResult:
-        return StepResult(facts={"seed_written": True})
+        return StepResult(facts={"seed_written": True, "os_ticket": None if server.has_tpm else "o" * 64})
 
     async def _set_boot_entry(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return _proved("boot-config", boot_entry_set=True)
@@ -199,7 +212,7 @@ class World:
     async def _boot_os(self, context: StepContext, server: SimulatedServer) -> StepResult:
         server.tpm_owner = "os"
         await self._boot(context, server, "os")
-        return StepResult(facts={"os_booted_at": context.now})
+        return StepResult(facts={"os_booted_at": context.now, "boot_ticket": None})
 
     # available, active
 
@@ -216,6 +229,9 @@ class World:
 
     async def _check_revocations(self, context: StepContext, server: SimulatedServer) -> StepResult:
         return StepResult(facts={"revocations_checked": context.server.secure_boot_generation})
+
+    async def _tell_ended_waivers(self, context: StepContext, server: SimulatedServer) -> StepResult:
+        return StepResult(facts={"waivers_ended": ended(context.server.waivers, context.facts, context.now)})
 
     async def _check_drift(self, context: StepContext, server: SimulatedServer) -> StepResult:
         found = []
@@ -294,6 +310,10 @@ class World:
     async def _hello(self, context: StepContext, server: SimulatedServer) -> None:
         now = context.now
         trusted = now if not (server.wrong_image and server.running == "os") else None
+        details: dict[str, Any] = {}
+        if not server.has_tpm:
+            waived = wants_ticket(context.server, now)
+            trusted, details = (now, {"ticket": "t" * 64}) if waived else (None, {"no_tpm": True})
         session = AgentSession(
             id=f"{context.name}-{server.boots}-{context.fence}",
             mode="os" if server.running == "os" else "ramdisk",
@@ -302,6 +322,7 @@ class World:
             last_seen=now,
             attested_at=trusted,
             ready_at=trusted if server.running == "os" else None,
+            details=details,
         )
         await context.agents.put_session(context.name, session)
 

@@ -1,6 +1,8 @@
 """A running site: the keepers and services that the steps need, in one place. It decides nothing."""
 
 import asyncio
+import hashlib
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq
 from freehold.provisioning.firmware_shelf import FirmwareShelf
+from freehold.provisioning.ticket_shelf import TicketShelf, medium
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
 from freehold.root_of_trust.depot import Depot, Seen
@@ -41,6 +44,13 @@ from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
 
 BOOT_PORT, AGENT_PORT, FIRMWARE_PORT = 8080, 8443, 8444
+
+
+def agent_port(agent_ca: int) -> int:
+    """Where agents that know the controller by this generation of the agent CA find it: 8443, then 8445, 8446, …"""
+    return AGENT_PORT if agent_ca == 1 else FIRMWARE_PORT + agent_ca - 1
+
+
 BMC_COMMAND = 10.0
 """Seconds that a command to a BMC may be on its way: so much of the lease must be left before it is sent."""
 
@@ -49,7 +59,8 @@ EnsureLease = Callable[[float], Awaitable[None]]
 """`StepContext.ensure_lease`: raises if a command of so many seconds may not be sent."""
 
 ROTATIONS_AT_ONCE = 32
-"""BMCs whose password is being changed at the same time: so many at most stand half-way if the site loses power."""
+"""BMCs whose password is being changed at the same time, and as many whose certificate is: so many at most stand
+half-way if the site loses power."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,12 @@ class OsImage:
     manifest_envelope: dict[str, object]
     manifest_sha256: str
     booted: BootedImage
+    sha256: str
     size: int
     chunks: int
+    agent_ca: int = 1  # generation of the agent CA by which its agent knows the controller
+    served: str = ""  # under which name, if not the file's own
+    origin: dict[str, object] = field(default_factory=lambda: {"origin": "built"})  # who vouches for it, for evidence
 
 
 @dataclass
@@ -83,8 +98,12 @@ class Site:
     tftp: Path  # directory of what PXE clients may fetch
     agent_builds: dict[str, BootedImage] = field(default_factory=dict)
     """By SHA-256 of the UKI: earlier builds that a server may still be running."""
+    agent_trust: tuple[int, int] = (1, 1)
+    """What `agent_image` believes, as in `SiteKeys`."""
     os_builds: dict[str, BootedImage] = field(default_factory=dict)
     """By SHA-256 of the image's manifest, likewise."""
+    depot_images: dict[str, OsImage] = field(default_factory=dict)
+    """By SHA-256: those of the depot whose bytes were verified, and for which the manifest was made and signed."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     store: Store | None = None
@@ -94,6 +113,7 @@ class Site:
     """Tells the agent's door that there is an order for the server."""
     due_to_boot: dict[str, tuple[BootHost, ...]] = field(default_factory=dict)
     rotations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
+    renewals: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ROTATIONS_AT_ONCE))
     _dhcp_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -108,6 +128,20 @@ class Site:
     def shelf(self) -> FirmwareShelf:
         """Where BMCs fetch firmware, if they take no uploads."""
         return FirmwareShelf(f"https://{self.spec.controller.oob}:{FIRMWARE_PORT}")
+
+    @cached_property
+    def tickets(self) -> TicketShelf:
+        """Where BMCs fetch the media for servers without a TPM."""
+        return TicketShelf(f"http://{self.spec.controller.oob}:{BOOT_PORT}")
+
+    async def give_ticket(self, server: str) -> tuple[str, str]:
+        """(where the server's BMC fetches a CD that starts our agent and bears a fresh ticket, SHA-256 of the ticket in
+        hex). Nothing else of the ticket is kept."""
+        iso = self.files.find("boot", self.agent_iso)
+        assert iso is not None
+        ticket = secrets.token_bytes(32)
+        url = self.tickets.lay(server, medium(await asyncio.to_thread(iso.read_bytes), ticket))
+        return url, hashlib.sha256(ticket).hexdigest()
 
     @property
     def boot_url(self) -> str:
@@ -130,7 +164,9 @@ class Site:
     def image(self, name: str) -> OsImage:
         if name not in self.images:
             raise FreeholdError(
-                f"image {name} is declared but not built", remedy="assign one of: " + ", ".join(self.images)
+                f"image {name} is declared but not built",
+                remedy=f"assign one of: {', '.join(self.images)}; or import it with `freehold depot import --kind"
+                " os-image`, and declare an Image with spec.depot",
             )
         return self.images[name]
 
@@ -141,7 +177,8 @@ class Site:
 
     def os_build(self, manifest_sha256: str) -> BootedImage | None:
         """The OS image with this manifest; None if this controller does not keep it."""
-        current = {image.manifest_sha256: image.booted for image in self.images.values()}
+        every = (*self.images.values(), *self.depot_images.values())
+        current = {image.manifest_sha256: image.booted for image in every}
         return (self.os_builds | current).get(manifest_sha256)
 
     async def newest_keys(self) -> KeySet:

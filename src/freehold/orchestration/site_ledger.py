@@ -3,13 +3,16 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.evidence import Predicate
+from freehold.model.documents import resource_from
 from freehold.model.findings import Finding
+from freehold.model.resources import ERASED
+from freehold.model.status import ServerStatus
 from freehold.orchestration.database import Database
-from freehold.orchestration.schema import evidence_due, site_findings, told
+from freehold.orchestration.schema import events, evidence_due, resources, servers, site_findings, told
 
 _FINDINGS = tuple[Finding, ...]
 
@@ -49,6 +52,37 @@ class SiteLedger:
             return tuple(each for each in findings if each not in before)
 
         return await self._database.write(work)
+
+    async def erase_factory_passwords(self, now: float) -> tuple[str, ...]:
+        """Take the factory password out of every document whose BMC has one of ours by now; of which servers. It is no
+        change of what is declared. SQLite overwrites what it held (`secure_delete`); `scrub` is what follows."""
+        mine = (servers.c.name == resources.c.name) & (resources.c.kind == "Server")
+        query = select(resources.c.name, resources.c.document, servers.c.status).join(servers, mine)
+        query = query.where(resources.c.document.like('%"password":%'), resources.c.document.not_like(f"%{ERASED}%"))
+
+        async def work(connection: AsyncConnection) -> tuple[str, ...]:
+            done = []
+            for row in (await connection.execute(query)).all():
+                resource = resource_from(msgspec.json.decode(row.document), origin="the store")
+                status = msgspec.json.decode(row.status, type=ServerStatus)
+                if not resource.has_password or not status.facts.bmc_credential_committed:
+                    continue
+                document = msgspec.json.encode(resource.erased().to_document(reveal=True)).decode()
+                this = (resources.c.kind == "Server") & (resources.c.name == row.name)
+                await connection.execute(update(resources).where(this).values(document=document))
+                said = "the factory password of its document is erased from the store: its BMC has one of ours"
+                await connection.execute(insert(events).values(at=now, server=row.name, kind="erased", message=said))
+                done.append(row.name)
+            return tuple(done)
+
+        async with self._database.read() as connection:  # looking first is a read
+            if await connection.scalar(query.limit(1)) is None:
+                return ()
+        return await self._database.write(work)
+
+    async def scrub(self) -> bool:
+        """What was erased goes from the write-ahead log of SQLite too; False: somebody reads, try again."""
+        return await self._database.truncate_log()
 
     async def told(self, source: str) -> frozenset[str]:
         """Digests of what `source` has in the evidence log."""

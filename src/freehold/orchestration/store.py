@@ -17,19 +17,20 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from freehold.evidence import Predicate
 from freehold.model.documents import resource_from, validate_set
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import AssignmentSpec, Resource, Waivable, WaiverSpec
+from freehold.model.resources import AssignmentSpec, Resource, SiteSpec, Waivable, WaiverSpec
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_waivers
 from freehold.orchestration.database import Database
-from freehold.orchestration.ledger import Ledger, secure_boot_generation
+from freehold.orchestration.ledger import SECURE_BOOT, Ledger, announced, rotation_pace, set_rotation_pace
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
 from freehold.orchestration.schema import about, events, intents, orders, resources, servers
-from freehold.orchestration.site_ledger import SiteLedger
-from freehold.orchestration.waivers import remedy, request_of, waiver_for
+from freehold.orchestration.site_ledger import SiteLedger, owe
+from freehold.orchestration.waivers import claim, remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
 
 
@@ -103,8 +104,11 @@ class Store:
             present = {resource.key: resource for resource in await _all_resources(connection)}
             named = {resource.key for resource in wanted}
             validate_set([*wanted, *(resource for key, resource in present.items() if key not in named)])
-            changes = [_change(present.get(resource.key), resource) for resource in wanted]
-            for change, resource in zip(changes, wanted, strict=True):
+            # What was erased stays so: the BMC has another password, whatever the file says that it was delivered with.
+            erased = {key for key, resource in present.items() if resource.is_erased}
+            kept = [resource.erased() if resource.key in erased else resource for resource in wanted]
+            changes = [_change(present.get(resource.key), resource) for resource in kept]
+            for change, resource in zip(changes, kept, strict=True):
                 if not dry_run and change.action != "unchanged":
                     await self._put(connection, resource, change)
             return changes
@@ -145,7 +149,10 @@ class Store:
         await _note(connection, now, names or _server_of(resource), change.action, f"{resource.kind} {resource.name}")
         if concerned := names or _server_of(resource):
             await wake(connection, concerned)
-        elif resource.kind == "Policy":
+        elif resource.kind in ("Policy", "Site"):
+            if isinstance(spec, SiteSpec):
+                old = await rotation_pace(connection, change=True)
+                await set_rotation_pace(connection, old.at(spec.rotations_per_minute, now))
             await connection.execute(update(servers).values(next_due=now, wakes=servers.c.wakes + 1))
 
     async def get(self, kind: str, name: str) -> Stored:
@@ -237,23 +244,34 @@ class Store:
 
     async def _deletion_waived(self, connection: AsyncConnection, name: str, present: Iterable[Resource]) -> bool:
         declared = [(each.name, each.spec) for each in present if isinstance(each.spec, WaiverSpec)]
-        waivers = (await signed_waivers(connection, declared)).get(name, [])
-        return waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, self._clock()) is not None
+        waivers, now = (await signed_waivers(connection, declared)).get(name, []), self._clock()
+        waiver = waiver_for(waivers, Waivable.DELETION_WITHOUT_CERTIFICATE, now)
+        if waiver is not None:
+            said = {"server": name, **claim(waiver, now, why="deleted without a destruction certificate")}
+            await owe(connection, Predicate.WAIVER, f"server/{name}", said)
+        return waiver is not None
 
     # intents
 
     async def secure_boot_generation(self) -> int:
         """The newest generation of Secure Boot keys that was announced; 0: none was."""
-        async with self._database.read() as connection:
-            return await secure_boot_generation(connection) or 0
+        return int(await self.announced(SECURE_BOOT) or 0)
 
     async def announce_secure_boot(self, number: int) -> None:
         """There is a newer generation of Secure Boot keys. Every server is looked at."""
+        await self.announce(SECURE_BOOT, str(number))
+
+    async def announced(self, name: str) -> str | None:
+        """What the planner was last told of one of the site's keys."""
+        async with self._database.read() as connection:
+            return (await announced(connection)).get(name)
+
+    async def announce(self, name: str, value: str) -> None:
+        """Tell the planner which of the site's keys counts now. Every server is looked at."""
 
         async def work(connection: AsyncConnection) -> None:
-            name = "secure-boot-generation"
             await connection.execute(delete(about).where(about.c.name == name))
-            await connection.execute(insert(about).values(name=name, value=str(number)))
+            await connection.execute(insert(about).values(name=name, value=value))
             await connection.execute(update(servers).values(next_due=0.0, wakes=servers.c.wakes + 1))
 
         await self._database.write(work)

@@ -4,6 +4,7 @@ import msgspec
 
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec
 from freehold.model.status import AgentSession, Facts, Intent, Order, ServerStatus
+from freehold.orchestration.pace import Pace
 from freehold.orchestration.waivers import ActiveWaiver
 from freehold.root_of_trust.operators import Asked
 
@@ -27,6 +28,9 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     assignment: Assigned | None = None
     generation: int = 1
     secure_boot_generation: int = 1  # the newest of the site's Secure Boot keys
+    pace: Pace = Pace()
+    agent_trust: tuple[int, int] = (1, 1)  # what the site's agent believes: generation of agent CA, of image key
+    bmc_ca: str | None = None  # `pki.key_id` of the BMC CA, once it is not the first one any more
     paused: bool = False
     waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()

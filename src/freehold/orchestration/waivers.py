@@ -5,12 +5,14 @@ A `Waiver` document asks; it counts once two operators have approved exactly wha
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
 from freehold.model.findings import Finding, Severity
 from freehold.model.resources import Waivable, WaiverSpec
 from freehold.model.status import Facts
+from freehold.out_of_band.hardening import directories
 from freehold.root_of_trust.operators import (
     PAYLOAD_TYPE,
     THRESHOLD,
@@ -18,11 +20,13 @@ from freehold.root_of_trust.operators import (
     Operators,
     Request,
     approvers,
+    as_evidence,
 )
 
 
 class ActiveWaiver(msgspec.Struct, frozen=True, kw_only=True):
-    """A waiver that enough people signed. `expires`: UNIX seconds; whoever relies on it compares."""
+    """A waiver that enough people signed. `expires`: UNIX seconds; whoever relies on it compares. `approval`: what they
+    signed, with their signatures."""
 
     name: str
     finding: Waivable
@@ -30,6 +34,7 @@ class ActiveWaiver(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
     approved_by: tuple[str, ...]
     account: str | None = None
+    approval: dict[str, Any] = {}
 
 
 def request_of(name: str, spec: WaiverSpec) -> Request:
@@ -46,8 +51,8 @@ def request_of(name: str, spec: WaiverSpec) -> Request:
 
 def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Operators) -> ActiveWaiver | None:
     """The waiver, if enough of today's operators signed what it says now."""
-    request = request_of(name, spec)
-    names = approvers(request.to_bytes(), PAYLOAD_TYPE, envelopes, people)
+    request, given = request_of(name, spec), tuple(envelopes)
+    names = approvers(request.to_bytes(), PAYLOAD_TYPE, given, people)
     if len(names) < THRESHOLD:
         return None
     return ActiveWaiver(
@@ -57,6 +62,7 @@ def signed(name: str, spec: WaiverSpec, envelopes: Iterable[bytes], people: Oper
         expires=request.expires,
         approved_by=names,
         account=spec.account,
+        approval=as_evidence(request, given, people),
     )
 
 
@@ -71,37 +77,64 @@ def of_accounts(waivers: Iterable[ActiveWaiver], now: float) -> dict[str, Active
     return {each.account: each for each in found if each.account is not None}
 
 
+ENDED = "waiver-ended"
+
+
 def exceptions(waivers: Iterable[ActiveWaiver], facts: Facts, server: str, now: float) -> tuple[Finding, ...]:
-    """What the server goes without: a remark while a waiver holds, a warning when it has ended."""
+    """What the server goes without: a remark while a waiver holds; critical when it has ended and the server lives on
+    without."""
     known = tuple(waivers)
-    lacking = {
-        Waivable.BMC_CERTIFICATE: facts.bmc_certificate is None and facts.bmc_certificate_waived,
-        Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
-        Waivable.MISSING_MEDIUM: bool(facts.missing_media),
-    }
-    found = [_exception(known, finding, server, now) for finding, lacks in lacking.items() if lacks]
+    found = [_exception(known, finding, server, now) for finding in _lacking(facts)]
     for account, waiver in of_accounts(known, now).items():
         found.append(_waived(waiver, f"account {account} of its BMC, which is not ours, may stay", server))
     return tuple(found)
 
 
+def _lacking(facts: Facts) -> tuple[Waivable, ...]:
+    lacking = {
+        Waivable.BMC_CERTIFICATE: facts.bmc_certificate is None and facts.bmc_certificate_waived,
+        Waivable.SECURE_BOOT_DATABASES: not facts.secure_boot_enrolled and facts.secure_boot_waived,
+        Waivable.TPM: facts.ek_sha256 is None and facts.tpm_waived,
+        Waivable.MISSING_MEDIUM: bool(facts.missing_media),
+        Waivable.IPMI: facts.ipmi_waived,
+        Waivable.BMC_DIRECTORY: bool(directories(facts.services_left_open)),
+    }
+    return tuple(finding for finding, lacks in lacking.items() if lacks)
+
+
+def ended(waivers: Iterable[ActiveWaiver], facts: Facts, now: float) -> tuple[Waivable, ...]:
+    """What the server lives without though no waiver holds any longer. A medium that was missing when it was erased is
+    the past: only that waiver's end changes nothing. A foreign account is drift from that moment on."""
+    known = tuple(waivers)
+    lasting = (finding for finding in _lacking(facts) if finding is not Waivable.MISSING_MEDIUM)
+    return tuple(finding for finding in lasting if waiver_for(known, finding, now) is None)
+
+
+def ended_finding(server: str, finding: Waivable) -> Finding:
+    past = finding is Waivable.MISSING_MEDIUM
+    return Finding(
+        severity=Severity.WARNING if past else Severity.CRITICAL,
+        kind=ENDED,
+        subject=finding.value,
+        detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
+        remedy=f"mend it, {remedy(server, finding)}",
+    )
+
+
 _WITHOUT = {
     Waivable.BMC_CERTIFICATE: "its BMC serves no certificate of the site's BMC CA",
     Waivable.SECURE_BOOT_DATABASES: "its firmware has not the site's Secure Boot keys: it starts what anybody signed",
+    Waivable.TPM: "it has no usable TPM 2.0: nothing proves what it boots",
     Waivable.MISSING_MEDIUM: "disks that were in it are unaccounted for",
+    Waivable.IPMI: "its BMC answers IPMI over LAN",
+    Waivable.BMC_DIRECTORY: "its BMC lets in whom a directory vouches for",
 }
 
 
 def _exception(waivers: tuple[ActiveWaiver, ...], finding: Waivable, server: str, now: float) -> Finding:
     waiver = waiver_for(waivers, finding, now)
     if waiver is None:
-        return Finding(
-            severity=Severity.WARNING,
-            kind=finding.value,
-            subject=server,
-            detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
-            remedy=f"mend it, {remedy(server, finding)}",
-        )
+        return ended_finding(server, finding)
     return _waived(waiver, _WITHOUT[finding], server)
 
 
@@ -117,9 +150,9 @@ def _waived(waiver: ActiveWaiver, what: str, server: str) -> Finding:
     )
 
 
-def claim(waiver: ActiveWaiver, **what: object) -> dict[str, object]:
-    """The statement `waiver`: what was gone without, and by whose word."""
-    return {**msgspec.to_builtins(waiver), **what}
+def claim(waiver: ActiveWaiver, at: float, **what: object) -> dict[str, object]:
+    """The statement `waiver`: what was gone without, and by whose word and signature, at that time (UNIX seconds)."""
+    return {**msgspec.to_builtins(waiver), "at": at, **what}
 
 
 def remedy(server: str, finding: Waivable) -> str:

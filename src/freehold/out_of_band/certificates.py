@@ -9,7 +9,9 @@ BMC, nor a BMC that takes a certificate and says that it does not, makes it a st
 `next_certificate_step` and `accepted_identity` are the whole policy, and pure.
 """
 
+import hashlib
 from enum import StrEnum
+from ssl import PEM_cert_to_DER_cert
 from typing import Any
 
 from cryptography import x509
@@ -62,15 +64,26 @@ def accepted_identity(
     facts: Facts, declared: str | None, ca_pem: str | None, crl_pem: str | None
 ) -> BmcIdentity | None:
     """Who the BMC may be at this moment; None: nobody. It was never pinned, or the fingerprint in the Server document
-    (`declared`) is another: a document alone makes no key the BMC's. It ends to count when the CA takes over."""
+    (`declared`) is another: a document alone makes no key the BMC's. It ends to count when the CA takes over.
+
+    `ca_pem` is today's CA. One that was replaced vouches for nobody: a thief may have its key. But what this BMC had of
+    it, or was just being given, is known to the byte, and goes on to count until it serves one of today's CA."""
+    known = _known_certificates(facts)
     if facts.bmc_certificate is not None:
-        return BmcIdentity(ca_pem=ca_pem, crl_pem=crl_pem)
+        return BmcIdentity(ca_pem=ca_pem, crl_pem=crl_pem, certificates=known)
     pinned = facts.bmc_identity
     if pinned is None or (declared is not None and declared.lower() != pinned):
         return None
     if facts.bmc_certificate_pending is not None:
-        return BmcIdentity(spki_sha256=pinned, ca_pem=ca_pem, crl_pem=crl_pem)
+        return BmcIdentity(spki_sha256=pinned, ca_pem=ca_pem, crl_pem=crl_pem, certificates=known)
     return BmcIdentity(spki_sha256=pinned)
+
+
+def _known_certificates(facts: Facts) -> tuple[str, ...]:
+    """SHA-256 of what this BMC was seen to serve, and of what it is being given."""
+    installed, pending = facts.bmc_certificate, facts.bmc_certificate_pending
+    given = hashlib.sha256(PEM_cert_to_DER_cert(pending.pem)).hexdigest() if pending is not None else None
+    return tuple(filter(None, (installed.sha256 if installed is not None else None, given)))
 
 
 def requested_key(request_pem: str, address: str, factory_key: str | None, *, server: str | None = None) -> PublicKey:

@@ -10,10 +10,15 @@ _BUILT_IN = ("ActiveDirectory", "LDAP", "OAuth2", "TACACSplus")
 
 
 class ExternalProvider(msgspec.Struct, frozen=True):
-    """One that is on. `name`: the property, or the URI, that the BMC has it under."""
+    """One that is on. `name`: the property, or the URI, that the BMC has it under. PATCH `off` at `uri` ends it."""
 
     name: str
+    uri: str
     addresses: tuple[str, ...] = ()
+
+    @property
+    def off(self) -> Json:
+        return {"ServiceEnabled": False} if self.name == self.uri else {self.name: {"ServiceEnabled": False}}
 
 
 async def external_providers(
@@ -30,8 +35,9 @@ async def external_providers(
     except (NotSupported, BmcError, BmcAnswerUnreadable) as error:
         note_unread(unread, path or "", error)
     unread |= dict.fromkeys(missing, "listed, and not there")
+    at = {name: str(service.get("@odata.id")) for name in _BUILT_IN}
     return tuple(
-        ExternalProvider(name, _addresses(provider.get("ServiceAddresses")))
+        ExternalProvider(name, at.get(name, name), _addresses(provider.get("ServiceAddresses")))
         for name, provider in found.items()
         if isinstance(provider, dict) and provider.get("ServiceEnabled") is True
     )

@@ -202,6 +202,15 @@ _OPEN_SERVICES = {
     "HTTP": (Severity.WARNING, "plain HTTP invites credentials in the clear"),
     "SSDP": (Severity.INFO, "SSDP announces the BMC to the whole segment"),
 }
+POSTURE_KINDS = frozenset(
+    {
+        "bmc-ipmi-enabled", "bmc-telnet-enabled", "bmc-http-enabled", "bmc-ssdp-enabled", "bmc-snmp-enabled",
+        "bmc-snmp-default-community", "bmc-foreign-account", "bmc-external-accounts", "bmc-services-unknown",
+        "bmc-unread", "bmc-cloud-connector", "bmc-host-interface", "bmc-host-interface-no-auth",
+        "bmc-host-interface-bootstrapping", "bmc-no-lockout",
+    }
+)  # fmt: skip
+"""Every kind that `posture_findings` may give."""
 _ORDER = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 
 
@@ -244,7 +253,7 @@ def posture_findings(
             Severity.CRITICAL,
             "bmc-external-accounts",
             f"whoever a directory vouches for may log in to the BMC: {', '.join(names)}",
-            "turn it off in the BMC's AccountService",
+            "turn it off in the BMC's AccountService; one that has to stay needs a Waiver of bmc-directory",
             "; ".join(f"{each.name}: ServiceEnabled is true" for each in posture.external_providers),
         )
     if not posture.services_told:
@@ -282,6 +291,14 @@ def posture_findings(
             f"AccountLockoutThreshold is {'absent' if posture.policy.lockout_threshold is None else 0}",
         )
     return worst_first(found)
+
+
+def disproved(posture: Posture) -> frozenset[str]:
+    """The kinds that do not hold any more if `posture_findings` does not give them. What could not be read disproves
+    nothing but that it could not be read."""
+    if posture.unread or not posture.services_told:
+        return frozenset({"bmc-unread", "bmc-services-unknown"})
+    return POSTURE_KINDS
 
 
 def _snmp_findings(snmp: Snmp, subject: str) -> list[Finding]:

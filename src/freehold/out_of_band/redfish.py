@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from freehold.out_of_band import messages
 from freehold.out_of_band.errors import (
     BmcAnswerUnreadable,
     BmcError,
+    BmcUnreachable,
     NotSupported,
     OutOfBandError,
     PasswordChangeRequired,
@@ -22,6 +24,10 @@ from freehold.out_of_band.errors import (
 from freehold.out_of_band.transport import Answer, BmcIdentity, Call, HttpsTransport, Transport
 
 ROOT = "/redfish/v1/"
+
+MAX_PAGES, MAX_MEMBERS = 1_000, 20_000
+"""Of one collection: far more than any BMC has, and an end to one that lists for ever."""
+
 Json = dict[str, Any]
 
 
@@ -75,6 +81,7 @@ class RedfishClient:
         self._authorization: dict[str, str] = {}
         self._session_uri: str | None = None
         self._refused = False
+        self._session_lost = False  # and not opened anew yet
         self._secrets: set[str] = set()
         """All that was sent in this conversation and must not come back in an error."""
 
@@ -160,18 +167,32 @@ class RedfishClient:
         """Send and raise typed errors. A session that the BMC forgot (it restarted) is opened anew, once; not so if the
         password may have changed: then `anew` is False."""
         call = Call(method=method, path=path, **{"timeout": self.timeout, **parts})
+        if self._session_lost and not self._authorization:
+            # The BMC went away while we logged in again. Sent without a token, the call would look like a refusal.
+            await self._log_in_again()
         answer = await self._send(call)
         if answer.status == 401 and anew and "X-Auth-Token" in self._authorization:
             # 401 means that nothing was done (RFC 9110, 15.5.2), so even a POST may be sent again with a new token.
-            self._authorization, self._session_uri = {}, None
-            await self.login()
+            await self._log_in_again()
             answer = await self._send(call)
         try:
             messages.raise_for(answer, method, path, server=self.server, secrets=self._secrets)
-        except WrongCredential:
+        except WrongCredential as error:
+            if anew and "X-Auth-Token" in self._authorization:  # it took the password a moment ago
+                self._authorization, self._session_uri, self._session_lost = {}, None, True
+                raise BmcUnreachable(
+                    f"{method} {path}: the BMC forgot the session that it had just opened; nothing was done",
+                    server=self.server,
+                    remedy="it may be starting anew, and is tried again by itself",
+                ) from error
             self._refused = True
             raise
         return answer
+
+    async def _log_in_again(self) -> None:
+        self._authorization, self._session_uri, self._session_lost = {}, None, True
+        await self.login()
+        self._session_lost = False
 
     async def read(self, path: str, *, timeout: float | None = None) -> Answer:
         """GET with its headers; the body is there."""
@@ -239,6 +260,8 @@ class RedfishClient:
             visited.add(page)
             body = await self.get(page)
             for member in body.get("Members") or []:
+                if len(found) >= MAX_MEMBERS:
+                    raise self._endless(path)
                 uri = link(member)
                 if isinstance(member, dict) and len(member) > 1:
                     found.append(member)  # expanded in the collection
@@ -250,10 +273,20 @@ class RedfishClient:
                             missing.append(uri)
             following = body.get("Members@odata.nextLink") or body.get("@odata.nextLink")
             page = following if isinstance(following, str) else None
+            if len(visited) > MAX_PAGES:
+                raise self._endless(path)
         seen: dict[str, Json] = {}
         for number, member in enumerate(found):
             seen.setdefault(link(member) or str(number), member)
         return list(seen.values())
+
+    def _endless(self, path: str) -> BmcAnswerUnreadable:
+        return BmcAnswerUnreadable(
+            f"the collection {path} does not end",
+            server=self.server,
+            expected=f"at most {MAX_MEMBERS} members on {MAX_PAGES} pages",
+            remedy="restart the BMC; if it goes on so, replace its firmware",
+        )
 
     async def wait_task(self, answer: Answer, *, timeout: float = 600.0, poll: float = 2.0, anew: bool = True) -> Json:
         """Wait until what `answer` (202) started is over; other answers are over already. Returns the last body.
@@ -266,7 +299,7 @@ class RedfishClient:
         if monitor is None:
             raise BmcAnswerUnreadable("the BMC accepted a task but does not say where it is", server=self.server)
         monitor = _path(monitor)
-        waited = 0.0
+        began, waited = time.monotonic(), 0.0
         while True:
             now = await self._call("GET", monitor, anew=anew)
             body = now.body or {}
@@ -281,7 +314,7 @@ class RedfishClient:
                     f"task {monitor} is still {state or 'running'} after {timeout:g} s", status=202, server=self.server
                 )
             await self._sleep(poll)
-            waited += poll
+            waited = max(waited + poll, time.monotonic() - began)  # a BMC that answers slowly gets no longer
 
     async def crawl(self, start: str = ROOT, *, limit: int = 20_000) -> Crawl:
         """Read what `start` leads to by `@odata.id`, four at a time. `limit` bounds a BMC that links on for ever."""

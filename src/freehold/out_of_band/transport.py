@@ -49,11 +49,13 @@ class ServerIdentity(msgspec.Struct, frozen=True, kw_only=True):
 class BmcIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """How a BMC is recognised: by its pinned key (hex SHA-256 of the SPKI), by a certificate of the operator's issuing
     CA (PEM) for its address, or, while the one takes the place of the other, by either. `crl_pem`: what the CA has
-    revoked."""
+    revoked. `certificates` (hex SHA-256 of the DER) count whoever issued them, as long as they are valid: when the CA
+    was replaced, the BMC still serves one of the CA before, which vouches for nobody else any more."""
 
     spki_sha256: str | None = None
     ca_pem: str | None = None
     crl_pem: str | None = None
+    certificates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.spki_sha256 is None and self.ca_pem is None:
@@ -123,8 +125,8 @@ async def fetch_identity(address: str, *, server: str | None = None, timeout: fl
     """The certificate of the BMC at `address` (`host` or `host:port`). No request and no credential is sent."""
     host, port = split_address(address)
     # The handshake proves that the peer holds the key of the certificate it shows. Whether that key is the right one
-    # is what the caller decides next, so no chain is checked here.
-    context = ssl.create_default_context()
+    # is what the caller decides next, so no chain is checked here, and no list of CAs is read for it.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
@@ -162,17 +164,34 @@ def unrecognised(certificate_der: bytes, identity: BmcIdentity, host: str, now: 
     if identity.ca_pem is None:
         return f"it shows another key ({seen}) than the pinned one"
     try:
-        why = _not_issued(certificate_der, identity.ca_pem, identity.crl_pem, host, now)
+        ca, certificate = map(_load, (identity.ca_pem.encode(), certificate_der))
+        kept = hashlib.sha256(certificate_der).hexdigest() in identity.certificates
+        why = _out_of_date(certificate, now) if kept else _not_issued(certificate, ca, host, now)
+        why = why or _revoked(certificate, ca, identity.crl_pem, now)
     except Exception as error:
         why = str(error) or type(error).__name__
     return why and f"its certificate (key {seen}) does not verify: {why}"
 
 
-def _not_issued(certificate_der: bytes, ca_pem: str, crl_pem: str | None, host: str, now: datetime) -> str | None:
-    """Path length, name constraints and key usage of the CA are part of the path validation (RFC 5280, 6.1)."""
-    certificate, ca = x509.load_der_x509_certificate(certificate_der), x509.load_pem_x509_certificate(ca_pem.encode())
+def _load(data: bytes) -> x509.Certificate:
+    return (x509.load_pem_x509_certificate if data.startswith(b"-----") else x509.load_der_x509_certificate)(data)
+
+
+def _not_issued(certificate: x509.Certificate, ca: x509.Certificate, host: str, now: datetime) -> str | None:
+    """Path length, name constraints and key usage of the CA are part of the path validation (RFC 5280, 6.1). Raises
+    what the verifier raises."""
     policy = verification.PolicyBuilder().store(verification.Store([ca])).time(now)
     policy.build_server_verifier(x509.IPAddress(ip_address(host))).verify(certificate, [])
+    return None
+
+
+def _out_of_date(certificate: x509.Certificate, now: datetime) -> str | None:
+    if certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        return None
+    return f"it is not valid since {certificate.not_valid_after_utc}"
+
+
+def _revoked(certificate: x509.Certificate, ca: x509.Certificate, crl_pem: str | None, now: datetime) -> str | None:
     if crl_pem is None:
         return None
     crl, key = x509.load_pem_x509_crl(crl_pem.encode()), ca.public_key()
@@ -316,7 +335,7 @@ class HttpsTransport:
         kind = headers.get("content-type", "").split(";")[0].strip() or "no content type"
         try:
             body = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body = None
         if isinstance(body, dict):
             return body

@@ -40,6 +40,13 @@ class FileServer(NamedTuple):
     ca_pem: str
 
 
+class Sent(NamedTuple):
+    """`by`: `PUSHED` or `FETCHED`. `seen`: the BMC told how the update ended; else it started anew and forgot."""
+
+    by: str
+    seen: bool
+
+
 def send_seconds(size: int) -> float:
     """How long an upload of so many bytes may take."""
     return 20.0 + size / SLOWEST
@@ -102,9 +109,9 @@ async def push_firmware(
     timeout: float = 1800.0,
     server: FileServer | None = None,
     restarts: bool = False,
-) -> str:
-    """Send `package` for the firmware at `target` and follow the task to its end; `PUSHED` or `FETCHED`. It is in force
-    from the next start of the server (BMC: of the BMC) on.
+) -> Sent:
+    """Send `package` for the firmware at `target` and follow the task to its end. It is in force from the next start of
+    the server (BMC: of the BMC) on.
 
     `restarts`: it is the BMC's own firmware. That it starts anew and forgets the task is then an end like any other:
     what came of it, its version tells. A BMC that takes no uploads is told to fetch the package from `server`
@@ -124,14 +131,13 @@ async def push_firmware(
     if push_uri is not None:
         content, content_type = multipart({"Targets": [target]}, package, name)
         sent = await client.upload(push_uri, content, content_type, timeout=send_seconds(len(content)))
-        await _follow(client, sent, timeout, restarts)
-        return PUSHED
+        return Sent(PUSHED, await _follow(client, sent, timeout, restarts))
     assert server is not None
     await trust_server(client, service, server.ca_pem)
     async with server.serve(package, name) as image_uri:
         order = {"ImageURI": image_uri, "TransferProtocol": "HTTPS", "Targets": [target]}
-        await _follow(client, await client.action(service, SIMPLE_UPDATE, order), timeout, restarts)
-    return FETCHED
+        seen = await _follow(client, await client.action(service, SIMPLE_UPDATE, order), timeout, restarts)
+    return Sent(FETCHED, seen)
 
 
 def _accepting(client: RedfishClient, service: Json, package: bytes, server: FileServer | None) -> str | None:
@@ -156,9 +162,9 @@ def _accepting(client: RedfishClient, service: Json, package: bytes, server: Fil
     raise NotSupported(f"the BMC cannot be sent this firmware: {why}", server=client.server, remedy=remedy)
 
 
-async def _follow(client: RedfishClient, answer: Answer, timeout: float, restarts: bool) -> None:
-    """To the end of what `answer` began. A BMC may fall silent while it writes its own flash, or start anew at the end;
-    reading is safe to repeat, so that is waited out."""
+async def _follow(client: RedfishClient, answer: Answer, timeout: float, restarts: bool) -> bool:
+    """To the end of what `answer` began; whether that was seen. A BMC may fall silent while it writes its own flash, or
+    start anew at the end; reading is safe to repeat, so that is waited out."""
     clock = asyncio.get_running_loop().time
     end = clock() + timeout
     while True:
@@ -166,7 +172,7 @@ async def _follow(client: RedfishClient, answer: Answer, timeout: float, restart
             await client.wait_task(answer, timeout=max(end - clock(), 0.0))
         except NotSupported as error:
             if restarts:
-                return
+                return False
             raise BmcUnreachable(
                 "the BMC has started anew and forgotten the task of the update; how it ended is unknown",
                 server=client.server,
@@ -177,7 +183,7 @@ async def _follow(client: RedfishClient, answer: Answer, timeout: float, restart
                 raise
             await asyncio.sleep(_POLL_SECONDS)
         else:
-            return
+            return True
 
 
 def multipart(parameters: Json, package: bytes, name: str) -> tuple[bytes, str]:

@@ -20,6 +20,7 @@ from freehold.provisioning.agent_messages import (
     AgentRefusedError,
     Challenge,
     ConflictError,
+    Entry,
     Evidence,
     Hello,
     Order,
@@ -54,6 +55,10 @@ class AgentBackend(Protocol):
         event."""
         ...
 
+    async def enter(self, entry: Entry, peer: str) -> Admission:
+        """The session's certificate, for a ticket in place of an attestation."""
+        ...
+
     async def authenticate(self, certificate: str) -> None:
         """Asked before a body is read."""
         ...
@@ -80,6 +85,9 @@ def create_agent_app(backend: AgentBackend, tls_certificate_sha256: bytes) -> we
     async def attest(request: web.Request) -> web.Response:
         evidence = await body_of(request, Evidence)
         return answer(await backend.attest(evidence, tls_certificate_sha256, peer_of(request)))
+
+    async def enter(request: web.Request) -> web.Response:
+        return answer(await backend.enter(await body_of(request, Entry), peer_of(request)))
 
     async def orders(request: web.Request) -> web.Response:
         certificate, wait = await session_of(request), wait_of(request)
@@ -111,6 +119,7 @@ def create_agent_app(backend: AgentBackend, tls_certificate_sha256: bytes) -> we
     app = web.Application(middlewares=[errors_as_json], client_max_size=max(LIMITS.values()))
     app.router.add_post("/agent/v1/hello", hello)
     app.router.add_post("/agent/v1/attest", attest)
+    app.router.add_post("/agent/v1/enter", enter)
     app.router.add_get("/agent/v1/orders", orders)
     app.router.add_post("/agent/v1/orders/{id}/progress", progress)
     app.router.add_post("/agent/v1/orders/{id}/result", result)

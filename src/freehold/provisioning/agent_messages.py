@@ -65,6 +65,18 @@ class Evidence(Strict, frozen=True):
     public_key: Annotated[bytes, msgspec.Meta(min_length=1, max_length=256)]
 
 
+class Entry(Strict, frozen=True):
+    """From a machine without a TPM: the ticket that this boot was given, and the public key of the session."""
+
+    protocol: Literal[2]
+    mode: Literal["ramdisk", "os"]
+    boot_id: Name
+    smbios: Smbios
+    macs: Annotated[list[Mac], msgspec.Meta(max_length=64)]
+    ticket: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    public_key: Annotated[bytes, msgspec.Meta(min_length=1, max_length=256)]
+
+
 class Admission(Strict, frozen=True):
     """A client certificate (PEM) for the key of the session, and for how many seconds it is good."""
 

@@ -2,6 +2,7 @@
 
     DIR/root.pem            the certificate, public
     DIR/root.key.sealed     the private key (PKCS #8), encrypted under a random key that is nowhere
+    DIR/root.crl            the issuing CAs that do not count any more, public
     DIR/NAME.share          that random key, as one custodian's share (`freehold.root_of_trust.custodians`)
 
 The private key is in the clear only in the memory of this process, while it signs.
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from freehold.evidence import durable
 from freehold.root_of_trust import custodians, pki
 
-CERTIFICATE, SEALED_KEY, SHARE = "root.pem", "root.key.sealed", ".share"
+CERTIFICATE, SEALED_KEY, SHARE, CRL = "root.pem", "root.key.sealed", ".share", "root.crl"
 _CONTEXT = b"freehold-root-key/1"
 
 
@@ -52,6 +53,8 @@ def reshare(
     _require_empty(into)
     _seal(into, _open(directory, root, custodians.join(shares)), passphrases, cost)
     durable.replace(into / CERTIFICATE, pki.pem(root))
+    if (directory / CRL).exists():
+        durable.replace(into / CRL, (directory / CRL).read_bytes())
 
 
 def root_certificate(directory: Path) -> x509.Certificate:
@@ -70,6 +73,19 @@ def issue(
     root = root_certificate(directory)
     pki.requested_zone(request)  # before anybody's share is opened
     return pki.issue_authority(request, root, _open(directory, root, custodians.join(shares)), now)
+
+
+def revoke(
+    directory: Path, serials: Sequence[int], shares: Sequence[tuple[bytes, str]], now: datetime
+) -> x509.CertificateRevocationList:
+    """The root's next list, with these issuing CAs on it, under two custodians' shares; kept in the directory. Raises
+    `CustodyRefused`, `CertificateError`."""
+    root, path = root_certificate(directory), directory / CRL
+    last = x509.load_pem_x509_crl(path.read_bytes()) if path.exists() else None
+    key = _open(directory, root, custodians.join(shares))
+    made = pki.revocation_list(root, key, last, serials, now, lifetime=pki.ROOT_CRL_LIFETIME)
+    durable.replace(path, pki.pem(made))
+    return made
 
 
 def _require_empty(directory: Path) -> None:

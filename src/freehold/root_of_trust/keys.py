@@ -3,9 +3,10 @@ many; `secure_boot_keys` keeps them.
 
 Each key is one vault record (private half and certificate together), written once. So a creation that a crash cut short
 is completed by repeating it: what exists stays, what is missing is made, and the files are derived from the vault.
-A file in `keys/` that disagrees with the vault is an error, never overwritten.
+A file in `keys/` that disagrees with the vault is an error, never overwritten. `succession` replaces keys.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ from freehold.root_of_trust.vault import Vault
 _ROOT = "site/keys"
 ROOT_CERTIFICATE = "site/pki/root"
 """Vault path of the root's certificate (PEM), if a ceremony was held. Its key is never in the vault."""
+ROOT_CRL = "site/pki/root-crl"
+"""Vault path of the list (PEM) of issuing CAs that the root revoked."""
 
 
 class SiteKeysError(FreeholdError):
@@ -39,16 +42,40 @@ class Identity(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...]
 
 
-class _Stored(msgspec.Struct, frozen=True):
+class Succession(msgspec.Struct, frozen=True, kw_only=True):
+    """How a key came to its name after another one. `replaces`: the public key before it (SHA-256 of the SPKI, hex);
+    `at`: UNIX seconds."""
+
+    generation: int
+    replaces: str
+    reason: str
+    at: float
+
+
+class StoredKey(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A record of the vault. `succession` is None for the first key of a name, which is generation 1."""
+
     private_key: str
     certificate: str | None = None
+    succession: Succession | None = None
+
+    @property
+    def generation(self) -> int:
+        return self.succession.generation if self.succession is not None else 1
+
+    @property
+    def spki_sha256(self) -> str:
+        """Hex SHA-256 of the public half's SubjectPublicKeyInfo."""
+        public = serialization.load_pem_private_key(self.private_key.encode(), None).public_key()
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        return hashlib.sha256(public.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
 class CertifiedKey:
     """A private key and its certificate. The repr shows the subject only."""
 
-    def __init__(self, private_pem: bytes, certificate_pem: bytes) -> None:
-        self.private_pem, self.certificate_pem = private_pem, certificate_pem
+    def __init__(self, private_pem: bytes, certificate_pem: bytes, generation: int = 1) -> None:
+        self.private_pem, self.certificate_pem, self.generation = private_pem, certificate_pem, generation
         self.certificate = x509.load_pem_x509_certificate(certificate_pem)
 
     def __repr__(self) -> str:
@@ -81,11 +108,17 @@ class SiteKeys:
         controller_tls: CertifiedKey,
         bmc_ca: CertifiedKey | None,
         root: bytes | None,
+        *,
+        image_generation: int = 1,
+        former_tls: tuple[CertifiedKey, ...] = (),
+        root_crl: bytes | None = None,
     ) -> None:
-        """`bmc_ca` is None in a vault that was made before there was one; `root`: its certificate (PEM), if any."""
+        """`bmc_ca` is None in a vault that was made before there was one; `root`: its certificate (PEM), if any, and
+        `root_crl` what it revoked. `former_tls`: the controller's keys for agents that know a former agent CA only."""
         self.identity, self.evidence, self.image = identity, evidence, image
         self.secure_boot, self.agent_ca, self.controller_tls = secure_boot, agent_ca, controller_tls
-        self.bmc_ca, self.root = bmc_ca, root
+        self.bmc_ca, self.root, self.root_crl = bmc_ca, root, root_crl
+        self.image_generation, self.former_tls = image_generation, former_tls
 
     def __repr__(self) -> str:
         return f"SiteKeys({self.identity.site_name!r}, evidence={self.evidence.key_id})"
@@ -116,7 +149,7 @@ class SiteKeys:
                 remedy="use another state directory for another site; site keys are never replaced silently",
             )
         for name in ("evidence", "image"):
-            _once(vault, name, lambda: _store(ed25519.Ed25519PrivateKey.generate(), None))
+            _once(vault, name, lambda: encode_key(ed25519.Ed25519PrivateKey.generate(), None))
         SecureBootKeyring(vault, site_name, identity.owner_guid).create(now())
         _once(vault, "agent-ca", lambda: _new_agent_ca(identity, now()))
         _once(vault, "bmc-ca", lambda: _new_bmc_ca(site_name, zone, now()))
@@ -130,22 +163,31 @@ class SiteKeys:
         Raises `SiteKeysError` if a key is missing or a file in `keys/` is not the vault's public half.
         """
         identity = msgspec.json.decode(_required(vault, "identity"), type=Identity)
-        controller = certified(vault, "controller-tls")
-        if pki.needs_renewal(controller.certificate, now()):
-            vault.put(f"{_ROOT}/controller-tls", _new_controller_tls(vault, identity, now()))
-            controller = certified(vault, "controller-tls")
+        agent_ca = certified(vault, "agent-ca")
         keys = cls(
             identity,
             _signer(vault, "evidence"),
             _signer(vault, "image"),
             SecureBootKeyring(vault, identity.site_name, identity.owner_guid),
-            certified(vault, "agent-ca"),
-            controller,
+            agent_ca,
+            _controller_tls(vault, identity, now(), ""),
             certified(vault, "bmc-ca") if vault.get(f"{_ROOT}/bmc-ca") is not None else None,
             vault.get(ROOT_CERTIFICATE),
+            image_generation=stored_key(vault, "image").generation,
+            former_tls=tuple(
+                _controller_tls(vault, identity, now(), suffix)
+                for number in range(1, agent_ca.generation)
+                if vault.get(f"{_ROOT}/agent-ca{(suffix := f'-{number}')}") is not None
+            ),
+            root_crl=vault.get(ROOT_CRL),
         )
         _publish(state_dir / "keys", keys.public_files())
         return keys
+
+    @property
+    def agent_trust(self) -> tuple[int, int]:
+        """What an agent that is built now believes: generations of the agent CA and of the image key."""
+        return self.agent_ca.generation, self.image_generation
 
     @property
     def tls_anchor(self) -> bytes:
@@ -162,6 +204,7 @@ class SiteKeys:
             "agent-ca.pem": self.agent_ca.certificate_pem,
             **({"bmc-ca.pem": self.bmc_ca.certificate_pem} if self.bmc_ca else {}),
             **({"root.pem": self.root} if self.root else {}),
+            **({"root.crl": self.root_crl} if self.root_crl else {}),
             **{f"{name}.pem": pem for name, pem in self.secure_boot.certificates().items()},
             "owner-guid": f"{self.identity.owner_guid}\n".encode(),
         }
@@ -175,7 +218,7 @@ def secure_boot_keyring(vault: Vault) -> SecureBootKeyring:
 
 def make_depot_key(vault: Vault) -> Ed25519Signer:
     """The depot's online key (snapshot and timestamp), made now if it is missing. Its root has to name it."""
-    _once(vault, "depot", lambda: _store(ed25519.Ed25519PrivateKey.generate(), None))
+    _once(vault, "depot", lambda: encode_key(ed25519.Ed25519PrivateKey.generate(), None))
     return depot_key(vault)
 
 
@@ -200,37 +243,62 @@ def _required(vault: Vault, name: str) -> bytes:
     return found
 
 
-def _store(key: ed25519.Ed25519PrivateKey | pki.PrivateKey, certificate: x509.Certificate | None) -> bytes:
+def key_path(name: str) -> str:
+    """Where the vault has the key of that name."""
+    return f"{_ROOT}/{name}"
+
+
+def stored_key(vault: Vault, name: str) -> StoredKey:
+    """The record of a key. Raises `SiteKeysError`."""
+    return msgspec.json.decode(_required(vault, name), type=StoredKey)
+
+
+def encode_key(
+    key: ed25519.Ed25519PrivateKey | pki.PrivateKey,
+    certificate: x509.Certificate | None,
+    succession: Succession | None = None,
+) -> bytes:
+    """The record of a key, as the vault has it."""
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = pki.pem(certificate).decode() if certificate else None
-    return msgspec.json.encode(_Stored(private.decode(), public))
+    return msgspec.json.encode(StoredKey(private.decode(), public, succession))
 
 
 def _new_agent_ca(identity: Identity, now: datetime) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
-    return _store(key, pki.agent_ca(key, identity.site_name, pki.addresses(identity.addresses), now))
+    return encode_key(key, pki.agent_ca(key, identity.site_name, pki.addresses(identity.addresses), now))
 
 
 def _new_bmc_ca(site: str, zone: Sequence[pki.Network], now: datetime) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
-    return _store(key, pki.bmc_ca(key, site, zone, now))
+    return encode_key(key, pki.bmc_ca(key, site, zone, now))
 
 
-def _new_controller_tls(vault: Vault, identity: Identity, now: datetime) -> bytes:
-    ca, key = certified(vault, "agent-ca"), ec.generate_private_key(ec.SECP256R1())
+def _controller_tls(vault: Vault, identity: Identity, now: datetime, suffix: str) -> CertifiedKey:
+    """The controller's key under the agent CA with this suffix, made anew if it ends soon or is of another CA."""
+    name, ca = f"controller-tls{suffix}", certified(vault, f"agent-ca{suffix}")
+    held = certified(vault, name)
+    if pki.needs_renewal(held.certificate, now) or not pki.is_issued_by(held.certificate, ca.certificate):
+        vault.put(key_path(name), _new_controller_tls(vault, identity, now, suffix))
+        held = certified(vault, name)
+    return CertifiedKey(held.private_pem, held.certificate_pem, ca.generation)
+
+
+def _new_controller_tls(vault: Vault, identity: Identity, now: datetime, suffix: str = "") -> bytes:
+    ca, key = certified(vault, f"agent-ca{suffix}"), ec.generate_private_key(ec.SECP256R1())
     served = pki.addresses(identity.addresses)
     made = pki.controller_certificate(key, ca.certificate, ca.private_key, identity.site_name, served, now)
-    return _store(key, made)
+    return encode_key(key, made)
 
 
 def certified(vault: Vault, name: str) -> CertifiedKey:
     """The key of that name and its certificate. Raises `SiteKeysError`."""
-    stored = msgspec.json.decode(_required(vault, name), type=_Stored)
+    stored = stored_key(vault, name)
     if stored.certificate is None:
         raise SiteKeysError(f"the vault's {name} key has no certificate")
-    return CertifiedKey(stored.private_key.encode(), stored.certificate.encode())
+    return CertifiedKey(stored.private_key.encode(), stored.certificate.encode(), stored.generation)
 
 
 def recertify(state_dir: Path, vault: Vault, name: str, certificate: x509.Certificate) -> None:
@@ -238,7 +306,7 @@ def recertify(state_dir: Path, vault: Vault, name: str, certificate: x509.Certif
     path, pem = state_dir / "keys" / f"{name}.pem", pki.pem(certificate)
 
     def change(stored: bytes | None) -> bytes:
-        old = msgspec.json.decode(stored or b"", type=_Stored)
+        old = msgspec.json.decode(stored or b"", type=StoredKey)
         return msgspec.json.encode(msgspec.structs.replace(old, certificate=pem.decode()))
 
     path.unlink(missing_ok=True)  # first: a crash must not leave a file that disagrees
@@ -247,7 +315,7 @@ def recertify(state_dir: Path, vault: Vault, name: str, certificate: x509.Certif
 
 
 def _signer(vault: Vault, name: str) -> Ed25519Signer:
-    stored = msgspec.json.decode(_required(vault, name), type=_Stored)
+    stored = stored_key(vault, name)
     return Ed25519Signer.from_private_pem(stored.private_key.encode())
 
 

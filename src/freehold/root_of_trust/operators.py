@@ -43,6 +43,7 @@ class Act(StrEnum):
     WAIVER = "waiver"
     BMC_KEY = "bmc-key"
     OPERATORS = "operators"
+    SITE_KEY = "site-key"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,6 +156,19 @@ def grant(request: Request, envelopes: Iterable[bytes], operators: Operators, at
         for name in approvers(request.to_bytes(), PAYLOAD_TYPE, [each], operators)
     ]
     return Granted(request=request, signatures=tuple(sorted(signed, key=lambda each: each.name)), at=at)
+
+
+def as_evidence(request: Request, envelopes: Iterable[bytes], operators: Operators) -> dict[str, Any]:
+    """What was asked, who approved it with which key, and their signatures over `request`, from which anybody with the
+    operators' public keys can tell that it was so. `freehold.evidence.approvals` verifies it."""
+    payload, approved = request.to_bytes(), []
+    for data in envelopes:
+        for name in approvers(payload, PAYLOAD_TYPE, [data], operators):
+            key = operators.people[name]
+            approved.append({"name": name, "key_id": key.key_id, "public_key": key.pem.decode(),
+                             "envelope": msgspec.json.decode(data)})  # fmt: skip
+    approved.sort(key=lambda each: str(each["name"]))
+    return {"request_id": request.id, "request": msgspec.to_builtins(request), "approved_by": approved}
 
 
 def require_approval(

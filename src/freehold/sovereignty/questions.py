@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from freehold.out_of_band.hardening import directories
+
 
 class Verdict(StrEnum):
     PASS = "PASS"  # noqa: S105
@@ -90,9 +92,9 @@ def bmc_credentials(run: Run) -> Finding:
         return Verdict.NON_SOVEREIGN, "the BMC credential is shared, or not in the local vault", claims
     if not last.get("factory_accounts_disabled"):
         return Verdict.NON_SOVEREIGN, "a factory account is still enabled", claims
-    if not run.of("credential", event="rotated"):
+    if not run.of("credential", event="rotated", why="schedule"):
         return Verdict.DEGRADED, "unique and in the local vault; rotation on schedule has no evidence yet", claims
-    return Verdict.PASS, "unique, rotated, in the local vault", claims
+    return Verdict.PASS, "unique, rotated on schedule, in the local vault", claims
 
 
 def bmc_isolation(run: Run) -> Finding:
@@ -125,10 +127,18 @@ def firmware_chain(run: Run) -> Finding:
 def measured_boot(run: Run) -> Finding:
     boots, attestations = run.of("boot-config"), run.of("attestation")
     if not attestations:
-        return Verdict.NOT_PROVEN, "no boot was attested in this run", []
+        let_in = run.of("admission")
+        why = f"; {len(let_in)} were let in by ticket, which proves nothing of what they booted" if let_in else ""
+        return Verdict.NOT_PROVEN, f"no boot was attested in this run{why}", let_in
+    # Whoever has a TPM can come to the door with this server's MAC address; its own TPM cannot be had by that.
+    own = {claim.predicate["ek_sha256"] for claim in run.of("inventory", source="tpm")}
+    attestations = [each for each in attestations if not own or each.predicate.get("ek_sha256") in (None, *own)]
     refused = [claim for claim in attestations if claim.predicate.get("trusted") is not True]
     if refused:
         return Verdict.NON_SOVEREIGN, f"a boot was refused: {refused[0].predicate.get('reasons')}", refused
+    revoked = [claim for claim in attestations if claim.predicate.get("revoked_image")]
+    if revoked:
+        return Verdict.DEGRADED, "a boot was attested of an image that the newest Secure Boot keys refuse", revoked
     attested = len({claim.predicate.get("boot_id") for claim in attestations})
     if attested < len(boots):
         return Verdict.DEGRADED, f"{len(boots)} boots, but only {attested} were attested", attestations
@@ -204,10 +214,30 @@ def _no_account_waived(claim: Claim) -> bool:
     return claim.name == "credential" and not claim.predicate.get("waived_accounts")
 
 
+def _ipmi_silent(claim: Claim) -> bool:
+    return claim.predicate.get("kind") == "ipmi" and claim.predicate.get("probe", {}).get("present") is False
+
+
+def _no_directory(claim: Claim) -> bool:
+    return "left_open" in claim.predicate and not directories(claim.predicate["left_open"])
+
+
+def _tpm_bound(claim: Claim) -> bool:
+    return claim.name == "inventory" and claim.predicate.get("ek_sha256") is not None
+
+
+_UNVOUCHED = "what tells it is an agent that no TPM vouches for"
+
 WAIVED: tuple[tuple[int, str, Callable[[Claim], bool], str], ...] = (
+    (1, "missing-tpm", _tpm_bound, _UNVOUCHED),
     (2, "bmc-account", _no_account_waived, "its BMC has an account that is not ours"),
+    (2, "bmc-directory", _no_directory, "its BMC lets in whom a directory vouches for"),
+    (2, "ipmi", _ipmi_silent, "its BMC answers IPMI, which gives a password's hash to whoever asks"),
     (2, "bmc-certificate", _under_the_ca, "its BMC serves no certificate of the site's CA"),
     (5, "secure-boot-databases", _keys_enrolled, "its firmware has not the site's Secure Boot keys"),
+    (5, "missing-tpm", _tpm_bound, "it had no TPM"),
+    (6, "missing-tpm", _tpm_bound, _UNVOUCHED),
+    (7, "missing-tpm", _tpm_bound, _UNVOUCHED),
 )
 """Question, the waiver that lowers its answer, the claim after which it does not any more, and why it does."""
 
@@ -219,9 +249,10 @@ def under_waiver(run: Run, number: int, found: Finding) -> Finding:
         verdict, reason, claims = found
         if question != number or verdict not in (Verdict.PASS, Verdict.DEGRADED):
             continue
-        names = ("bmc-identity", "credential", "secure-boot")
+        names = ("bmc-identity", "credential", "secure-boot", "posture", "inventory")
         mended = max((claim.index for name in names for claim in run.of(name) if mends(claim)), default=-1)
-        waivers = [claim for claim in run.of("waiver", finding=finding) if claim.index > mended]
+        used = [*run.of("waiver", finding=finding), *run.of("admission", finding=finding)]
+        waivers = sorted((claim for claim in used if claim.index > mended), key=lambda claim: claim.index)
         if waivers:
             found = (Verdict.DEGRADED, f"{reason}; but {lack}, under a waiver", claims + waivers)
     return found

@@ -33,6 +33,11 @@ async def _service(call: Call) -> JsonObject:
         "AuthFailureLoggingThreshold": 1,
         "LocalAccountAuth": "Enabled",
         "HTTPBasicAuth": "Enabled",
+        "LDAP": {
+            "AccountProviderType": "LDAPService",
+            "ServiceEnabled": policy.directory,
+            "ServiceAddresses": ["ldaps://directory.lab.example"],
+        },
         "Accounts": link(f"{SERVICE}/Accounts"),
         "Roles": link(f"{SERVICE}/Roles"),
     }
@@ -48,6 +53,7 @@ async def _patch_service(call: Call) -> None:
         raise RedfishError("PropertyValueConflict", "MinPasswordLength", "MaxPasswordLength")
     for attribute, value in wanted.items():
         setattr(policy, attribute, value)
+    policy.directory = call.body.get("LDAP", {}).get("ServiceEnabled", policy.directory)
     call.bmc.record("AccountPolicyChanged", ", ".join(f"{k}={v}" for k, v in call.body.items()), origin=SERVICE)
 
 
@@ -181,6 +187,7 @@ RESOURCES = (
             "AccountLockoutCounterResetAfter": Range(0, 86400),
             "MinPasswordLength": Range(1, 40),
             "MaxPasswordLength": Range(8, 128),
+            "LDAP": {"ServiceEnabled": bool},
         },
         patch=_patch_service,
         privilege="ConfigureUsers",

@@ -17,6 +17,7 @@ from freehold_lab.bmc.state import LogRecord, Store
 from freehold_lab.bmc.tasks import TaskBoard
 from freehold_lab.bmc.tls import TlsIdentity
 from freehold_lab.hardware import Hardware
+from freehold_lab.ipmi import IpmiServer
 
 LOG_LIMIT = 1000  # records that a log keeps
 
@@ -24,7 +25,8 @@ LOG_LIMIT = 1000  # records that a log keeps
 @dataclass(frozen=True)
 class BmcConfig:
     """One BMC. `reset_seconds` is how long Manager.Reset makes it unreachable; `trusted_ca` is a PEM file of CAs that
-    the BMC trusts when it downloads images and delivers events by https (None: the host's)."""
+    the BMC trusts when it downloads images and delivers events by https (None: the host's); `ipmi` answers over LAN
+    while Redfish says that IPMI is on (None: it is a switch that moves nothing)."""
 
     factory_password: str
     state_dir: Path
@@ -37,6 +39,7 @@ class BmcConfig:
     service_name: str = "Halden Redfish Service"
     reset_seconds: float = 3.0
     trusted_ca: Path | None = None
+    ipmi: IpmiServer | None = None
 
 
 class Bmc:
@@ -78,6 +81,16 @@ class Bmc:
         self.background(soon())
         return True
 
+    async def settle_ipmi(self) -> None:
+        """IPMI over LAN answers if Redfish says so, and if the fault `ipmi-stays-on` does, whatever Redfish says."""
+        service = self.store.data.protocols["IPMI"]
+        if self.config.ipmi is None:
+            return
+        if service.enabled or self.hardware.faults.ipmi_stays_on:
+            await self.config.ipmi.listen(service.port)
+        else:
+            await self.config.ipmi.silence()
+
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` beside the requests; it logs its own failures."""
         task = asyncio.create_task(work)
@@ -91,12 +104,14 @@ class Bmc:
             task.exception()  # marks it as seen
 
     async def stop(self) -> None:
-        """Cancel all that runs in the background."""
+        """End all that runs in the background."""
         for work in list(self._works):
             work.cancel()
         await asyncio.gather(*self._works, return_exceptions=True)
         await self.tasks.stop()
         await self.events.stop()
+        if self.config.ipmi is not None:
+            await self.config.ipmi.silence()
 
     def now(self) -> str:
         """The time as Redfish writes it, in UTC."""

@@ -83,6 +83,7 @@ async def _patch_protocols(call: Call) -> None:
         service.port = wanted.get("Port", service.port)
         changed += [f"{name}.{key}={value}" for key, value in wanted.items()]
     call.bmc.record("NetworkProtocolChanged", ", ".join(changed) or "names", origin=PROTOCOLS)
+    await call.bmc.settle_ipmi()
 
 
 async def _interface(call: Call) -> JsonObject:

@@ -67,6 +67,7 @@ def _application(bmc: Bmc) -> web.Application:
 
     async def start(_: web.Application) -> None:
         await media.restore(bmc)
+        await bmc.settle_ipmi()
 
     app.on_startup.append(start)
     app.on_shutdown.append(stop)
@@ -90,8 +91,11 @@ async def serve(hardware: Hardware, config: BmcConfig) -> web.AppRunner:
                 connection.transport.abort()
         bmc.sessions.close(lambda _: False)
         await bmc.tasks.stop()
+        if config.ipmi is not None:
+            await config.ipmi.silence()
         await asyncio.sleep(config.reset_seconds)
         bmc.tls.load()
+        await bmc.settle_ipmi()
         await _listen(runner, bmc, port)
 
     bmc.restart = restart

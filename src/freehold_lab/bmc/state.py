@@ -28,6 +28,7 @@ class AccountPolicy(msgspec.Struct):
     lockout_counter_reset_after: int = 60
     min_password_length: int = 8
     max_password_length: int = 40
+    directory: bool = False  # LDAP users may log in; the lab has no directory, so none can
 
 
 class NetworkService(msgspec.Struct):

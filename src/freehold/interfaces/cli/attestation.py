@@ -99,7 +99,7 @@ async def _attested(store: Store, server: str, intent: int | None, timeout: floa
         )
     if failed is not None:
         raise failed
-    if view.agent is None or view.agent.attested_at is None:
+    if view.agent is None or view.agent.attested_at is None or view.agent.by_ticket:
         assert intent is not None
         said = await store.outcome(intent)
         raise following.NotReachedError(f"there was no attestation: {said}", server=server, remedy="ask again")
@@ -113,10 +113,12 @@ async def _show(state: Path, view: ServerView, output: str) -> None:
     claim = Statement.from_bytes(Envelope.from_bytes(open_view(state).entry(index).envelope).payload).predicate
     found: dict[str, Any] = {"server": view.name, "attested_at": view.agent.attested_at, "entry": index}
     found |= {name: claim[name] for name in ("mode", "trusted", "reasons", "findings", "policy", "expires", "pcrs")}
+    found["revoked_image"] = bool(claim.get("revoked_image"))  # earlier statements do not have it
     if output == "json":
         click.echo(json.dumps({"attestation": found}))
         return
     verdict = "trusted" if claim["trusted"] else "not trusted"
+    verdict += ", but of an image that the newest Secure Boot keys refuse," if found["revoked_image"] else ""
     click.echo(printable(f"{view.name}: {verdict} at {moment(view.agent.attested_at)}, until {claim['expires']}"))
     click.echo(
         printable(f"what runs: {claim['mode']}, held against {claim['policy']}; entry {index} of the evidence log")

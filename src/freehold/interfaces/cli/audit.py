@@ -2,6 +2,7 @@
 that they were not audited."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import msgspec
 from freehold.interfaces.cli.common import output_option, run, show_json, show_table, site_store, state_option
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Finding, Severity
-from freehold.orchestration import revocations
+from freehold.orchestration import key_replacements, revocations
 from freehold.orchestration.auditing import audit_server
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.store import Store
@@ -21,6 +22,8 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band.audit import Audit
 from freehold.root_of_trust.secure_boot_keys import newest_generation
 from freehold.root_of_trust.vault import Vault
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Servers that are audited at the same time."""
@@ -150,9 +153,15 @@ async def _one(vault: Vault, view: ServerView, probe_defaults: bool) -> Outcome:
     try:
         report = await audit_server(vault, view, probe_defaults=probe_defaults)
         more = revocations.audited(view, await asyncio.to_thread(newest_generation, vault))
-        return Outcome(view.name, report=report.and_also(more))
+        return Outcome(view.name, report=report.and_also((*more, *key_replacements.audited(view))))
     except FreeholdError as error:
         return Outcome(view.name, error=error)
+    except Exception as error:
+        # One BMC that answers what nobody has thought of must not keep the others from being audited.
+        logger.exception("%s: the audit failed", view.name)
+        what = f"the audit failed: {type(error).__name__}: {error}"
+        remedy = "nothing can be said of it; report this, with what the BMC answers"
+        return Outcome(view.name, error=FreeholdError(what, server=view.name, remedy=remedy))
 
 
 def _not_ours(view: ServerView) -> FreeholdError:

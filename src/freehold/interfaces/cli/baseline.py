@@ -19,10 +19,12 @@ from freehold.interfaces.cli.intents import login_name
 from freehold.interfaces.cli.operators import key_option, passphrase_option, signer
 from freehold.interfaces.cli.resources import limit_option
 from freehold.model.errors import FreeholdError
+from freehold.orchestration.package_measurements import Compared, compare
 from freehold.orchestration.references import KnownReference
 from freehold.orchestration.store import Store
 from freehold.root_of_trust.attestation import reference
 from freehold.root_of_trust.attestation.reference import ReferenceState, ReferenceValues
+from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, DepotMissing
 from freehold.root_of_trust.operators import approve as approval_of
 
 
@@ -72,7 +74,8 @@ def list_references(limit: int, after: str, state: Path, output: str) -> None:
 @state_option
 @output_option()
 def show(reference_id: str, state: Path, output: str) -> None:
-    """One set of values: its events, who signed so far, and how it differs from the closest that is approved.
+    """One set of values: its events, who signed so far, whether the depot's package of that BIOS measures the same, and
+    how it differs from the closest that is approved.
 
     \b
     Example:
@@ -89,10 +92,12 @@ def show(reference_id: str, state: Path, output: str) -> None:
     differences = reference.diff(other, known.values) if other is not None else ()
     if output == "json":
         closest = other.id if other is not None else None
-        show_json({**_plain(known), "approved_by": names, "closest": closest, "differs": differences})
+        show_json({**_plain(known), "approved_by": names, "closest": closest, "differs": differences,
+                   "depot": depot_says(state, known.values)})  # fmt: skip
         return
     click.echo(f"{known.values.title}: {known.state}, {known.origin}")
     click.echo(f"approved by:  {', '.join(names) or 'nobody yet'}")
+    click.echo(f"depot:        {depot_says(state, known.values).said}")
     for pcr, digests in known.values.digests.items():
         for number, digest in enumerate(digests):
             click.echo(f"PCR {pcr}  {number:>3}  {digest}")
@@ -125,9 +130,11 @@ def propose(file: Path, origin: str, state: Path, output: str) -> None:
     if not well_formed:
         raise FreeholdError(f"{file} does not hold reference values", expected='SHA-256 digests for PCR "0" and "2"')
 
+    compared = depot_says(state, values)
+
     async def work() -> KnownReference:
         async with site_store(state) as store:
-            return await store.references.propose(values, origin, login_name(), time.time())
+            return await store.references.propose(values, origin, login_name(), time.time(), compared=compared.said)
 
     _said(run(work()), output)
 
@@ -193,23 +200,28 @@ def revoke(reference_id: str, superseded: bool, state: Path, output: str) -> Non
 @state_option
 @output_option()
 def diff(one: str, other: str, state: Path, output: str) -> None:
-    """What two sets of values do not share. Exit code 3 if they differ.
+    """What two sets of values do not share, and whether each is what the depot's package of its BIOS measures. Exit
+    code 3 if they differ.
 
     \b
     Example:
       freehold baseline diff 3f2a9c0d11223344 77aa9c0d11223344
     """
 
-    async def work() -> tuple[str, ...]:
+    async def work() -> tuple[ReferenceValues, ReferenceValues]:
         async with site_store(state) as store:
-            first, second = await store.references.show(one), await store.references.show(other)
-            return reference.diff(first.values, second.values)
+            return (await store.references.show(one)).values, (await store.references.show(other)).values
 
-    sentences = run(work())
+    both = run(work())
+    sentences = reference.diff(*both)
+    said = {values.id: depot_says(state, values) for values in both}
     if output == "json":
-        show_json({"differs": sentences})
-    for sentence in sentences if output != "json" else ():
-        click.echo(sentence)
+        show_json({"differs": sentences, "depot": said})
+    else:
+        for sentence in sentences:
+            click.echo(sentence)
+        for name, compared in said.items():
+            click.echo(f"depot, {name}: {compared.said}")
     raise click.exceptions.Exit(3 if sentences else 0)
 
 
@@ -241,12 +253,24 @@ def closest(server: str, state: Path, output: str) -> None:
     measured, other = run(work())
     differences = reference.diff(other, measured) if other is not None else ()
     if output == "json":
-        show_json({"measured": measured.id, "closest": other.id if other is not None else None, "differs": differences})
+        show_json({"measured": measured.id, "closest": other.id if other is not None else None, "differs": differences,
+                   "depot": depot_says(state, measured)})  # fmt: skip
         return
     click.echo(f"{server} measured {measured.id} ({measured.title})")
+    click.echo(f"depot: {depot_says(state, measured).said}")
     click.echo(f"closest approved: {f'{other.id} ({other.title})' if other is not None else 'none'}")
     for sentence in differences:
         click.echo(f"differs: {sentence}")
+
+
+def depot_says(state: Path, values: ReferenceValues) -> Compared:
+    """Whether the depot's package of this BIOS measures these values; that it cannot be believed is an answer, too."""
+    try:
+        return compare(DepotClient.look(Depot(state / "depot").directory), values)
+    except DepotMissing:
+        return compare(None, values)
+    except DepotError as error:
+        return Compared(said=f"the depot cannot be used: {error.what}")
 
 
 async def _approved(store: Store, without: str = "") -> list[ReferenceValues]:

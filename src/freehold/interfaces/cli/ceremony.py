@@ -152,6 +152,49 @@ def issue(
         click.echo(f"carry it to the site with {directory / rites.CERTIFICATE}, and install it there")
 
 
+class Serial(click.ParamType[int]):
+    """A certificate's serial number, as `freehold pki list` shows it."""
+
+    name = "SERIAL"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return int(value, 16)
+        except ValueError:
+            self.fail(f"{value!r} is not a serial number in hexadecimal digits", param, ctx)
+
+
+@ceremony.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("serials", nargs=-1, required=True, type=Serial())
+@share_files
+@passphrase_files
+@output_option()
+def revoke(
+    directory: Path,
+    serials: tuple[int, ...],
+    shares: tuple[Path, ...],
+    files: tuple[tuple[str, Path], ...],
+    output: str,
+) -> None:
+    """Put issuing CAs of this root on its revocation list, root.crl in DIRECTORY; it forgets nothing, and is signed for
+    400 days. Each SERIAL as `freehold pki replace` and `freehold pki list` show it. Without new ones, name an old one.
+
+    \b
+    Example:
+      freehold pki ceremony revoke root 5e0c41 --share alice.share --share bob.share
+    """
+    click.echo(f"will revoke {', '.join(f'{serial:x}' for serial in serials)}", err=True)
+    made = rites.revoke(directory, serials, _opened(shares, files), pki.utc_now())
+    path, gone = directory / rites.CRL, [f"{serial:x}" for serial in pki.listed(made)]
+    if output == "json":
+        show_json({"crl": str(path), "revoked": gone})
+    else:
+        click.echo(f"wrote {path}: {len(gone)} revoked; copy it to both media, and carry it to the site")
+
+
 def _request(path: Path) -> x509.CertificateSigningRequest:
     try:
         return x509.load_pem_x509_csr(path.read_bytes())

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from io import BytesIO, FileIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -71,12 +71,14 @@ class Meter:
 
 
 class Incoming(NamedTuple):
-    """What is to be copied in. `called`: how the vendor calls it. `signature`: the one found with it, if any."""
+    """What is to be copied in. `called`: how the vendor calls it. `signature`: the one found with it, if any.
+    `signed_by`: names of all files beside it that may hold its signature."""
 
     source: FileIO | BytesIO
     size: int
     called: str
     signature: bytes | None
+    signed_by: tuple[str, ...]
 
 
 @click.command("import")
@@ -94,7 +96,9 @@ class Incoming(NamedTuple):
 @click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Check certificates as of this day; default: today.")
 @click.option("--unsigned-because", metavar="TEXT", help="Import without a vendor's signature; why is recorded.")
 @click.option("--name", help="File name in the depot; default: the file's own.")
-@click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX", help="SHA-256 digest that it will measure.")
+@click.option("--pcr", "pcrs", multiple=True, metavar="INDEX=HEX",
+              help="What it measures: the PCR's value (SHA-256), or, of firmware, its events in order.")  # fmt: skip
+@click.option("--site", help="OS image, agent: the Site that it was made for.")
 @click.option("--sbom-sha256", metavar="HEX", help="SHA-256 of its bill of materials.")
 @state_option
 @output_option()
@@ -114,21 +118,29 @@ def import_package(
     unsigned_because: str | None,
     name: str | None,
     pcrs: Sequence[str],
+    site: str | None,
     sbom_sha256: str | None,
     state: Path,
     output: str,
 ) -> None:
     """Check the vendor's signature of FILE, copy it into the depot, and stage it for the operators' signatures.
 
+    Of an OS image and an agent it finds out what they make PCR 4 and 11: that is signed with them, and the controller
+    holds every boot against it. `freehold image list` names os.raw; agent.efi lies beside it.
+
     \b
     Example:
       freehold depot import bios.bin --signature bios.bin.asc --trust acme.asc --by alice \\
         --vendor ACME --component bios --version 2.6.1 --model "M1 Gen2" --floor 2.4.0   # freehold asks nobody else
+      freehold depot import state/images/5f1b2c…/os.raw --kind os-image --site lab --by alice \\
+        --vendor Example --component debian-12 --version 12.8.1 --unsigned-because "built by freehold"
     """  # fmt: skip
     if (trust is None) == (unsigned_because is None):
         raise click.UsageError("give the vendor's keys with --trust, or the reason with --unsigned-because")
     if trust is None and (signature or as_of):
         raise click.UsageError("--signature and --as-of need --trust")
+    if (kind == Kind.FIRMWARE) != (site is None):
+        raise click.UsageError("an OS image or agent, and nothing else, needs --site: the Site that it was made for")
     here, now = Depot(state / "depot"), pki.utc_now()
     require_operator(here, person)
     about = Description(
@@ -141,13 +153,23 @@ def import_package(
         unsigned_because=unsigned_because,
         measurements=read_measurements(pcrs),
         sbom_sha256=sbom_sha256,
+        site=site,
     )
     incoming = open_incoming(file, member, signature)
+    if unsigned_because is not None and incoming.signed_by:
+        raise FreeholdError(
+            f"{incoming.called} is not unsigned: {', '.join(incoming.signed_by)} lies beside it",
+            expected="its signature, checked with the vendor's keys",
+            remedy="give the vendor's keys with --trust; whoever really has none takes the file out, away from its"
+            " signature, and says so in --unsigned-because",
+        )
     meter = Meter("import").of(file.name)
     with incoming.source as source, here.receiving(source, incoming.size, meter) as received:
         if trust is not None:
             seen = look_at(received, incoming, trust.read_bytes(), person, as_of, now)
             about = msgspec.structs.replace(about, vendor_signature=seen)
+        if about.kind is not Kind.FIRMWARE:
+            about = msgspec.structs.replace(about, measurements=predicted(received, about))
         target = here.add(received, name or incoming.called, about, now)
     if output == "json":
         show_json({"target": target, "staged": str(here.staging.directory)})
@@ -240,6 +262,27 @@ def read_measurements(pcrs: Sequence[str]) -> dict[int, tuple[str, ...]]:
     return found
 
 
+def predicted(received: Received, about: Description) -> dict[int, tuple[str, ...]]:
+    """What an OS image or agent makes the PCRs, from its own bytes; what somebody says with --pcr must be that."""
+    from freehold.orchestration.measurements import BootedImage  # late, as `vault_of` in `depot`
+    from freehold.provisioning.images import disk
+
+    file = BufferedReader(received.file)
+    uki = disk.loader_of(file) if about.kind is Kind.OS_IMAGE else file.read()
+    file.detach()
+    booted = BootedImage.of(about.component, uki)
+    found: dict[int, tuple[str, ...]] = {index: (value,) for index, value in booted.predicted.items()}
+    for index, digests in about.measurements.items():
+        if found.get(index) != digests:
+            raise FreeholdError(
+                f"PCR {index} will be {', '.join(found.get(index, ())) or 'what nobody can predict'}, not"
+                f" {', '.join(digests)}, as --pcr says",
+                remedy="find out why it is another image than was announced; do not adapt --pcr to the file",
+            )
+    received.file.seek(0)
+    return found
+
+
 def open_incoming(file: Path, member: str | None, signature: Path | None) -> Incoming:
     """FILE itself, or one file out of it with the catalogue beside that."""
     given = signature.read_bytes() if signature else None
@@ -248,12 +291,13 @@ def open_incoming(file: Path, member: str | None, signature: Path | None) -> Inc
     source = FileIO(file, "rb")
     size = file.stat().st_size
     if member is None:
-        return Incoming(source, size, file.name, given)
+        beside = tuple(name for name in jcat.signature_files(file.name) if file.with_name(name).exists())
+        return Incoming(source, size, file.name, given, beside)
     with source:
         if not jcat.is_cabinet(source.read(4)) or size > CABINET_LIMIT:
             raise FreeholdError(f"{file} is no cabinet of at most {CABINET_LIMIT >> 20} MiB", remedy="omit --member")
         found = jcat.extract(file.read_bytes(), member)
-    return Incoming(BytesIO(found.data), len(found.data), member, given or found.catalogue)
+    return Incoming(BytesIO(found.data), len(found.data), member, given or found.catalogue, found.signed_by)
 
 
 def look_at(
@@ -283,7 +327,7 @@ def signature_of(target: Target) -> str:
 
 def package_row(target: Target) -> tuple[object, ...]:
     about = target.about
-    models = ", ".join(about.models) or "any"
+    models = ", ".join(about.models) or (f"site {about.site}" if about.site else "any")
     return (
         target.path, about.vendor, about.component, about.version, models, about.security_floor or "-", target.length,
         signature_of(target),

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from freehold.interfaces.cli.common import output_option, show_json, show_page, show_table, state_option
+from freehold.interfaces.cli.replacing import replace_image_key
 from freehold.model.errors import FreeholdError
 from freehold.provisioning.images.artifacts import Cache, Step, default_root
 from freehold.provisioning.images.build import build_base
@@ -57,7 +58,11 @@ def image() -> None:
     Example:
       sudo freehold image build
       freehold image list
+      freehold image replace-key --reason "its key was stolen"
     """
+
+
+image.add_command(replace_image_key)
 
 
 @image.command()

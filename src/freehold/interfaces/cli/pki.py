@@ -10,21 +10,17 @@ from freehold.evidence import Predicate, Statement, dsse
 from freehold.interfaces.cli.ceremony import ceremony
 from freehold.interfaces.cli.common import (
     output_option,
-    run,
     show_json,
     show_page,
     show_table,
-    site_store,
     state_option,
 )
 from freehold.interfaces.cli.evidence import open_view
-from freehold.interfaces.cli.serve import site_documents
+from freehold.interfaces.cli.opened_site import existing_vault
+from freehold.interfaces.cli.replacing import replace_authority, vault_and_zone
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import NetworkSpec, SiteSpec
-from freehold.orchestration.opening import open_keys, open_vault
-from freehold.root_of_trust import authorities, site_vault
+from freehold.root_of_trust import authorities
 from freehold.root_of_trust import pki as x509_of_site
-from freehold.root_of_trust.vault import Vault
 
 ROLE = click.Choice(list(authorities.NAMES))
 pem_file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -46,10 +42,12 @@ def pki() -> None:
       freehold pki install bmc bmc-ca.pem --root root.pem
       freehold pki list
       freehold pki revoke 5e0c41
+      freehold pki replace bmc --reason "its key was stolen"
     """
 
 
 pki.add_command(ceremony)
+pki.add_command(replace_authority)
 
 
 @pki.command()
@@ -64,11 +62,7 @@ def request(role: str, out: Path, state: Path, output: str) -> None:
     Example:
       freehold pki request bmc --out bmc-ca.csr
     """
-    name, spec, networks = run(_site(state))
-    vault = open_vault(state)
-    keys = open_keys(state, vault, name, spec, networks)
-    prefixes = [networks[spec.networks.oob].prefix] if role == "bmc" else list(keys.identity.addresses)
-    zone = x509_of_site.networks(prefixes)
+    vault, zone = vault_and_zone(state, role)
     out.write_bytes(authorities.request(vault, role, zone))
     if output == "json":
         show_json({"request": str(out), "zone": [str(network) for network in zone]})
@@ -81,19 +75,22 @@ def request(role: str, out: Path, state: Path, output: str) -> None:
 @click.argument("role", type=ROLE)
 @click.argument("certificate", type=pem_file)
 @click.option("--root", type=pem_file, required=True, help="The root's certificate (PEM).")
+@click.option("--crl", type=pem_file, help="The root's revocation list (PEM); needed for a CA that gets another key.")
 @state_option
 @output_option()
-def install(role: str, certificate: Path, root: Path, state: Path, output: str) -> None:
-    """Take in what the root issued. The CA keeps its key, so what it has issued stays valid. Compare the root's
-    fingerprint with the one that was read out at the ceremony.
+def install(role: str, certificate: Path, root: Path, crl: Path | None, state: Path, output: str) -> None:
+    """Take in what the root issued. The CA keeps its key, so what it has issued stays valid; unless the certificate is
+    for the next key, which `freehold pki replace` made: that takes the CA's place. Compare the root's fingerprint with
+    the one that was read out at the ceremony.
 
     \b
     Example:
       freehold pki install bmc bmc-ca.pem --root root.pem
+      freehold pki install bmc bmc-ca-2.pem --root root.pem --crl root.crl
     """
     vault = existing_vault(state)
-    now = x509_of_site.utc_now()
-    authorities.install(state, vault, role, certificate.read_bytes(), root.read_bytes(), now)
+    now, listed = x509_of_site.utc_now(), crl.read_bytes() if crl is not None else None
+    authorities.install(state, vault, role, certificate.read_bytes(), root.read_bytes(), now, listed)
     claim = next(each for each in authorities.own_claims(vault) if each["purpose"] == f"{_title(role)} CA")
     if output == "json":
         show_json(claim)
@@ -166,23 +163,6 @@ def crl(out: Path, state: Path, output: str) -> None:
         show_json({"crl": str(out), "revoked": revoked})
     else:
         click.echo(f"wrote {out}: {len(revoked)} revoked")
-
-
-async def _site(state: Path) -> tuple[str, SiteSpec, dict[str, NetworkSpec]]:
-    async with site_store(state) as store:
-        if not await store.list_resources("Site"):
-            raise FreeholdError("no Site is declared", remedy="declare it: `freehold apply -f FILE`")
-        return await site_documents(store)
-
-
-def existing_vault(state: Path) -> Vault:
-    """The vault of a site that has its keys. Looking must not found one."""
-    if not site_vault.exists(state):
-        raise FreeholdError(
-            f"there is no vault in {state}",
-            remedy="say where it is with --state; `freehold serve` or `freehold pki request` makes it",
-        )
-    return open_vault(state)
 
 
 def _issued(state: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ from freehold.interfaces.cli.lab import (
 )
 from freehold.interfaces.cli.lab_depot import carry_in
 from freehold.interfaces.cli.lab_rack import LabRack
-from freehold.interfaces.cli.serve import enter_network_namespace, show_step, site_documents, trust_lab
+from freehold.interfaces.cli.opened_site import site_documents
+from freehold.interfaces.cli.serve import enter_network_namespace, show_step, trust_lab
 from freehold.model.documents import load_documents
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import FirmwareBaselineSpec, Resource

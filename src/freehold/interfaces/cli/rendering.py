@@ -104,7 +104,8 @@ def _policy(spec: Any) -> tuple[object, ...]:
 
 def _image(spec: Any) -> tuple[object, ...]:
     assert isinstance(spec, ImageSpec)
-    return spec.version, f"builtin {spec.builtin}" if spec.builtin else spec.path, (spec.digest or "-")[:16]
+    origin = f"depot {spec.depot.vendor} {spec.depot.component}" if spec.depot else spec.path
+    return spec.version, f"builtin {spec.builtin}" if spec.builtin else origin, (spec.digest or "-")[:16]
 
 
 def _assignment(spec: Any) -> tuple[object, ...]:
@@ -192,10 +193,14 @@ def system(view: ServerView) -> str:
 
 
 def attested(view: ServerView, now: float) -> str:
-    """The age of the last accepted quote."""
+    """The age of the last accepted quote, and whether it was of an image that is revoked by now; of the last ticket,
+    where a waiver stands for the TPM."""
     times = [view.facts.last_attestation, view.agent.attested_at if view.agent else None]
     known = [at for at in times if at is not None]
-    return f"{since(max(known), now)} ago" if known else "never"
+    if view.facts.tpm_waived:
+        return f"never: no TPM, let in {since(max(known), now)} ago" if known else "never: no TPM"
+    revoked = ", of a revoked image" if view.facts.image_revoked else ""
+    return f"{since(max(known), now)} ago{revoked}" if known else "never"
 
 
 # ---- one server, everything
@@ -218,7 +223,10 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         ("asked for", "; ".join(f"{i.kind} by {i.by}" + (f": {i.reason}" if i.reason else "") for i in view.intents)),
     )
     without = exceptions(view.waivers, facts, view.name, now)
-    yield from _section("Findings", _findings((*status.findings, *without)) or ["none"])
+    yield from _section(
+        "Findings",
+        _findings((*status.findings, *(each for each in without if each not in status.findings))) or ["none"],
+    )
     if view.waivers:
         yield from _section("Waivers", [_signed_waiver(each, now) for each in view.waivers])
     yield from _section("Identity", _pairs(
@@ -226,7 +234,8 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
         ("BMC key", f"SHA-256 {facts.bmc_identity}" if facts.bmc_identity else "not pinned yet"),
         ("BMC cert", _bmc_certificate(facts)),
         ("BMC account", "ours" if facts.bmc_credential_committed else "the factory's"),
-        ("TPM EK", f"SHA-256 {facts.ek_sha256}" if facts.ek_sha256 else "not bound yet"),
+        ("TPM EK", f"SHA-256 {facts.ek_sha256}" if facts.ek_sha256
+         else "NONE, by a waiver" if facts.tpm_waived else "not bound yet"),
         ("NICs", ", ".join(f"{nic.mac} {nic.network}" + (f" {nic.address}" if nic.address else "")
                            for nic in view.spec.nics)),
         ("policy", view.spec.policy or "the default one"),
@@ -234,6 +243,7 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
     yield from _section("Attestation", _pairs(
         ("last", attested(view, now)),
         ("reference", _reference(facts)),
+        ("Secure Boot", _secure_boot(facts)),
         ("agent", _agent(view, now)),
     ))  # fmt: skip
     yield from _section("Image", _pairs(
@@ -255,10 +265,22 @@ def description(shown: Shown, recent: Sequence[Event], now: float) -> Iterator[s
     yield from _section(f"Last {len(recent)} events", lines)
 
 
+def _secure_boot(facts: Facts) -> str:
+    """Whose keys are on it, and by whose word."""
+    if not facts.secure_boot_enrolled:
+        return "not our keys, by a waiver" if facts.secure_boot_waived else "not our keys yet"
+    generation = facts.secure_boot_generation or 1
+    if facts.secure_boot_confirmed == generation:
+        return f"keys of generation {generation}, confirmed by PCR 7"
+    return f"keys of generation {generation}, by the BMC's word: PCR 7 of the next attested boot is to confirm it"
+
+
 def _reference(facts: Facts) -> str:
     """What its boots are held against, and by whose word."""
     if facts.reference_values is None:
         return "none yet"
+    if not facts.reference_values:
+        return "none: there is no TPM to measure"
     return f"{facts.reference_id}, approved" if facts.reference_id else "learned: approved by NOBODY"
 
 

@@ -32,8 +32,9 @@ def rotate(
     state: Path,
     output: str,
 ) -> None:
-    """Give the BMCs of SERVERS new passwords now, whatever the policy's rotationInterval says. The engine changes a few
-    at a time, each in two phases, so that a crash anywhere leaves a password that is in the vault.
+    """Give the BMCs of SERVERS new passwords now, whatever the policy's rotationInterval says. Each one waits
+    for its turn (`rotationsPerMinute` of the Site), and is changed in two phases, so that a crash anywhere leaves a
+    password that is in the vault.
 
     \b
     Example:

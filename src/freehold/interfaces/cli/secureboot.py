@@ -16,7 +16,7 @@ from freehold.interfaces.cli.common import (
     site_store,
     state_option,
 )
-from freehold.interfaces.cli.pki import existing_vault
+from freehold.interfaces.cli.opened_site import existing_vault
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ServerState
 from freehold.orchestration.steps.booting import generation_of

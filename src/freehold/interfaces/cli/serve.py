@@ -17,8 +17,8 @@ import click
 from freehold.interfaces.cli.common import output_option, state_option
 from freehold.interfaces.cli.images import FLAVOURS
 from freehold.interfaces.cli.lab import facts_of
+from freehold.interfaces.cli.opened_site import site_documents
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import NetworkSpec, SiteSpec
 from freehold.orchestration.controller import make_site
 from freehold.orchestration.controller import serve as run_site
 from freehold.orchestration.opening import boot_artifacts, open_keys, open_log, open_vault, serving
@@ -152,27 +152,6 @@ async def run(state: Path, base: BaseArtifacts, progress: Progress) -> None:
             await run_site(site, store, log)
     finally:
         await store.close()
-
-
-async def site_documents(store: Store) -> tuple[str, SiteSpec, dict[str, NetworkSpec]]:
-    """The one Site and its networks. A controller that was started first waits for them."""
-    said = False
-    while not (sites := await store.list_resources("Site")):
-        if not said:
-            logger.info("waiting for a Site: `freehold apply -f inventory.yaml`")
-            said = True
-        await asyncio.sleep(0.5)
-    if len(sites) > 1:
-        names = ", ".join(site.resource.name for site in sites)
-        raise FreeholdError(f"the store holds {len(sites)} Sites: {names}", remedy="delete all but one")
-    spec = sites[0].resource.spec
-    assert isinstance(spec, SiteSpec)
-    networks = {
-        each.resource.name: each.resource.spec
-        for each in await store.list_resources("Network")
-        if isinstance(each.resource.spec, NetworkSpec)
-    }
-    return sites[0].resource.name, spec, networks
 
 
 def show_step(step: Step) -> None:

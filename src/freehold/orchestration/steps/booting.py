@@ -5,13 +5,15 @@ from typing import Any
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import Facts, ServerState
-from freehold.orchestration.conditions import OS_RUNS, given_up
-from freehold.orchestration.measurements import BootedImage
-from freehold.orchestration.revocations import REVOKED, revoked
+from freehold.orchestration.conditions import OS_RUNS, given_up, wants_ticket
+from freehold.orchestration.measurements import REVOKED, BootedImage
+from freehold.orchestration.os_images import require_agent
+from freehold.orchestration.revocations import revoked
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
+from freehold.out_of_band.redfish import RedfishClient
 from freehold.provisioning.dhcp import BootHost
 from freehold.root_of_trust.secure_boot_generations import KeySet
 
@@ -62,19 +64,27 @@ def answered(site: Site, view: ServerView) -> tuple[BootHost, ...]:
 
 
 async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
-    """Start the machine into the signed agent, by UEFI HTTP Boot or from virtual media, once."""
+    """Start the machine into the signed agent, by UEFI HTTP Boot or from virtual media, once. Where a waiver stands for
+    a TPM that was never seen, a ticket for this boot comes with it, by virtual media in either case."""
     view = ctx.server
     if view.facts.secure_boot_enrolled:
         require_bootable(site.agent_image, await site.keys_of(view.facts))
+    await require_agent(site)
     await site.end_session(view.name)
     for key in view.orders:
         await ctx.agents.drop(view.name, key)  # nobody may answer what was asked of an earlier boot
     await site.answer_dhcp(view.name, boot_hosts(site, view))
     await ctx.ensure_lease(BMC_COMMAND)
+    site.tickets.clear(view.name)
+    by_media, medium, ticket = view.spec.boot_method == "virtualMedia", site.media_url(site.agent_iso), None
+    if wants_ticket(view, ctx.now):
+        medium, ticket = await site.give_ticket(view.name)
     async with site.bmc(view, ctx.ensure_lease) as client:
-        if view.spec.boot_method == "virtualMedia":
+        if by_media or ticket or view.facts.boot_ticket:
             await oob.eject_media(client)  # a medium of the same name may be an older one
-            await oob.insert_media(client, site.media_url(site.agent_iso))
+        if by_media or ticket:
+            await oob.insert_media(client, medium)
+        if by_media:
             await oob.boot_cd(client)
         else:
             await oob.set_boot_http(client, f"{site.boot_url}/boot/agent.efi")
@@ -86,10 +96,16 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
         "boots": site.agent_image.name,
         "uki_sha256": site.agent_image.sha256,
         "method": view.spec.boot_method,
+        "ticket_sha256": ticket,
         "secure_boot_enrolled": view.facts.secure_boot_enrolled,
         "secure_boot_generation": generation_of(view.facts),
     }
-    facts: dict[str, Any] = {"agent_booted_at": booted_at, "agent_uki": site.agent_image.sha256}
+    facts: dict[str, Any] = {
+        "agent_booted_at": booted_at,
+        "agent_uki": site.agent_image.sha256,
+        "agent_trust": site.agent_trust,
+        "boot_ticket": ticket,
+    }
     if view.status.state is ServerState.DECOMMISSIONING:
         facts["media"] = None  # the old OS may have run meanwhile: what was erased before this boot is erased again
     refused = revoked(view.name, site.agent_image, await site.newest_keys())
@@ -106,25 +122,31 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
 
 async def release_agent(site: Site, ctx: StepContext) -> StepResult:
     """The agent did its work: the machine goes off, and nobody on the provisioning network answers it any more."""
-    await _stop(site, ctx)
+    await stop(site, ctx)
     await site.answer_dhcp(ctx.name, ())
-    return StepResult(facts={"agent_released": True})
+    return StepResult(facts={"agent_released": True, "boot_ticket": None})
 
 
 async def power_off(site: Site, ctx: StepContext) -> StepResult:
     """The workload stops here, and the OS's session with it."""
-    await _stop(site, ctx)
+    await stop(site, ctx)
     return StepResult(facts={"workload_stopped": True})
 
 
-async def _stop(site: Site, ctx: StepContext) -> None:
+async def stop(site: Site, ctx: StepContext) -> None:
+    """Off, and nothing starts by what we have put in its way."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         await oob.power(client, "off")
         await oob.clear_boot_override(client)
-        if ctx.server.spec.boot_method == "virtualMedia":
-            await oob.eject_media(client)
+        await _take_media_back(site, ctx, client)
     await site.end_session(ctx.name)
+
+
+async def _take_media_back(site: Site, ctx: StepContext, client: RedfishClient) -> None:
+    if ctx.server.spec.boot_method == "virtualMedia" or ctx.facts.boot_ticket is not None:
+        await oob.eject_media(client)
+    site.tickets.clear(ctx.name)
 
 
 async def boot_os(site: Site, ctx: StepContext) -> StepResult:
@@ -134,14 +156,19 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
         await ctx.ensure_lease(BMC_COMMAND)
         async with site.bmc(view, ctx.ensure_lease) as client:
             await oob.clear_boot_override(client)
-            if view.spec.boot_method == "virtualMedia":
-                await oob.eject_media(client)
+            await _take_media_back(site, ctx, client)
         if await site.ordered(ctx, "reboot", {}) is None:
             return StepResult(done=False)
     # From here on it needs an address of ours, and nothing to boot: it has a disk for that.
     await site.answer_dhcp(view.name, boot_hosts(site, view, boots=False))
     assert view.facts.image is not None
-    image = site.image(view.facts.image.name).booted
+    image = site.os_build(view.facts.image.manifest)
+    if image is None:
+        raise FreeholdError(
+            f"this controller does not keep the build of {view.facts.image.name} that it was given",
+            server=view.name,
+            remedy="restore its directory under state/images, or decommission the server and assign it anew",
+        )
     claim = {
         "boots": image.name,
         "uki_sha256": image.sha256,
@@ -151,4 +178,5 @@ async def boot_os(site: Site, ctx: StepContext) -> StepResult:
     }
     # Any OS that says hello after this agent did is the one that was just written.
     since = view.agent.started if view.agent else ctx.now
-    return StepResult(facts={"os_booted_at": since}, statements=(("boot-config", claim),))
+    facts = {"os_booted_at": since, "boot_ticket": None}
+    return StepResult(facts=facts, statements=(("boot-config", claim),))

@@ -30,6 +30,15 @@ FINDING = Waivable.BMC_CERTIFICATE.value
 
 
 async def install(site: Site, ctx: StepContext) -> StepResult:
+    """A few BMCs at a time: when the BMC CA was replaced, every one of them is due."""
+    if site.renewals.locked():
+        waiting = "its turn to get a certificate"
+        return StepResult(done=False, retry_after=LOOK_AGAIN, waiting_for=waiting)
+    async with site.renewals:
+        return await _install(site, ctx)
+
+
+async def _install(site: Site, ctx: StepContext) -> StepResult:
     served = await transport.fetch_identity(ctx.server.spec.bmc.address, server=ctx.name)
     match oob.next_certificate_step(ctx.facts.bmc_certificate_pending, served.certificate_pem, ctx.now):
         case CertificateStep.REQUEST:
@@ -69,7 +78,7 @@ def _without(ctx: StepContext, error: NotSupported) -> StepResult:
         raise NotSupported(
             error.what, server=ctx.name, remedy=f"{error.remedy or 'look at the BMC'}, {hint}"
         ) from error
-    claim = waivers.claim(waiver, why=error.what, spki_sha256=ctx.facts.bmc_identity)
+    claim = waivers.claim(waiver, ctx.now, why=error.what, spki_sha256=ctx.facts.bmc_identity)
     return StepResult(facts={"bmc_certificate_waived": True}, statements=(("waiver", claim),), resolved=(FINDING,))
 
 
@@ -102,6 +111,7 @@ async def _confirm(site: Site, ctx: StepContext) -> StepResult:
         sha256=pki.sha256(served),
         not_before=served.not_valid_before_utc.timestamp(),
         not_after=served.not_valid_after_utc.timestamp(),
+        issuer=pki.issuer_key_id(served),
     )
     facts = {"bmc_certificate": installed, "bmc_certificate_pending": None, "bmc_certificate_waived": False}
     changed = msgspec.structs.replace(ctx.facts, **facts)

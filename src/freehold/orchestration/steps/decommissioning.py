@@ -12,7 +12,7 @@ from freehold.model.resources import Waivable
 from freehold.model.status import Facts, Medium, Order
 from freehold.operations.sanitization import MediumStatement, allowed, judge, require_clean
 from freehold.orchestration import waivers
-from freehold.orchestration.revocations import REVOKED
+from freehold.orchestration.measurements import REVOKED
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.steps.secure_boot import AT_ONCE, as_enrolled, secure_boot_shown
@@ -23,6 +23,8 @@ from freehold.out_of_band.posture import read_accounts
 from freehold.out_of_band.takeover import foreign_accounts
 
 CANARIES, SAMPLE_BYTES = 64, 4096
+
+NO_TPM = "none to be cleared: the server goes without a TPM, by a waiver; nothing proves what the agent was that erased"
 
 
 async def list_media(site: Site, ctx: StepContext) -> StepResult:
@@ -47,7 +49,7 @@ async def list_media(site: Site, ctx: StepContext) -> StepResult:
             remedy=f"put them back, {waivers.remedy(ctx.name, Waivable.MISSING_MEDIUM)}",
         )
     media = tuple(Medium(serial=str(disk["serial"]), details={"disk": disk}) for disk in disks)
-    claims = (("waiver", waivers.claim(waiver, media=list(gone))),) if waiver is not None else ()
+    claims = (("waiver", waivers.claim(waiver, ctx.now, media=list(gone))),) if waiver is not None else ()
     facts = {"media": media, "missing_media": gone}
     return StepResult(facts=facts, statements=claims, events=(f"{len(media)} media to sanitize",))
 
@@ -115,10 +117,16 @@ def statement(serial: str, details: dict[str, Any], verified: Order) -> MediumSt
 
 
 async def clear_tpm(site: Site, ctx: StepContext) -> StepResult:
-    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too."""
+    """TPM2_Clear: every key under the storage hierarchy is gone with its seed. Its counters begin anew, too. Only where
+    a waiver stands for the TPM may there be none."""
     order = await site.ordered(ctx, "tpm_clear", {})
     if order is None:
         return StepResult(done=False)
+    if order.result.get("cleared") is not True:
+        if not ctx.facts.tpm_waived:
+            why, then = "the agent found no TPM to clear", "enable its TPM again, then decommission it anew"
+            raise FreeholdError(why, server=ctx.name, remedy=then)
+        return StepResult(facts={"tpm_cleared": True}, events=("there is no TPM to clear, by a waiver",))
     if ctx.facts.ek_sha256 is not None:
         await ctx.agents.saw_tpm(ctx.facts.ek_sha256, None)
     return StepResult(facts={"tpm_cleared": True}, events=("the TPM's storage hierarchy is cleared",))
@@ -128,7 +136,7 @@ async def destroy_keys(site: Site, ctx: StepContext) -> StepResult:
     """The tenant's records in the vault: their data keys are overwritten and gone."""
     destroyed = await asyncio.to_thread(site.vault.destroy, f"tenants/{ctx.name}")
     claim = {
-        "tpm": "TPM2_Clear: the storage hierarchy's seed was replaced",
+        "tpm": NO_TPM if ctx.facts.tpm_waived else "TPM2_Clear: the storage hierarchy's seed was replaced",
         "vault": [msgspec.to_builtins(key) for key in destroyed],
     }
     return StepResult(facts={"keys_destroyed": True}, statements=(("key-destruction", claim),))
@@ -153,7 +161,8 @@ async def reassert_state(site: Site, ctx: StepContext) -> StepResult:
         for account in foreign_accounts(await read_accounts(client), own, waived):
             await oob.disable_account(client, account.uri)
         ipmi = await without_ipmi(client)
-        await harden(client)
+        directory = waivers.waiver_for(ctx.server.waivers, Waivable.BMC_DIRECTORY, ctx.now)
+        await harden(client, keep_directories=directory is not None)
         if ctx.server.spec.bios:
             await oob.set_bios_attributes(client, dict(ctx.server.spec.bios))
         await oob.clear_boot_override(client)
@@ -183,7 +192,8 @@ async def certify(_site: Site, ctx: StepContext) -> StepResult:
         },
         "media": [medium.to_dict() for medium in media],
         "missing_media": list(ctx.facts.missing_media),
-        "tpm_cleared": ctx.facts.tpm_cleared,
+        "tpm_cleared": ctx.facts.tpm_cleared and not ctx.facts.tpm_waived,
+        "tpm": NO_TPM if ctx.facts.tpm_waived else None,
         "keys_destroyed": ctx.facts.keys_destroyed,
         "guidance": "NIST SP 800-88 Rev. 1",
     }

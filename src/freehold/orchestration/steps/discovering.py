@@ -1,6 +1,6 @@
 """Steps of `discovering`: what the BMC says, what the machine itself says, and whether the two agree."""
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -10,7 +10,7 @@ from freehold.operations.inventory import compare
 from freehold.orchestration.measurements import policy_for
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepResult
-from freehold.orchestration.steps import agentless
+from freehold.orchestration.steps import agentless, tickets
 from freehold.out_of_band.inventory import read_inventory
 from freehold.root_of_trust.attestation.errors import AttestationError
 from freehold.root_of_trust.attestation.structures import parse_public
@@ -24,7 +24,10 @@ async def read_oob_inventory(site: Site, ctx: StepContext) -> StepResult:
     )
     claim = {"source": "out-of-band", "inventory": inventory}
     facts = {"oob_inventory": inventory, "firmware": firmware, "bmc_version": inventory["bmc_version"]}
-    return StepResult(facts=facts, statements=(("inventory", claim),))
+    if inventory["tpm"] is not None:
+        return StepResult(facts=facts, statements=(("inventory", claim),), resolved=(tickets.FINDING,))
+    told = tickets.unlisted(ctx.name)
+    return StepResult(facts=facts, statements=(("inventory", claim),), findings=(told,), events=(told.detail,))
 
 
 async def collect_inventory(site: Site, ctx: StepContext) -> StepResult:
@@ -33,7 +36,7 @@ async def collect_inventory(site: Site, ctx: StepContext) -> StepResult:
         return StepResult(done=False)
     claim = {"source": "in-band", "inventory": summary(order.result)}
     agent = ctx.server.agent
-    told_by = {"ek_sha256": str(agent.details["ek_sha256"]) if agent else None}
+    told_by = {"ek_sha256": agent.details.get("ek_sha256") if agent else None}
     return StepResult(facts={"inband_inventory": order.result | told_by}, statements=(("inventory", claim),))
 
 
@@ -54,15 +57,18 @@ async def compare_inventory(_site: Site, ctx: StepContext) -> StepResult:
 
 
 async def bind_ek(site: Site, ctx: StepContext) -> StepResult:
-    """From now on the server is its endorsement key. The reference values of its firmware are taken down with it."""
+    """From now on the server is its endorsement key. The reference values of its firmware are taken down with it. One
+    that was let in by a ticket has none: a waiver stands for it."""
     agent = ctx.server.agent
     assert agent is not None
-    identity = str(agent.details["ek_sha256"])
+    identity = cast("str | None", agent.details.get("ek_sha256"))
     told_by = (ctx.facts.inband_inventory or {}).get("ek_sha256")
     if told_by != identity:
         return StepResult(done=False, quarantine=f"the inventory came from TPM {told_by}, now TPM {identity} speaks")
     if ctx.facts.ek_sha256 not in (None, identity):
-        return StepResult(done=False, quarantine=f"the TPM {identity[:16]}… is not the bound {ctx.facts.ek_sha256}")
+        return StepResult(done=False, quarantine=f"the TPM {identity} is not the bound {ctx.facts.ek_sha256}")
+    if identity is None:
+        return tickets.bind_waiver(ctx, agent)
     reference = measured_reference(agent)
     claim = {
         "source": "tpm",
@@ -73,12 +79,14 @@ async def bind_ek(site: Site, ctx: StepContext) -> StepResult:
     }
     findings = msgspec.convert(agent.details.get("findings", []), tuple[Finding, ...])
     offered = await _component_integrity(site, ctx, agent, identity)
+    # Of a time without a TPM: that nothing was measured must not stand for what is approved.
+    unmeasured = {"reference_values": None, "reference_id": None} if ctx.facts.reference_values == {} else {}
     second = {"source": "component-integrity", "components": offered}
     return StepResult(
-        facts={"ek_sha256": identity, "learned_reference": reference},
+        facts={"ek_sha256": identity, "tpm_missing": None, "learned_reference": reference, **unmeasured},
         statements=(("inventory", claim), *((("inventory", second),) if offered else ())),
         findings=(*findings, *agentless.findings(ctx.name, offered)),
-        resolved=("pcr-banks", agentless.FINDING),
+        resolved=("pcr-banks", agentless.FINDING, tickets.FINDING),
     )
 
 

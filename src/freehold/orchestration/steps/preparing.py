@@ -2,8 +2,11 @@
 
 import asyncio
 
+import msgspec
+
 from freehold.evidence import artifacts
 from freehold.model.findings import Finding, Severity
+from freehold.orchestration.package_measurements import against
 from freehold.orchestration.references import KnownReference
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
@@ -32,6 +35,8 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
     learned, firmware = ctx.facts.learned_reference, ctx.facts.firmware
     if learned is None or firmware is None:
         return StepResult(done=False, quarantine="no boot of this server was attested, so there is nothing to refer to")
+    if ctx.facts.tpm_waived and learned == {}:
+        return StepResult(facts={"reference_values": {}, "reference_id": None})  # nothing is measured, nothing vouches
     values = ReferenceValues(vendor=firmware.vendor, model=firmware.model, version=firmware.version, digests=learned)
     claim: dict[str, object] = {
         "kind": "firmware-reference",
@@ -43,11 +48,16 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
     if (revoked := await site.references.revoked(learned)) is not None:
         other = f"{revoked.values.id} hold ({revoked.values.title}), which are {revoked.state}"
         return StepResult(done=False, quarantine=f"its firmware measures what reference values {other}")
+    compared = await asyncio.to_thread(against, site.depot, site.depot_seen, values)
+    if compared.differs:
+        return StepResult(done=False, quarantine=f"its firmware is not what the depot lists: {compared.said}")
+    claim["depot_package"] = msgspec.to_builtins(compared)
     by_policy = ctx.server.policy.reference_values == "learned"
     if by_policy and not (await site.approvals.operators()).people:
         facts = {"reference_values": learned, "reference_id": None}
         return StepResult(facts=facts, statements=(("posture", claim | {"origin": "learned", "approved_by": []}),))
-    known = await site.references.propose(values, f"measured by {ctx.name} at staging", ctx.name, ctx.now)
+    origin = f"measured by {ctx.name} at staging"
+    known = await site.references.propose(values, origin, ctx.name, ctx.now, compared=compared.said)
     if known.state is ReferenceState.SUPERSEDED:
         why = f"its firmware measures what reference values {values.id} hold ({values.title}), which are {known.state}"
         return StepResult(done=False, quarantine=why)
@@ -55,13 +65,16 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
         try:
             await site.references.approve(values.id, ctx.now)
         except NotApproved as lacking:
-            return await _unapproved(site, known, lacking, by_policy=by_policy)
+            return await _unapproved(site, known, lacking, compared.said, by_policy=by_policy)
     try:
         approved = await site.references.granted(known)
     except NotApproved as lacking:
         why = f"reference values {values.id} were kept as approved, and their approval does not verify: {lacking.what}"
-        known = await site.references.propose(values, known.origin, ctx.name, ctx.now, doubted=True)
-        return await _unapproved(site, known, NotApproved(f"{why}; they are asked for anew"), by_policy=by_policy)
+        known = await site.references.propose(
+            values, known.origin, ctx.name, ctx.now, compared=compared.said, doubted=True
+        )
+        anew = NotApproved(f"{why}; they are asked for anew")
+        return await _unapproved(site, known, anew, compared.said, by_policy=by_policy)
     claim |= {"origin": known.origin, "approved_by": list(approved.names), "approved_at": approved.at}
     claim |= {"approval": known.approval, artifacts.FIELD: await asyncio.to_thread(_kept, site, approved)}
     return StepResult(
@@ -79,12 +92,16 @@ def _kept(site: Site, approved: Granted) -> dict[str, str]:
     return {name: site.artifacts.keep(data) for name, data in kept.items()}
 
 
-async def _unapproved(site: Site, known: KnownReference, lacking: NotApproved, *, by_policy: bool) -> StepResult:
-    """Wait, and tell people what is asked of them; if the same board has measured something else before, that too."""
+async def _unapproved(
+    site: Site, known: KnownReference, lacking: NotApproved, compared: str, *, by_policy: bool
+) -> StepResult:
+    """Wait, and tell people what is asked of them; if the same board has measured something else before, that too.
+    `compared`: what the depot has to say of it."""
     values = known.values
     kin = await site.references.list(vendor=values.vendor, model=values.model, version=values.version)
     other = reference.closest(values, [each.values for each in kin if each.state is ReferenceState.APPROVED])
     differs = "".join(f"; {sentence}" for sentence in reference.diff(other, values)) if other is not None else ""
+    differs += f"; {compared}"
     if by_policy:
         differs += "; its policy says `learned`, which does not count on a site that has operators"
     finding = Finding(

@@ -1,10 +1,12 @@
 """Steps of `provisioning`: the image, its first-boot configuration, its boot entry. Each is an order to the agent."""
 
 import base64
+import re
 from typing import Any
 
 from freehold.model.errors import FreeholdError
 from freehold.model.status import ImageFact, Tenancy
+from freehold.orchestration.os_images import assigned
 from freehold.orchestration.site import Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.provisioning.first_boot import nocloud
@@ -41,8 +43,9 @@ def tenancy(ctx: StepContext) -> Tenancy:
 
 
 async def write_image(site: Site, ctx: StepContext) -> StepResult:
-    """Stream the assigned image onto the root disk; the agent verifies every chunk, and reads all of it back."""
-    image, disk = site.image(tenancy(ctx).spec.image), root_disk(ctx)
+    """Stream the assigned image onto the root disk; the agent verifies every chunk, and reads all of it back. One of
+    the depot is verified now, before the order and before its result counts: what was withdrawn meanwhile does not."""
+    image, disk = await assigned(site, ctx, tenancy(ctx).spec.image), root_disk(ctx)
     if int(disk["size_bytes"]) < image.size:
         raise FreeholdError(
             f"disk {disk['serial']} has {disk['size_bytes']} bytes, image {image.name} needs {image.size}",
@@ -51,7 +54,7 @@ async def write_image(site: Site, ctx: StepContext) -> StepResult:
         )
     args = {
         "device_serial": disk["serial"],
-        "image_url": f"{site.boot_url}/images/{image.path.name}",
+        "image_url": f"{site.boot_url}/images/{image.served or image.path.name}",
         "manifest_envelope": image.manifest_envelope,
     }
     order = await site.ordered(ctx, "write_image", args)
@@ -61,23 +64,31 @@ async def write_image(site: Site, ctx: StepContext) -> StepResult:
         raise FreeholdError(
             f"the agent wrote another manifest ({order.result.get('manifest_sha256')})", server=ctx.name
         )
-    claim = {**order.result, "read_back": order.result.get("chunks_verified") == image.chunks}
-    fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256)
+    claim = {**order.result, **image.origin, "read_back": order.result.get("chunks_verified") == image.chunks}
+    fact = ImageFact(name=image.name, version=image.version, manifest=image.manifest_sha256, agent_ca=image.agent_ca)
     return StepResult(facts={"image_written": True, "image": fact}, statements=(("image", claim),))
 
 
 async def write_seed(site: Site, ctx: StepContext) -> StepResult:
-    """NoCloud: host name, users, keys, network. No secret is in it."""
+    """NoCloud: host name, users, keys, network. No secret of ours is in it. Without a TPM, the agent puts a ticket for
+    the OS beside it, which it makes itself and tells nobody but by its SHA-256."""
     given = tenancy(ctx)
     instance = f"{ctx.name}-{given.revision[:12]}"
     documents = nocloud(instance, given.spec.hostname, given.spec.users, ctx.server.spec.nics, site.networks)
-    args = {
+    args: dict[str, Any] = {
         "device_serial": root_disk(ctx)["serial"],
         "partition_label": SEED_LABEL,
         "data": base64.b64encode(make_seed(documents)).decode(),
     }
+    if ctx.facts.tpm_waived:
+        args["ticket"] = True
     done = await site.ordered(ctx, "write_seed", args)
-    return StepResult(facts={"seed_written": True}) if done else StepResult(done=False)
+    if done is None:
+        return StepResult(done=False)
+    ticket = done.result.get("ticket_sha256") if ctx.facts.tpm_waived else None
+    if ctx.facts.tpm_waived and not re.fullmatch("[0-9a-f]{64}", str(ticket)):
+        raise FreeholdError("the agent made no ticket for the OS", server=ctx.name, remedy="update the agent's image")
+    return StepResult(facts={"seed_written": True, "os_ticket": ticket})
 
 
 async def set_boot_entry(site: Site, ctx: StepContext) -> StepResult:

@@ -95,6 +95,7 @@ def _done(keys: KeySet, state: SecureBootState | None, by: str) -> StepResult:
     facts = {
         "secure_boot_enrolled": True,
         "secure_boot_generation": keys.generation,
+        "secure_boot_confirmed": None,
         "secure_boot_waived": False,
         "secure_boot_changing": False,
         "enrolment_booted_at": None,
@@ -173,7 +174,7 @@ async def _failed(site: Site, ctx: StepContext, client: RedfishClient, why: str)
             "secure_boot_changing": False,
             "enrolment_booted_at": None,
         }
-        claim = waivers.claim(waiver, why=why)
+        claim = waivers.claim(waiver, ctx.now, why=why)
         event = f"it goes without the site's Secure Boot keys, by waiver {waiver.name}: {why}"
         return StepResult(facts=facts, statements=(("waiver", claim),), events=(event,), resolved=(FINDING,))
     finding = Finding(

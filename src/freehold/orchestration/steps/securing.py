@@ -11,6 +11,7 @@ from freehold.model.status import Intent, IntentKind
 from freehold.orchestration import waivers
 from freehold.orchestration.default_probe import probe
 from freehold.orchestration.passwords import PasswordIndex
+from freehold.orchestration.renewals import why_rotated
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
 from freehold.orchestration.view import ServerView
@@ -19,10 +20,11 @@ from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.audit import read_firmware
 from freehold.out_of_band.errors import NotSupported
-from freehold.out_of_band.hardening import harden, opened
+from freehold.out_of_band.factory_credentials import IN_USE, UNTRIED
+from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
 from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
-from freehold.out_of_band.posture import posture_findings, read_accounts, read_posture
+from freehold.out_of_band.posture import disproved, posture_findings, read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.takeover import foreign_accounts, take_over
 from freehold.out_of_band.transport import fetch_identity
@@ -34,6 +36,9 @@ CONFIRM_TURN = 60.0
 
 ROTATION_TURN = 3.0
 """Seconds until a server whose turn it was not is looked at again."""
+
+IPMI_TURN = 15.0
+"""Seconds until a BMC that answered IPMI after it was off is probed again."""
 IPMI_OFF = "off"
 _STOPPING_ROUNDS, _STOPPING_SECONDS = 2, 3.0
 
@@ -101,7 +106,7 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
     assert credential is not None
     index = PasswordIndex(site.vault)
     claim = {
-        "event": "rotated" if rotate else "taken-over",
+        **({"event": "rotated", "why": why_rotated(ctx.server)} if rotate else {"event": "taken-over"}),
         "username": result.username,
         "unique": not await asyncio.to_thread(index.shared_with, ctx.name, credential.password),
         "password_length": len(credential.password),
@@ -137,24 +142,40 @@ async def disable_factory_accounts(site: Site, ctx: StepContext) -> StepResult:
             remedy=f"delete them by hand on the BMC, then resume, {hint}",
         )
     kept = [waived[account.username] for account in enabled]
-    statements = tuple(("waiver", waivers.claim(each, why="declared")) for each in kept)
+    statements = tuple(("waiver", waivers.claim(each, ctx.now, why="declared")) for each in kept)
     return StepResult(facts={"factory_accounts_disabled": True}, statements=statements)
 
 
 async def disable_ipmi(site: Site, ctx: StepContext) -> StepResult:
-    """IPMI over LAN off, and what its port answers then. A BMC that answers still is a finding, not a stop."""
+    """IPMI over LAN off, and its port asked whether that is true: one that answers still goes no further without a
+    waiver, whatever its BMC says of it."""
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         state = await without_ipmi(client)
         port = await oob.ipmi_port(client)
     answered = await _ipmi_after(transport.split_address(ctx.server.spec.bmc.address)[0], port)
-    findings = ipmi_findings(answered, subject=ctx.name, declared=False if state == IPMI_OFF else None)
+    findings = tuple(ipmi_findings(answered, subject=ctx.name, declared=False if state == IPMI_OFF else None))
+    resolved = tuple(IPMI_KINDS - {finding.kind for finding in findings})
+    waiver = waivers.waiver_for(ctx.server.waivers, Waivable.IPMI, ctx.now)
+    if answered.present and waiver is None:
+        says = "the BMC says that IPMI is off" if state == IPMI_OFF else state
+        return StepResult(
+            done=False,
+            findings=findings,
+            resolved=resolved,
+            retry_after=IPMI_TURN,
+            waiting_for=f"UDP {answered.address} port {port} to be silent ({says}): close it on the BMC, "
+            + waivers.remedy(ctx.name, Waivable.IPMI),
+        )
     claim = {"kind": "ipmi", "ipmi": state, "probe": msgspec.to_builtins(answered)}
+    statements: tuple[tuple[str, dict[str, object]], ...] = (("posture", claim),)
+    if answered.present and waiver is not None:
+        statements = (*statements, ("waiver", waivers.claim(waiver, ctx.now, why=state)))
     return StepResult(
-        facts={"ipmi_off": True},
-        statements=(("posture", claim),),
-        findings=tuple(findings),
-        resolved=tuple(IPMI_KINDS - {finding.kind for finding in findings}),
+        facts={"ipmi_off": True, "ipmi_waived": answered.present},
+        statements=statements,
+        findings=findings,
+        resolved=resolved,
     )
 
 
@@ -179,17 +200,30 @@ async def without_ipmi(client: RedfishClient) -> str:
 
 
 async def close_services(site: Site, ctx: StepContext) -> StepResult:
-    """What nobody needs is closed. What the BMC does not let us close stays as a finding of `record_posture`."""
+    """What nobody needs is closed. What the BMC does not let us close stays as a finding of `record_posture`; but a
+    directory whose users it lets in stops the server here, as an account does that is not ours."""
+    waiver = waivers.waiver_for(ctx.server.waivers, Waivable.BMC_DIRECTORY, ctx.now)
     await ctx.ensure_lease(BMC_COMMAND)
     async with site.bmc(ctx.server, ctx.ensure_lease) as client:
-        hardened = await harden(client)
+        hardened = await harden(client, keep_directories=waiver is not None)
         left = opened(await read_posture(client))
-    claim = {"kind": "services", **msgspec.to_builtins(hardened)}
-    return StepResult(facts={"services_closed": True, "services_left_open": left}, statements=(("posture", claim),))
+    let_in = directories(left)
+    if let_in and waiver is None:
+        hint = waivers.remedy(ctx.name, Waivable.BMC_DIRECTORY)
+        raise NotSupported(
+            f"its BMC still lets in whom a directory vouches for ({', '.join(let_in)})",
+            server=ctx.name,
+            remedy=f"turn it off in the BMC's AccountService, then resume, {hint}",
+        )
+    claim = {"kind": "services", **msgspec.to_builtins(hardened), "left_open": list(left)}
+    statements: tuple[tuple[str, dict[str, object]], ...] = (("posture", claim),)
+    if let_in and waiver is not None:
+        statements = (*statements, ("waiver", waivers.claim(waiver, ctx.now, why="declared")))
+    return StepResult(facts={"services_closed": True, "services_left_open": left}, statements=statements)
 
 
 async def record_posture(site: Site, ctx: StepContext) -> StepResult:
-    """How open the BMC still stands, as findings and as evidence."""
+    """How open the BMC still stands, as findings and as evidence. What was found before and is mended goes."""
     async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         posture = await read_posture(client)
         firmware = await read_firmware(client, posture)
@@ -197,6 +231,7 @@ async def record_posture(site: Site, ctx: StepContext) -> StepResult:
     findings: list[Finding] = posture_findings(posture, subject=ctx.name, expected_accounts=frozenset({own}))
     await ctx.ensure_lease(BMC_COMMAND)
     probed = await probe(site.vault, ctx.name, connect, posture, firmware, own=own, now=ctx.now)
+    over = disproved(posture) | (set() if any(each.kind == UNTRIED for each in probed) else {IN_USE})
     findings += [each for each in probed if each.severity is not Severity.INFO]  # an audit says what was not tried
     claim = {
         "kind": "configuration",
@@ -205,4 +240,9 @@ async def record_posture(site: Site, ctx: StepContext) -> StepResult:
         "lockout_threshold": posture.policy.lockout_threshold,
         "findings": msgspec.to_builtins(findings),
     }
-    return StepResult(facts={"posture_recorded": True}, statements=(("posture", claim),), findings=tuple(findings))
+    return StepResult(
+        facts={"posture_recorded": True},
+        statements=(("posture", claim),),
+        findings=tuple(findings),
+        resolved=tuple(sorted(over)),
+    )

@@ -18,6 +18,7 @@ from freehold.orchestration.steps import (
     revocations,
     secure_boot,
     securing,
+    tickets,
     watching,
 )
 from freehold.out_of_band.errors import AccountLocked, BmcIdentityChanged, CsrRefused, TakeoverStopped, WrongCredential
@@ -33,6 +34,7 @@ DOERS: dict[str, Doer] = {
     "close_services": securing.close_services,
     "record_posture": securing.record_posture,
     "read_oob_inventory": discovering.read_oob_inventory,
+    "require_tpm": tickets.require_tpm,
     "boot_agent": booting.boot_agent,
     "collect_inventory": discovering.collect_inventory,
     "compare_inventory": discovering.compare_inventory,
@@ -52,6 +54,7 @@ DOERS: dict[str, Doer] = {
     "renew_certificate": certificates.install,
     "renew_attestation": watching.renew_attestation,
     "check_revocations": revocations.check,
+    "tell_ended_waivers": watching.tell_ended_waivers,
     "check_drift": watching.check_drift,
     "remediate": watching.remediate,
     "power_off": booting.power_off,

@@ -6,16 +6,16 @@ from typing import Any
 import msgspec
 
 from freehold.model.errors import FreeholdError
-from freehold.model.resources import DriftKind, parse_duration
+from freehold.model.resources import DriftKind
 from freehold.operations.drift import Observation, diff, finding, sentence
 from freehold.orchestration import waivers
-from freehold.orchestration.conditions import attested_last
+from freehold.orchestration.conditions import attested_last, demanded
 from freehold.orchestration.site import BMC_COMMAND, Site
 from freehold.orchestration.step import StepContext, StepResult
-from freehold.orchestration.steps.secure_boot import databases, secure_boot_shown
+from freehold.orchestration.steps.secure_boot import AT_ONCE, databases, secure_boot_shown
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.errors import BmcError, NotSupported
-from freehold.out_of_band.hardening import harden, opened
+from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
@@ -23,6 +23,12 @@ from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot
 from freehold.out_of_band.takeover import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
+
+ANSWERED_WITHIN = 5.0
+"""Seconds after the demand to attest until other work goes on: an OS that runs has mostly answered by then."""
+
+
+_OF_SECURE_BOOT = (DriftKind.SECURE_BOOT, DriftKind.SECURE_BOOT_KEYS)
 
 
 async def observe(client: RedfishClient) -> Observation:
@@ -83,7 +89,9 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
     else:
         baseline = msgspec.convert(stored, Observation)
     drift = diff(baseline, observed)
-    facts = {"drift": drift, "last_drift_check": ctx.now, "baseline": msgspec.to_builtins(baseline)}
+    facts: dict[str, Any] = {"drift": drift, "last_drift_check": ctx.now, "baseline": msgspec.to_builtins(baseline)}
+    if not any(each.kind in _OF_SECURE_BOOT for each in drift):
+        facts["secure_boot_changing"] = False  # what was begun is whole, or somebody has mended it
     before = {(each.kind, each.subject, each.observed) for each in ctx.facts.drift}
     fresh = [each for each in drift if (each.kind, each.subject, each.observed) not in before]
     statements: tuple[tuple[str, dict[str, Any]], ...] = ()
@@ -99,12 +107,16 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
 
 
 async def remediate(site: Site, ctx: StepContext) -> StepResult:
-    """Put one kind of drift back to the baseline. What takes effect only at a start restarts the machine."""
+    """Put one kind of drift back to the baseline. What takes effect only at a start restarts the machine. That Secure
+    Boot keys are being written is a fact before the first one is: nobody appraises what is measured meanwhile."""
     kind = DriftKind(ctx.subject)
     if ctx.facts.baseline is None or kind not in _REMEDIES:
         raise FreeholdError(
             f"{kind} cannot be remediated", server=ctx.name, remedy=f"declare spec.remediation.{kind}: quarantine"
         )
+    if kind in _OF_SECURE_BOOT and not ctx.facts.secure_boot_changing:
+        waiting = "its Secure Boot keys to be put back"
+        return StepResult(done=False, facts={"secure_boot_changing": True}, retry_after=AT_ONCE, waiting_for=waiting)
     baseline = msgspec.convert(ctx.facts.baseline, Observation)
     waived = dict.fromkeys(waivers.of_accounts(ctx.server.waivers, ctx.now), OWN_ROLE)
     baseline = msgspec.structs.replace(baseline, accounts=waived | baseline.accounts)
@@ -116,7 +128,9 @@ async def remediate(site: Site, ctx: StepContext) -> StepResult:
         if restart:
             await oob.power(client, "reset")
     claim = {"kind": kind.value, "drift": msgspec.to_builtins(drift), "restarted": restart}
-    facts = {"remediated": (*ctx.facts.remediated, kind), "last_remediation": ctx.now}
+    facts: dict[str, Any] = {"remediated": (*ctx.facts.remediated, kind), "last_remediation": ctx.now}
+    if kind in _OF_SECURE_BOOT:
+        facts["secure_boot_changing"] = False
     return StepResult(facts=facts, statements=(("remediation", claim),), events=(f"remediated {kind}",))
 
 
@@ -147,9 +161,9 @@ async def _ipmi(client: RedfishClient, _baseline: Observation, _keys: KeyDatabas
     return False
 
 
-async def _services(client: RedfishClient, _baseline: Observation, _keys: KeyDatabases) -> bool:
+async def _services(client: RedfishClient, baseline: Observation, _keys: KeyDatabases) -> bool:
     """Those that stay open are seen by the check that follows."""
-    await harden(client)
+    await harden(client, keep_directories=bool(directories(baseline.services)))
     return False
 
 
@@ -171,19 +185,27 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
 
 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
-    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, so
-    that its silence is counted from there."""
-    last = ctx.facts.last_attestation or ctx.server.status.state_since
-    overdue = ctx.now - last > 2 * parse_duration(ctx.server.policy.attestation_interval)
-    if overdue and ctx.server.agent is None:
-        hours = (ctx.now - last) / 3600
-        why = f"its OS has not attested for {hours:.0f} hours, and does not answer the demand to"
-        return StepResult(done=False, quarantine=why)
+    """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, and
+    when it was first told to: `conditions.silence` counts from there."""
     proved = attested_last(ctx.server)
+    facts = {"attestation_demanded": demanded(ctx.server) or ctx.now}
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
+    facts |= {"last_attestation": proved} if proved else {}
+    return StepResult(done=False, facts=facts, retry_after=ANSWERED_WITHIN, waiting_for="a new attestation")
+
+
+async def tell_ended_waivers(_site: Site, ctx: StepContext) -> StepResult:
+    """What two people let the server go without, and for no longer. Its tenant goes on, watched as before: only a
+    decommissioning could mend most of it, and that is for people to decide; the pool does not take it back without."""
+    ended = waivers.ended(ctx.server.waivers, ctx.facts, ctx.now)
+    findings = tuple(waivers.ended_finding(ctx.name, each) for each in ended)
+    fresh = tuple(each.detail for each in findings if each.subject not in ctx.facts.waivers_ended)
+    claim = {"kind": waivers.ENDED, "lacks": [each.value for each in ended]}
     return StepResult(
-        done=False,
-        facts={"last_attestation": proved} if proved else {},
-        waiting_for="a new attestation",
+        facts={"waivers_ended": ended},
+        statements=(("posture", claim),),
+        findings=findings,
+        resolved=(waivers.ENDED,),
+        events=fresh,
     )

@@ -23,12 +23,14 @@ CMDLINE = {
     Flavour.GENERIC: "console=tty0 console=ttyS0,115200 quiet loglevel=3 panic=10",
 }
 # Loaded by /init in this order, without asking what hardware there is.
-ALWAYS = ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "loop", "squashfs", "efivarfs")
+ALWAYS = (
+    "virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "virtio_scsi", "sr_mod", "loop", "squashfs", "efivarfs",
+)  # fmt: skip
 # Carried in the ramdisk of real servers only, and loaded for the devices that are there.
 BY_DEVICE = (
     "nvme", "ahci", "sd_mod", "megaraid_sas", "mpt3sas", "smartpqi", "aacraid", "hpsa",
     "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "tg3", "bnxt_en", "bnx2x", "mlx4_en", "mlx5_core", "qede", "sfc",
-    "ena", "gve", "tpm_tis", "tpm_crb", "ipmi_si", "ipmi_devintf",
+    "ena", "gve", "tpm_tis", "tpm_crb", "ipmi_si", "ipmi_devintf", "xhci_pci", "ehci_pci", "usb_storage", "uas",
 )  # fmt: skip
 SITE = "etc/freehold"  # where the site's part is, in the first stage and in the second
 
@@ -45,6 +47,7 @@ while read module; do insmod "/$module" 2>/dev/null || say "cannot load $module"
 [ -d /sys/firmware/efi/efivars ] && mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 if [ -s /etc/by-device ]; then  # twice: a bridge or a controller brings up what is behind it
     for pass in 1 2; do modprobe -a -b -q $(cat /sys/bus/*/devices/*/modalias | sort -u); done
+    modprobe -a -b -q usb_storage uas  # a BMC's virtual CD is a USB device, which appears later than this
 fi
 
 network() {{

@@ -3,7 +3,9 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
+from freehold.provisioning.images.errors import ImageBuildError
 from freehold.provisioning.images.tools import run
 
 MIB = 1 << 20
@@ -35,6 +37,26 @@ def fat_image(
             source = Path(work, PurePosixPath(name).name)
             source.write_bytes(data)
             run("mcopy", "-i", image, source, f"::/{name}", env=environment)
+
+
+def loader_of(image: BinaryIO) -> bytes:
+    """What firmware starts from this raw disk image: the file at `LOADER_PATH` of its ESP, which lies where `assemble`
+    puts it. Raises ImageBuildError."""
+    with tempfile.TemporaryDirectory(prefix="freehold-esp-") as work:
+        esp, loader = Path(work, "esp"), Path(work, "loader")
+        image.seek(ESP_START_MIB * MIB)
+        with esp.open("wb") as file:
+            for _ in range(ESP_MIB):
+                file.write(image.read(MIB))
+        try:
+            run("mcopy", "-i", esp, f"::/{LOADER_PATH}", loader, env={"MTOOLS_SKIP_CHECK": "1"})
+        except ImageBuildError as error:
+            raise ImageBuildError(
+                f"the image has no {LOADER_PATH} in an ESP at {ESP_START_MIB} MiB of {ESP_MIB} MiB",
+                expected="an image that this Freehold built: os.raw of `freehold image list`",
+                remedy="what a server starts must be one signed file, or nobody can attest it",
+            ) from error
+        return loader.read_bytes()
 
 
 def make_seed(files: Mapping[str, bytes]) -> bytes:

@@ -6,7 +6,7 @@ Pure but for `describe`, which reads the image. It is signed elsewhere: `payload
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 
@@ -64,13 +64,18 @@ class ImageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 def describe(raw: Path, chunk_size: int = CHUNK_SIZE) -> Content:
-    """Read a raw image once: whole chunks but for the last, which may be shorter."""
-    whole, chunks, size = hashlib.sha256(), [], 0
+    """Read a raw image once."""
     with raw.open("rb") as file:
-        while chunk := file.read(chunk_size):
-            whole.update(chunk)
-            size += len(chunk)
-            chunks.append(ZERO if chunk.count(0) == len(chunk) else hashlib.sha256(chunk).hexdigest())
+        return describe_file(file, chunk_size)
+
+
+def describe_file(file: BinaryIO, chunk_size: int = CHUNK_SIZE) -> Content:
+    """From where it stands: whole chunks but for the last, which may be shorter."""
+    whole, chunks, size = hashlib.sha256(), [], 0
+    while chunk := file.read(chunk_size):
+        whole.update(chunk)
+        size += len(chunk)
+        chunks.append(ZERO if chunk.count(0) == len(chunk) else hashlib.sha256(chunk).hexdigest())
     return Content(size, whole.hexdigest(), tuple(chunks))
 
 

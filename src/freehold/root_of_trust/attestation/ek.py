@@ -77,10 +77,12 @@ class TpmRoots:
 
 @dataclass(frozen=True, kw_only=True)
 class EkIdentity:
-    """A certified EK: `identity` is the hex SHA-256 of its public area, `issuers` the subjects up to the root."""
+    """A certified EK: `identity` is the hex SHA-256 of its public area, `issuers` the subjects up to the root,
+    `lapsed` that its own certificate's dates were forgiven."""
 
     identity: str
     issuers: tuple[str, ...]
+    lapsed: bool = False
 
 
 def ek_identity(ek_public: bytes) -> str:
@@ -99,6 +101,21 @@ def load_roots(directory: Path) -> TpmRoots:
             except (MalformedEvidenceError, ValueError):
                 unreadable.append(path.name)  # said when a chain does not end
     return TpmRoots(certificates=tuple(certificates), unreadable=tuple(unreadable))
+
+
+class RootsDirectory:
+    """The roots in a directory as they are now; read again only when a file came, went or changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._known: tuple[frozenset[tuple[str, int, int]], TpmRoots] | None = None
+
+    def __call__(self) -> TpmRoots:
+        files = ((path.name, path.stat()) for path in self._directory.iterdir())
+        seen = frozenset((name, found.st_mtime_ns, found.st_size) for name, found in files)
+        if self._known is None or self._known[0] != seen:
+            self._known = seen, load_roots(self._directory)
+        return self._known[1]
 
 
 def load_pem(data: bytes) -> list[bytes]:
@@ -142,7 +159,7 @@ def verify_ek(
 ) -> EkIdentity:
     """The identity of an EK whose DER `certificate` leads to a pinned root; raises EndorsementKeyError.
 
-    `allow_expired` forgives the dates of the EK certificate only, for vendors that let them lapse on working machines.
+    `allow_expired` forgives the end of the EK certificate only, for vendors that let them lapse on working machines.
     """
     check_ek_template(ek)
     try:
@@ -150,13 +167,15 @@ def verify_ek(
     except MalformedEvidenceError as error:
         raise EndorsementKeyError(f"the EK certificate cannot be read: {error.what}") from error
     _check_leaf(leaf, ek)
-    if not allow_expired:
+    lapsed = leaf.not_after < now
+    if not (lapsed and allow_expired):
         _check_dates(leaf, now)
     chain = _chain(leaf, roots)
     for below, authority in enumerate(chain):
         _check_authority(authority, below)
         _check_dates(authority, now)
-    return EkIdentity(identity=ek_identity(ek.raw), issuers=tuple(name_text(authority.subject) for authority in chain))
+    issuers = tuple(name_text(authority.subject) for authority in chain)
+    return EkIdentity(identity=ek_identity(ek.raw), issuers=issuers, lapsed=lapsed)
 
 
 def _chain(leaf: Certificate, roots: TpmRoots) -> list[Certificate]:
@@ -229,5 +248,5 @@ def _check_dates(certificate: Certificate, now: datetime) -> None:
         raise EndorsementKeyError(
             f"the certificate of {name_text(certificate.subject) or 'the EK'} is valid from"
             f" {certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d} only",
-            remedy="check the controller's clock, or let policy forgive lapsed EK certificates",
+            remedy="check the controller's clock, or declare `lapsedEkCertificates: accept` in the Policy",
         )

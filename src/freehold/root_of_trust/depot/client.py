@@ -18,6 +18,7 @@ from freehold.root_of_trust.depot.errors import (
     BelowSecurityFloor,
     DepotMissing,
     PackageForAnotherModel,
+    PackageForAnotherSite,
     TargetChanged,
     TargetNotFound,
 )
@@ -30,13 +31,14 @@ from freehold.root_of_trust.depot.verified import VerifiedFile
 
 
 class Wanted(NamedTuple):
-    """What is asked for, in the words of the BMC. `model` is empty for what is no firmware."""
+    """What is asked for, in the words of the BMC. `model` is empty for what is no firmware; `site` is for that."""
 
     kind: Kind
     vendor: str
     component: str
     version: str
     model: str = ""
+    site: str = ""
 
 
 class DepotClient:
@@ -69,7 +71,8 @@ class DepotClient:
         return cls(source, view, seen)
 
     def package(self, wanted: Wanted) -> Target:
-        """The package for exactly this model, whatever its floor. Raises `TargetNotFound`, `PackageForAnotherModel`."""
+        """The package for exactly this model or site, whatever its floor. Raises `TargetNotFound`,
+        `PackageForAnotherModel`, `PackageForAnotherSite`."""
         name = f"{wanted.vendor} {wanted.component} {wanted.version}"
         alike = [
             each
@@ -82,7 +85,13 @@ class DepotClient:
                 expected="a package that the operators signed, and did not withdraw",
                 remedy="import it with `freehold depot import`, or declare a version that `freehold depot list` shows",
             )
-        found = [each for each in alike if wanted.model in each.about.models or not each.about.models]
+        if not (here := [each for each in alike if each.about.site in (None, wanted.site)]):
+            raise PackageForAnotherSite(
+                f"the {wanted.kind} {name} was made for another site than {wanted.site}",
+                expected=f"for {', '.join(sorted(str(each.about.site) for each in alike))} it is",
+                remedy="import the one that was made for this site",
+            )
+        found = [each for each in here if wanted.model in each.about.models or not each.about.models]
         if len(found) != 1:
             models = sorted({each for package in alike for each in package.about.models})
             raise PackageForAnotherModel(
@@ -111,8 +120,9 @@ class DepotClient:
                     f"{wanted.vendor} {wanted.component} {wanted.version} is below the security floor {floor}: "
                     f"{decision.reason}",
                     expected=f"version {floor} or newer, or a downgrade ticket signed by two operators",
-                    remedy="install a newer version; who must fall back asks with `freehold depot downgrade`, and two "
-                    "operators sign",
+                    remedy="install a newer version"
+                    + ("; who must fall back asks with `freehold depot downgrade`, and two operators sign")
+                    * (wanted.kind is Kind.FIRMWARE),
                 )
         return target
 
@@ -134,6 +144,10 @@ class DepotClient:
         except BaseException:
             stored.close()
             raise
+
+    def path_of(self, target: Target) -> Path:
+        """Where its file is, for who serves it by ranges: nothing vouches for what is read there."""
+        return self._source / "targets" / target.stored_name
 
     def fetch(
         self, wanted: Wanted, downgrade: Downgrade | None = None, now: datetime | None = None

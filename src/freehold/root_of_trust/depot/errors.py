@@ -63,6 +63,10 @@ class PackageForAnotherModel(DepotError):
     """The package exists, but not for this model."""
 
 
+class PackageForAnotherSite(DepotError):
+    """The image or agent exists, but was made for another site."""
+
+
 class TargetChanged(DepotError):
     """The bytes are not those that the operators signed."""
 

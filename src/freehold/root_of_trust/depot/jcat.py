@@ -35,10 +35,11 @@ class Signature(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file out of a cabinet, and the catalogue beside it."""
+    """A file out of a cabinet, and the catalogue beside it. `signed_by`: what may hold its signature."""
 
     data: bytes
     catalogue: bytes | None
+    signed_by: tuple[str, ...] = ()
 
 
 class _Blob(msgspec.Struct, rename="pascal"):
@@ -56,6 +57,11 @@ class _Item(msgspec.Struct, rename="pascal"):
 
 class _Catalogue(msgspec.Struct, rename="pascal"):
     items: list[_Item]
+
+
+def signature_files(name: str) -> tuple[str, ...]:
+    """What vendors call a detached signature of the file `name`."""
+    return tuple(f"{name}{ending}" for ending in (".asc", ".sig", ".p7s", ".p7b", ".p7c", ".jcat"))
 
 
 def is_jcat(data: bytes) -> bool:
@@ -108,7 +114,9 @@ def extract(cabinet: bytes, name: str) -> Member:
             f"the cabinet holds no {name}", expected=f"one of: {', '.join(sorted(archive))}", remedy="say --member NAME"
         )
     catalogues = [file.buf for member, file in archive.items() if member.endswith(".jcat")]
-    return Member(bytes(archive[name].buf or b""), bytes(catalogues[0] or b"") if len(catalogues) == 1 else None)
+    signed_by = tuple(sorted(each for each in archive if each.endswith(".jcat") or each in signature_files(name)))
+    catalogue = bytes(catalogues[0] or b"") if len(catalogues) == 1 else None
+    return Member(bytes(archive[name].buf or b""), catalogue, signed_by)
 
 
 def _unpacked_bound(cabinet: bytes) -> int:

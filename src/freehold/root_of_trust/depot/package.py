@@ -45,9 +45,11 @@ class VendorSignature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the operators sign about a package.
 
+    `site`: the Site that an OS image or an agent was made for; None: whichever has the keys that start it.
     `models`: exact model names that firmware is for; empty for the other kinds. `security_floor`: the oldest version
     that may still be installed once this package is known. `unsigned_because`: why there is no vendor signature.
-    `measurements`: PCR index to SHA-256 digests (hex) that the package will measure.
+    `measurements`: PCR index to SHA-256 digests in hex. Of firmware: the value of the PCR, or the digests of its events
+    in order. Of what is started: the value of PCR 4 under Secure Boot, and of PCR 11.
     """
 
     kind: Kind
@@ -60,6 +62,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     unsigned_because: str | None = None
     measurements: dict[int, tuple[str, ...]] = {}
     sbom_sha256: str | None = None
+    site: str | None = None
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,16 +113,18 @@ def from_tuf(file: TargetFile) -> Target:
 
 
 def overlap(one: Target, other: Target) -> bool:
-    """Whether a request could mean both: same kind, vendor, component and version, and a model in common."""
+    """Whether a request could mean both: same kind, vendor, component and version, and a model or a site in
+    common."""
     a, b = one.about, other.about
     same = (a.kind, a.vendor, a.component, a.version) == (b.kind, b.vendor, b.component, b.version)
-    return same and (not a.models or not b.models or bool(set(a.models) & set(b.models)))
+    elsewhere = None not in (a.site, b.site) and a.site != b.site
+    return same and not elsewhere and (not a.models or not b.models or bool(set(a.models) & set(b.models)))
 
 
 def _problem(about: Description) -> str | None:
     """What does not hold together, in words."""
     texts = [about.vendor, about.component, about.version, *about.models]
-    texts += [text for text in (about.security_floor, about.unsigned_because) if text is not None]
+    texts += [text for text in (about.security_floor, about.unsigned_because, about.site) if text is not None]
     if bad := next((text for text in texts if not _is_line(text)), None):
         return f"{bad!r} is not a line of 1 to {_TEXT_LENGTH} printable characters"
     if "" in texts:
@@ -130,6 +135,8 @@ def _problem(about: Description) -> str | None:
         return f"the version {bad!r} holds no number"
     if (about.kind is Kind.FIRMWARE) != bool(about.models):
         return "firmware, and only firmware, names the models that it is for"
+    if about.kind is Kind.FIRMWARE and about.site is not None:
+        return "firmware is for models, not for a site"
     if len(set(about.models)) != len(about.models):
         return "a model is named twice"
     if (about.vendor_signature is None) != (about.unsigned_because is not None):

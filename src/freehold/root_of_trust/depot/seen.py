@@ -13,8 +13,9 @@ from freehold.root_of_trust.depot.floors import Floor, floor_of, is_below
 class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The newest version of each TUF role and the highest security floors.
 
-    `online_key`: which key had signed the timestamp. A new one, named by the operators, starts its versions anew: that
-    is how a site recovers from an online key that somebody used to sign absurdly high versions (TUF 5.3.11).
+    `online_key`: which key had signed the timestamp. A new one, named by the operators, starts its versions anew (TUF
+    5.3.11): so a site that follows a depot gets over absurdly high versions, if that depot has another key to name. A
+    depot whose online key is in a site's vault has none: no command replaces that key.
     """
 
     root: int

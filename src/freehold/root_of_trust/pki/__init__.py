@@ -7,19 +7,23 @@
     Secure Boot PK, KEK, db        self-signed: firmware builds no chains
 
 A site that held no ceremony has the two issuing CAs self-signed, under the same names and keys: a certificate of the
-root takes their place later, and everything that they have issued stays valid.
+root takes their place later, and everything that they have issued stays valid. Another key for a CA: `succession`.
 """
 
 from freehold.root_of_trust.pki.authorities import (
     agent_ca,
     authority_request,
     bmc_ca,
+    is_issued_by,
     is_self_signed,
     issue_authority,
+    issuer_key_id,
+    key_id,
     networks,
     requested_zone,
     require_authority,
     root_ca,
+    self_signed_authority,
 )
 from freehold.root_of_trust.pki.building import (
     Address,
@@ -46,9 +50,10 @@ from freehold.root_of_trust.pki.leaves import (
     secure_boot_certificate,
     served_addresses,
 )
-from freehold.root_of_trust.pki.revocation import is_stale, revocation_list, revoked_serials
+from freehold.root_of_trust.pki.revocation import ROOT_CRL_LIFETIME, is_stale, listed, revocation_list, revoked_serials
 
 __all__ = [
+    "ROOT_CRL_LIFETIME",
     "Address",
     "CertificateError",
     "Network",
@@ -64,9 +69,13 @@ __all__ = [
     "claim",
     "controller_certificate",
     "der",
+    "is_issued_by",
     "is_self_signed",
     "is_stale",
     "issue_authority",
+    "issuer_key_id",
+    "key_id",
+    "listed",
     "needs_renewal",
     "networks",
     "pem",
@@ -77,6 +86,7 @@ __all__ = [
     "revoked_serials",
     "root_ca",
     "secure_boot_certificate",
+    "self_signed_authority",
     "served_addresses",
     "sha256",
     "spki_sha256",

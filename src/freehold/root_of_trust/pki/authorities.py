@@ -48,12 +48,20 @@ def root_ca(key: ec.EllipticCurvePrivateKey, site: str, now: datetime) -> x509.C
 
 def agent_ca(key: ec.EllipticCurvePrivateKey, site: str, allowed: Sequence[Address], now: datetime) -> x509.Certificate:
     """The CA that the agent trusts, self-signed; it can speak for these addresses only."""
-    return _self_signed(key, site_name(site, "agent CA"), [ipaddress.ip_network(each) for each in allowed], now)
+    return self_signed_authority(key, site, "agent CA", [ipaddress.ip_network(each) for each in allowed], now)
 
 
 def bmc_ca(key: ec.EllipticCurvePrivateKey, site: str, allowed: Sequence[Network], now: datetime) -> x509.Certificate:
     """The CA of the site's BMCs, self-signed; it can speak for addresses of the out-of-band networks only."""
-    return _self_signed(key, site_name(site, "BMC CA"), allowed, now)
+    return self_signed_authority(key, site, "BMC CA", allowed, now)
+
+
+def self_signed_authority(
+    key: ec.EllipticCurvePrivateKey, site: str, title: str, allowed: Sequence[Network], now: datetime
+) -> x509.Certificate:
+    """An issuing CA that vouches for itself. Two keys never have the same `title`: people tell them apart by it."""
+    name = site_name(site, title)
+    return _authority(key.public_key(), name, name, allowed, now).sign(key, hashes.SHA256())
 
 
 def authority_request(
@@ -134,14 +142,31 @@ def require_authority(issued: x509.Certificate, root: x509.Certificate, now: dat
         ) from error
 
 
+def is_issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether this CA's key signed it, under this CA's name."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def key_id(ca: x509.Certificate) -> str:
+    """What the certificates that a CA issues call its key (authorityKeyIdentifier, RFC 5280, 4.2.1.1), in hex."""
+    return ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+
+
+def issuer_key_id(certificate: x509.Certificate) -> str | None:
+    """The `key_id` of the CA that it says it is of. A claim: it verifies nothing."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return None
+    return found.hex() if found is not None else None
+
+
 def is_self_signed(certificate: x509.Certificate) -> bool:
     return certificate.issuer == certificate.subject
-
-
-def _self_signed(
-    key: ec.EllipticCurvePrivateKey, name: x509.Name, allowed: Sequence[Network], now: datetime
-) -> x509.Certificate:
-    return _authority(key.public_key(), name, name, allowed, now).sign(key, hashes.SHA256())
 
 
 def _authority(

@@ -1,7 +1,7 @@
 """The certificate revocation list of an issuing CA (RFC 5280, 5). The list itself is the record: the next one is the
 last one with more entries, so nothing that was revoked is forgotten."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from freehold.root_of_trust.pki.building import SKEW, CertificateError
 
 CRL_LIFETIME = timedelta(days=30)
+ROOT_CRL_LIFETIME = timedelta(days=400)
+"""Of the root's list: the root is opened by people who come together for it."""
 
 
 def revocation_list(
@@ -19,11 +21,15 @@ def revocation_list(
     last: x509.CertificateRevocationList | None,
     revoked: Iterable[int],
     now: datetime,
+    *,
+    lifetime: timedelta = CRL_LIFETIME,
+    carried: Mapping[int, datetime] | None = None,
 ) -> x509.CertificateRevocationList:
-    """The list after `last` with these serial numbers added. Raises `CertificateError` if `last` is not this CA's."""
-    number, entries = 1, {}
+    """The list after `last` with these serial numbers added. Raises `CertificateError` if `last` is not this CA's.
+    `carried`: what the CA before this one had revoked; its certificates go on to be judged by this list."""
+    number, entries = 1, dict(carried or {})
     if last is not None:
-        entries = {entry.serial_number: entry.revocation_date_utc for entry in _verified(last, ca)}
+        entries |= listed(_verified(last, ca))
         number = last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
     for serial in revoked:
         entries.setdefault(serial, now)
@@ -31,7 +37,7 @@ def revocation_list(
         x509.CertificateRevocationListBuilder()
         .issuer_name(ca.subject)
         .last_update(now - SKEW)
-        .next_update(now + CRL_LIFETIME)
+        .next_update(now + lifetime)
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
     )
@@ -43,7 +49,12 @@ def revocation_list(
 
 def revoked_serials(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> dict[int, datetime]:
     """Serial number -> when it was revoked. Raises `CertificateError` if the list is not this CA's."""
-    return {entry.serial_number: entry.revocation_date_utc for entry in _verified(crl, ca)}
+    return listed(_verified(crl, ca))
+
+
+def listed(crl: x509.CertificateRevocationList) -> dict[int, datetime]:
+    """Serial number -> when it was revoked, of a list whose origin is known otherwise."""
+    return {entry.serial_number: entry.revocation_date_utc for entry in crl}
 
 
 def is_stale(crl: x509.CertificateRevocationList, now: datetime) -> bool:

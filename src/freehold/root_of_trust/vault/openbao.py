@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from hvac.exceptions import InvalidPath, InvalidRequest
 
-from freehold.root_of_trust.openbao import OpenBao
+from freehold.root_of_trust.openbao import OpenBao, OpenBaoUnreachable
 from freehold.root_of_trust.vault.interface import (
     DestroyedKey,
     RecordReport,
@@ -25,6 +25,16 @@ from freehold.root_of_trust.vault.interface import (
 )
 
 _ROUNDS = 100
+_ONCE_ACTIVE = "do this again once it is active; if it stays so, restore OpenBao from its last raft snapshot"
+_ACTIVE = 200
+_NOT_ACTIVE = {
+    429: "a standby node",
+    472: "a recovery node",
+    473: "a standby node",
+    501: "not initialized",
+    503: "sealed",
+}
+"""Status codes of `/v1/sys/health`."""
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -129,9 +139,18 @@ class OpenBaoVault:
                     path, mount_point=self._mount, raise_on_deleted_version=True
                 )["data"]
             except InvalidPath as error:  # 404: with the metadata of a version that was deleted, or without
+                if error.errors:
+                    raise  # no such engine, say: then nothing is known of any entry
                 return (error.json or {}).get("data")
 
         answer = self._bao.call(f"read {path}", read)
+        if answer is None and (known := self._known_all_the_same(path)) is not None:
+            answer = self._bao.call(f"read {path}", read)  # somebody may have stored it in between
+            if answer is None:
+                raise OpenBaoUnreachable(
+                    f"OpenBao at {self._bao.address} says that there is no {path}, and knows of its version {known}",
+                    remedy=_ONCE_ACTIVE,
+                )
         if answer is None:
             return None, 0
         version = int(answer["metadata"]["version"])
@@ -144,6 +163,22 @@ class OpenBaoVault:
                 f"the entry {path} (version {version}) in {self._kek_id} was not written by Freehold",
                 remedy="find out who writes there; the mount belongs to the vault alone",
             ) from None
+
+    def _known_all_the_same(self, path: str) -> int | None:
+        """The current version of an entry that OpenBao just said is not there. That is believed of the active node
+        only, and only if it knows of no version either: it would mean that nobody knows a BMC's password. Raises
+        `CustodyUnavailable`."""
+        status = self._bao.call(
+            f"tell whether {path} is there", lambda client: client.sys.read_health_status(method="HEAD").status_code
+        )
+        if status != _ACTIVE:
+            state = _NOT_ACTIVE.get(status, f"not ready (health {status})")
+            raise OpenBaoUnreachable(
+                f"OpenBao at {self._bao.address} is {state}, so its word that there is no {path} does not count",
+                remedy=_ONCE_ACTIVE,
+            )
+        entry = self._entry(path)
+        return entry.current_version if entry is not None and entry.versions else None
 
     def _write(self, path: str, secret: bytes, version: int) -> bool:
         """False if `version` is not the current one any more."""
