@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cut_off import Cut, Life, cut_off_everywhere, go_on, kept, prepare, wired
+from cut_off import Cut, Life, any_time, cut_off_everywhere, go_on, kept, prepare, wired
 
 from freehold.model.status import Facts, ServerState
 from freehold.orchestration.passwords import VaultSlots
@@ -37,7 +37,7 @@ async def ours_alone(life: Life) -> None:
     (account,) = [each for each in life.course.bmc.accounts.all().values() if each.enabled]
     assert (account.user_name, account.failures, account.locked_until) == ("freehold", 0, 0.0)
     assert verify_password(current.password, account.password_hash)
-    async with life.site.bmc(await life.view()):
+    async with life.site.bmc(await life.view(), any_time):
         pass
     digest = life.index.digest(current.password)
     assert digest == [claim["password_digest"] for claim in life.claims("credential")][-1]
@@ -69,5 +69,5 @@ async def test_a_rotation_cut_off_anywhere_ends_with_one_password_and_it_is_in_t
         Cut.KILL: "after PATCH /redfish/v1/AccountService/Accounts/2",
         Cut.REBOOT: "after PATCH /redfish/v1/AccountService/Accounts/2",
         Cut.FLAP: "before GET /redfish/v1/AccountService",
-        Cut.SEAL: "after vault put bmc/server-1/pending",
+        Cut.SEAL: "after vault update bmc/server-1/pending",
     }[cut] in points

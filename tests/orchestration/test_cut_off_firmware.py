@@ -8,7 +8,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cut_off import SERVER, Course, Cut, Life, controller, course_at, cut_off_everywhere, go_on, kept, prepare, wired
+from cut_off import (
+    SERVER,
+    Course,
+    Cut,
+    Life,
+    any_time,
+    controller,
+    course_at,
+    cut_off_everywhere,
+    go_on,
+    kept,
+    prepare,
+    wired,
+)
 from depot_support import published
 from test_cut_off_credentials import certified
 
@@ -68,7 +81,7 @@ async def installed(component: str, life: Life) -> None:
     the BMC or the controller went away while they were on their way."""
     version, package = PACKAGES[component]
     course = life.course
-    async with life.site.bmc(await life.view()) as client:
+    async with life.site.bmc(await life.view(), any_time) as client:
         if component == "bios":
             await power(client, "reset")
         assert await firmware_version(client, "BIOS" if component == "bios" else "BMC") == version
