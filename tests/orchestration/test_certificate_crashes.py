@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from freehold.model.resources import Bmc, Credential, ServerSpec
 from freehold.model.status import Facts, ServerStatus
+from freehold.orchestration.site import EnsureLease
 from freehold.orchestration.step import StepContext
 from freehold.orchestration.steps import certificates
 from freehold.orchestration.view import ServerView
@@ -76,7 +77,7 @@ class ModelBmc:
         return accepted_identity(facts, None, pki.pem(CA).decode(), revoked_by(self.moment()))
 
     @asynccontextmanager
-    async def bmc(self, view: ServerView) -> AsyncIterator[RedfishClient]:
+    async def bmc(self, view: ServerView, _ensure: EnsureLease) -> AsyncIterator[RedfishClient]:
         transport = Wire(self, self.identity(view.facts))
         async with RedfishClient(transport, BmcCredential("freehold", "x"), sleep=self.sleep) as client:
             yield client

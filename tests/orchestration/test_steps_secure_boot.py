@@ -131,7 +131,7 @@ async def test_a_rotation_reaches_an_available_server_and_passes_an_active_one_b
     await owned.hardware.set_secure_boot_database("db", [], [])
     (drift,) = (await owned.step("check_drift")).facts["drift"]
     assert drift.kind is DriftKind.SECURE_BOOT_KEYS
-    await owned.step(f"remediate/{drift.kind}")
+    await owned.finish(f"remediate/{drift.kind}")
     assert await enrolled(owned) == first  # what it runs was made for these
 
     await owned.establish(ServerState.AVAILABLE)
