@@ -43,7 +43,7 @@ from freehold.orchestration.steps.table import steps_of
 from freehold.orchestration.store import Store
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential
-from freehold.out_of_band.takeover import OWN_ACCOUNT
+from freehold.out_of_band.takeover_steps import OWN_ACCOUNT
 from freehold.out_of_band.transport import fetch_identity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.root_of_trust import authorities, pki

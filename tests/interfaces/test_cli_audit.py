@@ -20,8 +20,8 @@ from freehold.model.status import Facts, ImageFact, ServerState, ServerStatus
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band import transport
+from freehold.out_of_band.credential_slots import StagedCredential
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import StagedCredential
 from freehold.out_of_band.transport import BmcIdentity, fetch_identity
 from freehold.root_of_trust.secure_boot_keys import SecureBootKeyring
 from freehold_lab.bmc.context import BmcConfig

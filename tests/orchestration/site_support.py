@@ -34,7 +34,7 @@ from freehold.orchestration.store import Event, Store
 from freehold.orchestration.view import ServerView
 from freehold.out_of_band import transport
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT
+from freehold.out_of_band.takeover_steps import OWN_ACCOUNT
 from freehold.root_of_trust.keys import SiteKeys
 from freehold_lab.bmc.context import BmcConfig
 from freehold_lab.bmc.memory import MemoryHardware, example_info

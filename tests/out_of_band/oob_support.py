@@ -238,7 +238,8 @@ class ModelBmc:
 
     `slow` says how it takes the next changes of a password: `at once`, as a `task`, as a task that `fails`; or it lets
     the caller run into his timeout, and makes the change later (`late`) or never (`dropped`); or says that it is done
-    and does it later (`says so`). Later is `LATER` seconds of its clock.
+    and does it later (`says so`). Later is `LATER` seconds of its clock. `no_repeats`: it says no to a password that
+    the account has already.
     """
 
     crashes: Crashes
@@ -254,6 +255,7 @@ class ModelBmc:
     attempts: list[tuple[str, str, bool]] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
     ends_sessions: bool = False
+    no_repeats: bool = False
     _due: list[tuple[float, str, str, str, dict[str, Any]]] = field(default_factory=list)
     _failed: set[str] = field(default_factory=set)
     _issued: int = 0
@@ -334,6 +336,8 @@ class ModelBmc:
             return Answer(status=404)
         if method == "PATCH":
             if "Enabled" in body and not body["Enabled"] and not self.retirable:
+                return Answer(status=400)
+            if self.no_repeats and body.get("Password") == account.password:
                 return Answer(status=400)
             account.username = body.get("UserName", account.username)
             account.password = body.get("Password", account.password)

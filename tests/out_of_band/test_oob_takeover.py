@@ -13,14 +13,8 @@ from freehold.out_of_band.errors import BmcUnreachable, ChangeRefused, TakeoverS
 from freehold.out_of_band.generated_password import generate_password
 from freehold.out_of_band.posture import AccountPolicy
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import (
-    Login,
-    StepKind,
-    TakeoverResult,
-    TakeoverState,
-    next_takeover_step,
-    take_over,
-)
+from freehold.out_of_band.takeover import TakeoverResult, take_over
+from freehold.out_of_band.takeover_steps import Login, StepKind, TakeoverState, next_takeover_step
 
 
 class WaitForTheBmc(Exception):
@@ -141,6 +135,7 @@ async def _end(bmc: ModelBmc, slots: MemorySlots, crashes: Crashes) -> TakeoverR
     lives=st.lists(st.tuples(st.none() | st.integers(1, 70), st.sampled_from(["", "rotate", "settle"])), max_size=6),
     pause=st.sampled_from([1, 40, 5000]),
     ends_sessions=st.booleans(),
+    no_repeats=st.booleans(),
 )
 async def test_a_bmc_that_makes_the_change_late_or_never_does_not_leave_an_unknown_password(
     options: dict[str, object],
@@ -148,10 +143,11 @@ async def test_a_bmc_that_makes_the_change_late_or_never_does_not_leave_an_unkno
     lives: list[tuple[int | None, str]],
     pause: int,
     ends_sessions: bool,
+    no_repeats: bool,
 ) -> None:
     crashes = Crashes()
     bmc, slots = _bmc(crashes, **options), MemorySlots(crashes, FACTORY)
-    bmc.slow, bmc.ends_sessions = slow, ends_sessions
+    bmc.slow, bmc.ends_sessions, bmc.no_repeats = slow, ends_sessions, no_repeats
     for at, how in lives:
         with contextlib.suppress(WaitForTheBmc, TakeoverStopped, BmcUnreachable, ChangeRefused):
             await _resume(bmc, slots, crashes, at, **({how: True} if how else {}))
@@ -188,6 +184,32 @@ async def test_a_change_that_the_bmc_makes_after_the_timeout_is_to_the_password_
     await _resume(bmc, slots, crashes, None)
     assert (slots.now, slots.next) == (sent, None)
     assert bmc.works(sent)
+
+
+async def test_a_bmc_that_says_no_because_it_made_the_change_late_is_believed_to_have_it() -> None:
+    bmc, slots, crashes = await _ours()
+    for _ in range(3):
+        await _resume(bmc, slots, crashes, None, rotate=True)
+    bmc.slow, bmc.no_repeats, before = ["late"], True, slots.before
+    with pytest.raises(BmcUnreachable):
+        await _resume(bmc, slots, crashes, None, rotate=True)
+    assert slots.next is not None
+    sent, read = slots.next.credential, RedfishDoor.read
+
+    async def meanwhile(door: RedfishDoor) -> object:
+        bmc.clock += LATER  # between the log-in with the old password and the change, the BMC makes the first one
+        return await read(door)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RedfishDoor, "read", meanwhile)
+        with pytest.raises(ChangeRefused):
+            await _resume(bmc, slots, crashes, None, settle=True)
+    assert [each.credential for each in slots.before] == [sent, *(each.credential for each in before)]
+    bmc.clock += 5000
+    tried = len(bmc.attempts)
+    await _resume(bmc, slots, crashes, None, settle=True, refused=True)
+    assert (slots.now, slots.next) == (sent, None)
+    assert [right for *_, right in bmc.attempts[tried:]] == [True]
 
 
 @pytest.mark.parametrize("ends_sessions", [False, True])
@@ -244,6 +266,34 @@ async def test_an_earlier_password_that_came_back_is_found_among_those_that_were
     assert not bmc.ever_locked
     assert await _resume(bmc, slots, crashes, None, rotate=True) is not None
     assert slots.now != first
+
+
+async def test_where_neither_current_nor_pending_works_what_was_kept_is_tried() -> None:
+    bmc, slots, crashes = await _ours()
+    first = slots.now
+    assert first is not None
+    await _resume(bmc, slots, crashes, None, rotate=True)
+    bmc.accounts["3"].password = first.password
+    slots.next = StagedCredential(credential=Credential("freehold", "never-set-1A", generated=True), threshold=5)
+    await _resume(bmc, slots, crashes, None, settle=True)
+    assert (slots.now, slots.next) == (first, None)
+    assert not bmc.ever_locked
+
+
+async def test_kept_passwords_of_another_account_do_not_lock_that_one_either() -> None:
+    bmc, slots, crashes = await _ours()
+    for _ in range(KEPT):
+        await _resume(bmc, slots, crashes, None, rotate=True)
+    bmc.accounts["3"].password = "changed-by-a-stranger"
+    slots.now = Credential("root", "what-a-person-mistyped")
+    for _ in range(2 * KEPT):
+        with pytest.raises((TakeoverStopped, WaitForTheBmc)):
+            await _resume(bmc, slots, crashes, None, settle=True, refused=True)
+        bmc.clock += bmc.window + 1
+    assert not bmc.ever_locked
+    assert {word for name, word, _ in bmc.attempts if name == "freehold"} >= {
+        e.credential.password for e in slots.before
+    }
 
 
 def test_what_is_kept_is_generated_and_what_the_bmc_refused_goes_first() -> None:

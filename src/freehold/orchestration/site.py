@@ -30,7 +30,8 @@ from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.certificates import accepted_identity
 from freehold.out_of_band.errors import BmcIdentityChanged, WrongCredential
 from freehold.out_of_band.redfish import Credential, RedfishClient
-from freehold.out_of_band.takeover import OWN_ACCOUNT, take_over
+from freehold.out_of_band.takeover import take_over
+from freehold.out_of_band.takeover_steps import OWN_ACCOUNT
 from freehold.out_of_band.transport import BmcIdentity
 from freehold.provisioning.boot_server import BootFiles
 from freehold.provisioning.dhcp import BootHost, Dnsmasq

@@ -15,8 +15,8 @@ KEPT = 6
 class StagedCredential(msgspec.Struct, frozen=True, kw_only=True):
     """The write-ahead record. `tries` log-ins were started, the last at `last_try` (UNIX seconds), that are not known
     to have worked; `threshold` (0: no lockout) and `window` (seconds) are the BMC's lockout policy. `accepted`: how
-    often the BMC took it as the new password before a log-in with it was tried. `refused`: the BMC said no to it.
-    `recalls`: how often it was tried after it had been kept."""
+    often the BMC took it as the new password before a log-in with it was tried. `refused`: the BMC said no to it
+    when it was first sent. `recalls`: how often it was tried after it had been kept."""
 
     credential: Credential
     tries: int = 0

@@ -20,7 +20,7 @@ from freehold.orchestration.steps.securing import without_ipmi
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.hardening import harden
 from freehold.out_of_band.posture import read_accounts
-from freehold.out_of_band.takeover import foreign_accounts
+from freehold.out_of_band.takeover_steps import foreign_accounts
 
 CANARIES, SAMPLE_BYTES = 64, 4096
 

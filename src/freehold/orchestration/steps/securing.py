@@ -26,7 +26,8 @@ from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
 from freehold.out_of_band.ipmi.probe import IpmiPosture, probe_ipmi
 from freehold.out_of_band.posture import disproved, posture_findings, read_accounts, read_posture
 from freehold.out_of_band.redfish import RedfishClient
-from freehold.out_of_band.takeover import foreign_accounts, take_over
+from freehold.out_of_band.takeover import take_over
+from freehold.out_of_band.takeover_steps import foreign_accounts
 from freehold.out_of_band.transport import fetch_identity
 
 UNCONFIRMED = "bmc-key-unconfirmed"

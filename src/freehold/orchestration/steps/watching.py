@@ -20,7 +20,7 @@ from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot
-from freehold.out_of_band.takeover import OWN_ACCOUNT
+from freehold.out_of_band.takeover_steps import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
 
