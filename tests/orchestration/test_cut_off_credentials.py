@@ -54,7 +54,7 @@ async def test_first_contact_cut_off_anywhere_ends_with_one_password_and_it_is_i
         Cut.KILL: "after POST /redfish/v1/AccountService/Accounts",
         Cut.REBOOT: "after PATCH /redfish/v1/AccountService/Accounts/1",
         Cut.FLAP: "before GET /redfish/v1/AccountService/Accounts/1",
-        Cut.SEAL: "after vault put bmc/server-1/current",
+        Cut.SEAL: "after vault update bmc/server-1/current",
     }[cut] in points
 
 

@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from freehold.model.errors import FreeholdError
-from freehold.orchestration.passwords import COMPLETE, INDEX, PasswordIndex, VaultSlots, recorded, set_aside
+from freehold.orchestration.passwords import (
+    COMPLETE,
+    INDEX,
+    ChangedMeanwhile,
+    PasswordIndex,
+    VaultSlots,
+    recorded,
+    set_aside,
+)
 from freehold.out_of_band.credential_slots import StagedCredential
 from freehold.out_of_band.redfish import Credential
 from freehold.root_of_trust.kek import FileKek
@@ -196,6 +204,41 @@ async def test_what_another_has_changed_meanwhile_is_neither_committed_nor_set_a
         with pytest.raises(FreeholdError, match="somebody else changed the credential"):
             await change(mine)
     assert (await one.current(), await one.pending()) == (OLD, another)
+
+
+async def test_a_change_that_begins_while_a_person_sets_a_credential_is_stopped_before_its_password_is_lost(
+    vault: CountingVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, destroy = slots(vault), vault.destroy
+    await one.replace(OLD)
+
+    def after_a_change_began(prefix: str) -> list[DestroyedKey]:
+        if prefix == "bmc/s1/pending":
+            with pytest.raises(ChangedMeanwhile):
+                slots(vault)._stage(StagedCredential(credential=NEW))
+        return destroy(prefix)
+
+    monkeypatch.setattr(vault, "destroy", after_a_change_began)
+    await one.replace(Credential("root", "by-hand-1"))
+    assert NEW in recorded(vault, "s1")
+
+
+async def test_a_credential_that_a_person_sets_while_a_change_is_committed_stays(
+    vault: CountingVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, by_a_person, add = slots(vault), Credential("root", "by-hand-1"), PasswordIndex.add
+    await one.replace(OLD)
+    await one.stage(StagedCredential(credential=NEW))
+
+    def with_a_person_beside(index: PasswordIndex, server: str, password: str) -> None:
+        monkeypatch.setattr(PasswordIndex, "add", add)
+        slots(vault)._replace(by_a_person)
+        add(index, server, password)
+
+    monkeypatch.setattr(PasswordIndex, "add", with_a_person_beside)
+    with pytest.raises(ChangedMeanwhile):
+        await one.commit(StagedCredential(credential=NEW))
+    assert recorded(vault, "s1") == [by_a_person, NEW, OLD]
 
 
 async def test_no_generated_password_is_forgotten_that_a_bmc_may_have(vault: CountingVault) -> None:

@@ -38,6 +38,10 @@ T = TypeVar("T")
 _Bucket = dict[str, list[str]]
 
 
+class ChangedMeanwhile(FreeholdError):
+    """What is in the vault is not what this change of a password began with. What it put there is kept."""
+
+
 class PasswordIndex:
     """Blocking, like the vault. Threads and processes may use the index of one vault at the same time."""
 
@@ -249,14 +253,24 @@ class VaultSlots:
             return msgspec.json.encode(staged)
 
         self._index.add(self._view.name, staged.credential.password)
-        self._vault.update(f"{self._path}/pending", unless_another)
+        try:
+            self._vault.update(f"{self._path}/pending", unless_another)
+        except ChangedMeanwhile:
+            self._keep(staged)  # a record of a later try: the BMC may have it
+            raise
 
     def _commit(self, staged: StagedCredential) -> None:
         self._require(staged)
-        stored = self._vault.get(f"{self._path}/current")
-        current = msgspec.json.decode(stored, type=Credential) if stored is not None else None
+        before = self._vault.get(f"{self._path}/current")
+        current = msgspec.json.decode(before, type=Credential) if before is not None else None
         self._keep(*superseded(current, staged))
-        self._set(staged.credential)
+
+        def unless_another(stored: bytes | None) -> bytes:
+            if stored != before:
+                raise self._another()
+            return msgspec.json.encode(staged.credential)
+
+        self._set(staged.credential, lambda: self._vault.update(f"{self._path}/current", unless_another))
 
     def _discard(self, staged: StagedCredential) -> None:
         self._require(staged)
@@ -267,10 +281,11 @@ class VaultSlots:
     def _require(self, staged: StagedCredential) -> None:
         stored = self._vault.get(f"{self._path}/pending")
         if stored is None or not _same(stored, staged):
+            self._keep(staged)
             raise self._another()
 
-    def _another(self) -> FreeholdError:
-        return FreeholdError(
+    def _another(self) -> ChangedMeanwhile:
+        return ChangedMeanwhile(
             "somebody else changed the credential of its BMC in the vault while its password was being changed",
             server=self._view.name,
             expected="the pending credential of this change",
@@ -287,10 +302,33 @@ class VaultSlots:
     def _replace(self, credential: Credential) -> None:
         if self._readable("kept", tuple[StagedCredential, ...]) is None:
             self._vault.destroy(f"{self._path}/kept")
-        current, pending = self._readable("current", Credential), self._readable("pending", StagedCredential)
-        old = superseded(current, StagedCredential(credential=credential))
-        self._keep(*old if pending is None else (pending, *old))
-        self._set(credential)
+        given = StagedCredential(credential=credential)
+        old = superseded(self._readable("current", Credential), given)
+        pending = self._readable("pending", StagedCredential)
+        self._keep(*filter(None, (pending, *old)))
+        pending = self._take_the_place_of_pending(given) or pending
+        self._keep(*filter(None, (pending,)))
+        stored = msgspec.json.encode(credential)
+        self._set(credential, lambda: self._vault.put(f"{self._path}/current", stored))
+        if pending is not None:
+            self._index.remove(self._view.name, pending.credential.password)
+
+    def _take_the_place_of_pending(self, given: StagedCredential) -> StagedCredential | None:
+        """While `given` is pending, no change of a password can stage another, which would then be destroyed unkept.
+        Returns what was pending at that moment."""
+        found: list[StagedCredential] = []
+
+        def taking(stored: bytes | None) -> bytes:
+            if stored is not None:
+                with suppress(msgspec.MsgspecError):
+                    found.append(msgspec.json.decode(stored, type=StagedCredential))
+            return msgspec.json.encode(given)
+
+        try:
+            self._vault.update(f"{self._path}/pending", taking)
+        except TamperedRecord:
+            self._vault.put(f"{self._path}/pending", msgspec.json.encode(given))
+        return found[-1] if found else None
 
     def _readable(self, slot: str, kind: type[T]) -> T | None:
         """None too for what cannot be read, and so cannot be kept: a person may replace it."""
@@ -299,12 +337,13 @@ class VaultSlots:
                 return msgspec.json.decode(stored, type=kind)
         return None
 
-    def _set(self, credential: Credential) -> None:
+    def _set(self, credential: Credential, write: Callable[[], None]) -> None:
+        """`write` makes it current."""
         before: list[str] = []
         with suppress(VaultError, msgspec.MsgspecError):  # what cannot be read may be replaced; its entry says nothing
             before = self._index.passwords_of(self._view.name)
         self._index.add(self._view.name, credential.password)
-        self._vault.put(f"{self._path}/current", msgspec.json.encode(credential))
+        write()
         self._vault.destroy(f"{self._path}/pending")
         for password in before:
             self._index.remove(self._view.name, password)

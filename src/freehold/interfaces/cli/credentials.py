@@ -43,7 +43,8 @@ def set_credential(
 ) -> None:
     """Tell the vault which credential a BMC has: before the take-over by --ref, or for SERVER when somebody changed it
     on the BMC. A password that a person knows should not stay: `freehold rotate` replaces it. What is below factory/ is
-    sent to every BMC whose Server document names it.
+    sent to every BMC whose Server document names it. Refused while the controller is at work on SERVER; a password that
+    it was putting on the BMC when it was cut off is kept.
 
     \b
     Example:
