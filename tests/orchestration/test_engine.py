@@ -16,6 +16,7 @@ from freehold.model.documents import load_documents
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.model.status import BmcCertificate, IntentKind, ServerState, ServerStatus
+from freehold.orchestration import engine as engine_module
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.leases import LeaseTooShortError
 from freehold.orchestration.ledger import Claim, Completion
@@ -275,6 +276,39 @@ async def test_new_secure_boot_keys_never_surprise_the_verifier(rig: Rig, when: 
     assert [rig.world.server(name).generation for name in ("server-1", "server-2")] == [2, 2]
     assert rig.world.surprises == []
     assert rig.world.servers["server-2"].boots >= (2 if then else 1)
+
+
+async def test_an_attempt_that_never_ends_is_broken_off_and_made_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.store.apply(rack("server-1"))
+    monkeypatch.setattr(engine_module, "LONGEST_ATTEMPT", 0.05)
+    steps, endless = rig.world.steps(), [True]
+
+    async def disable_ipmi(context: StepContext) -> StepResult:
+        if endless:
+            await asyncio.Event().wait()
+        return await steps["disable_ipmi"](context)
+
+    doers = {**steps, "disable_ipmi": disable_ipmi}
+    engine = Engine(rig.store, doers, rig.evidence, clock=rig.clock, monotonic=rig.clock)
+    status = await rig.drive(engine, lambda status: "disable_ipmi did not end within" in status.reason)
+    assert "restart it if it is slow" in status.findings[-1].remedy
+    monkeypatch.setattr(engine_module, "LONGEST_ATTEMPT", 60.0)
+    endless.clear()
+    await rig.drive_to(engine, S.DISCOVERING)
+
+
+async def test_a_timeout_of_the_step_itself_is_told_as_it_is(rig: Rig) -> None:
+    await rig.store.apply(rack("server-1"))
+
+    async def disable_ipmi(_context: StepContext) -> StepResult:
+        raise TimeoutError("of its own")
+
+    steps = {**rig.world.steps(), "disable_ipmi": disable_ipmi}
+    engine = Engine(rig.store, steps, rig.evidence, clock=rig.clock, monotonic=rig.clock)
+    status = await rig.drive(engine, lambda status: status.attempts > 0)
+    assert status.reason == "TimeoutError: of its own"
 
 
 async def test_a_step_that_was_cut_off_is_told_so(rig: Rig) -> None:

@@ -18,7 +18,7 @@ from freehold.out_of_band.errors import (
     PasswordChangeRequired,
     WrongCredential,
 )
-from freehold.out_of_band.redfish import Credential, RedfishClient, links_in
+from freehold.out_of_band.redfish import MAX_MEMBERS, Credential, RedfishClient, links_in
 from freehold.out_of_band.transport import Answer, Call
 
 SESSIONS = "/redfish/v1/S"
@@ -243,6 +243,26 @@ async def test_a_collection_without_an_end_is_an_error(pages: bool) -> None:
     async with client(Endless(script({}).answers)) as bmc_client:
         with pytest.raises(BmcAnswerUnreadable, match="the collection /redfish/v1/C does not end"):
             await bmc_client.members("/redfish/v1/C")
+
+
+async def test_of_a_collection_that_lists_too_many_none_is_asked_for() -> None:
+    many = [{"@odata.id": f"/redfish/v1/C/{number}"} for number in range(MAX_MEMBERS + 1)]
+    bmc = script({("GET", "/redfish/v1/C"): [_ok({"Members": many})]})
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcAnswerUnreadable, match="does not end"):
+            await bmc_client.members("/redfish/v1/C")
+    assert bmc.seen("GET") == ["/redfish/v1/", "/redfish/v1/C"]
+    bmc = script({("GET", "/redfish/v1/C"): [_ok({"Members": 7})]})
+    async with client(bmc) as bmc_client:
+        with pytest.raises(BmcAnswerUnreadable, match="its Members are no list"):
+            await bmc_client.members("/redfish/v1/C")
+
+
+def test_recursive_structures_links_are_found_however_deep_they_nest() -> None:
+    deep: Any = {"@odata.id": "/redfish/v1/deep"}
+    for _ in range(5000):
+        deep = {"a": [deep]}
+    assert links_in(deep) == ["/redfish/v1/deep"]
 
 
 async def test_collections_are_read_over_all_pages_and_loops_end() -> None:

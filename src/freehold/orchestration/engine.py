@@ -35,6 +35,10 @@ GATHER = 0.005
 
 STEP_AGAIN = 30.0
 
+LONGEST_ATTEMPT = 4 * 3600.0
+"""Seconds for one attempt at a step: no BMC that answers slowly for ever holds a server, and a slot, for longer. What
+takes hours (an erase) is done by the agent, and each attempt only looks at it; the longest of all sends firmware."""
+
 
 class Engine:
     """`steps` has a function for every name in `planner.STEPS`. `alone`: the caller holds the site's lock, so no other
@@ -248,7 +252,7 @@ class Engine:
             server, decision.step, decision.key, now, claim.fence, resumed, self.lease, self._store.agents, self._record
         )
         try:
-            result = await self._steps[decision.step](context)
+            result = await self._attempt(context)
             for name, predicate in result.statements:
                 await self._record(name, server.name, predicate)
             if result.quarantine is not None:
@@ -258,6 +262,20 @@ class Engine:
             if not isinstance(error, FreeholdError):
                 logger.exception("%s: %s", server.name, decision.key)
             return self._step_failed(server, decision, error, row)
+
+    async def _attempt(self, context: StepContext) -> StepResult:
+        limit = asyncio.timeout(LONGEST_ATTEMPT)
+        try:
+            async with limit:
+                return await self._steps[context.step](context)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise FreeholdError(
+                f"{context.key} did not end within {LONGEST_ATTEMPT / 3600:g} h and was broken off",
+                server=context.name,
+                remedy="it is tried again by itself; see whether its BMC answers, and restart it if it is slow",
+            ) from error
 
     def _stepped(self, server: ServerView, decision: Do, result: StepResult, row: int) -> Completion:
         now = self._clock()

@@ -256,12 +256,17 @@ class RedfishClient:
         found: list[Json] = []
         visited: set[str] = set()
         page: str | None = path
+        listed = 0
         while page is not None and page not in visited:  # some services link a last page to itself
             visited.add(page)
             body = await self.get(page)
-            for member in body.get("Members") or []:
-                if len(found) >= MAX_MEMBERS:
-                    raise self._endless(path)
+            members = body.get("Members") or []
+            if not isinstance(members, list):
+                raise BmcAnswerUnreadable(f"{page}: its Members are no list", server=self.server)
+            listed += len(members)
+            if listed > MAX_MEMBERS:
+                raise self._endless(path)
+            for member in members:
                 uri = link(member)
                 if isinstance(member, dict) and len(member) > 1:
                     found.append(member)  # expanded in the collection
@@ -354,14 +359,14 @@ def _key(uri: str) -> str:
 def links_in(value: Any) -> list[str]:
     """Every Redfish URI that a resource links to: `@odata.id` and next pages, fragments dropped, in document order."""
     found: list[str] = []
-    if isinstance(value, dict):
-        for name, part in value.items():
-            if name == "@odata.id" or name.endswith("@odata.nextLink") or name == "@odata.nextLink":
-                if isinstance(part, str) and part.startswith("/redfish/v1"):
-                    found.append(part.partition("#")[0])
-            else:
-                found += links_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            found += links_in(part)
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:  # a loop: how deep a resource nests is the BMC's choice, how deep the stack is ours
+        name, part = left.pop()
+        if name == "@odata.id" or name.endswith("@odata.nextLink"):
+            if isinstance(part, str) and part.startswith("/redfish/v1"):
+                found.append(part.partition("#")[0])
+        elif isinstance(part, dict):
+            left += reversed(part.items())
+        elif isinstance(part, list):
+            left += [("", each) for each in reversed(part)]
     return found
