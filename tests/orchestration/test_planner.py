@@ -959,6 +959,16 @@ def test_nothing_boots_while_the_keys_in_the_firmware_are_uncertain(state: S) ->
     assert next_step(view(state, settled), NOW) == Do("boot_agent", "boot_agent")
 
 
+def test_keys_that_were_half_put_back_on_an_active_server_are_put_back_whole() -> None:
+    """Under a policy that has come to report only, nothing else would put them back."""
+    facts = msgspec.structs.replace(ROTATED, last_drift_check=NOW, last_attestation=NOW, secure_boot_changing=True)
+    assert next_step(view(S.ACTIVE, facts), NOW) == Do("remediate", "remediate/secure-boot-keys")
+    drifted = msgspec.structs.replace(facts, drift=drift(DriftKind.SECURE_BOOT_KEYS))
+    assert isinstance(next_step(view(S.ACTIVE, drifted), NOW), Move)
+    unasked = msgspec.structs.replace(facts, last_drift_check=None)
+    assert next_step(view(S.ACTIVE, unasked), NOW) == Do("check_drift", "check_drift")
+
+
 def test_decommissioning_ends_with_the_newest_keys() -> None:
     facts = Facts(
         workload_stopped=True, agent_booted_at=NOW - 60, tpm_cleared=True, agent_released=True, keys_destroyed=True,

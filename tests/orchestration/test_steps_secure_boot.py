@@ -229,6 +229,19 @@ async def test_a_bmc_without_databases_is_enrolled_by_the_image_over_http(mute: 
     assert reasserted.done
 
 
+async def test_a_bmc_without_databases_turns_secure_boot_on_again(mute: Place) -> None:
+    await until_booted(mute)
+    await ends(mute)
+    assert (await mute.step("enroll_secure_boot")).done
+    await mute.step("check_drift")
+    async with mute.own_bmc() as client:
+        await client.patch("/redfish/v1/Systems/1/SecureBoot", {"SecureBootEnable": False})
+    assert [each.kind for each in (await mute.step("check_drift")).facts["drift"]] == [DriftKind.SECURE_BOOT]
+    assert (await mute.finish("remediate/secure-boot")).done
+    assert (await mute.step("check_drift")).facts["drift"] == ()
+    assert not (await mute.view()).facts.secure_boot_changing
+
+
 async def test_or_from_a_medium_which_is_ejected_afterwards(mute: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     inserted: list[str] = []
 

@@ -136,6 +136,35 @@ async def test_a_remediation_that_was_cut_off_just_before_its_end_is_finished(
     assert (await owned.step("check_drift")).facts["drift"] == ()
 
 
+async def test_secure_boot_keys_that_were_half_put_back_stay_unsettled_until_it_was_repeated(
+    owned: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await accepted(owned)
+    async with owned.own_bmc() as client:
+        whole = (await secure_boot_state(client)).entries
+        await empty_db(client, owned)
+    await owned.step("check_drift")
+    await owned.step("remediate/secure-boot-keys")
+    async with owned.own_bmc() as client:
+        assert (await secure_boot_state(client)).entries["db"] == ()
+    honest = owned.hardware.set_secure_boot_database
+
+    async def failing(name: Any, certificates: list[bytes], signatures: list[str]) -> None:
+        if name == "PK":
+            raise RuntimeError("power loss")
+        await honest(name, certificates, signatures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owned.hardware, "set_secure_boot_database", failing)
+        with pytest.raises(FreeholdError, match="power loss"):
+            await owned.step("remediate/secure-boot-keys")
+    assert (await owned.view()).facts.secure_boot_changing
+    assert (await owned.step("remediate/secure-boot-keys")).done
+    assert not (await owned.view()).facts.secure_boot_changing
+    async with owned.own_bmc() as client:
+        assert (await secure_boot_state(client)).entries == whole
+
+
 async def test_secure_boot_keys_that_somebody_put_back_meanwhile_are_not_being_changed_any_more(owned: Place) -> None:
     await accepted(owned)
     await owned.establish(ServerState.ACTIVE, secure_boot_changing=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from freehold.model.resources import Reaction, parse_duration
+from freehold.model.resources import DriftKind, Reaction, parse_duration
 from freehold.model.status import Intent, IntentKind, Medium, OrderState, ServerState, Tenancy
 from freehold.orchestration import releases
 from freehold.orchestration.conditions import (
@@ -118,6 +118,10 @@ def _verified(medium: Medium) -> bool:
     return medium.verified is True
 
 
+def _keys(_server: ServerView) -> str:
+    return DriftKind.SECURE_BOOT_KEYS
+
+
 def _first_unremediated(server: ServerView) -> str:
     return unremediated(server)[0]
 
@@ -180,6 +184,8 @@ GOALS: dict[ServerState, tuple[Goal, ...]] = {
         Goal("image held against revocations", revocations_checked, "check_revocations"),
         Goal("attestation demanded", attestation_demanded, "renew_attestation"),
         Goal("drift checked", drift_checked, "check_drift"),
+        # Keys that were being put back when a policy came that only reports: what is half-written is written whole.
+        Goal("Secure Boot keys settled", or_drifted(keys_settled), "remediate", subject=_keys),
         Goal("credential fresh", rotated_or_waiting, ROTATE),
         Goal("certificate fresh", or_drifted(certificate_fresh), "renew_certificate"),
         Goal("TPM, or a waiver", or_drifted(tpm_or_waiver), waits_for="a TPM: the waiver of its missing one has ended"),

@@ -248,14 +248,19 @@ class World:
 
     async def _remediate(self, context: StepContext, server: SimulatedServer) -> StepResult:
         kind = DriftKind(context.subject)
+        keys = kind in (DriftKind.SECURE_BOOT, DriftKind.SECURE_BOOT_KEYS)
+        if keys and not context.facts.secure_boot_changing:
+            return StepResult(done=False, facts={"secure_boot_changing": True}, retry_after=0.1)
         match kind:
             case DriftKind.BIOS_ATTRIBUTE:
                 server.bios = dict(context.server.spec.bios)
-            case DriftKind.SECURE_BOOT:
+            case DriftKind.SECURE_BOOT | DriftKind.SECURE_BOOT_KEYS:
                 server.secure_boot = True
             case DriftKind.BMC_ACCOUNT:
                 server.accounts = {OURS}
-        return _proved("remediation", remediated=(*context.facts.remediated, kind), last_remediation=context.now)
+        facts: dict[str, Any] = {"secure_boot_changing": False} if keys else {}
+        facts |= {"remediated": (*context.facts.remediated, kind), "last_remediation": context.now}
+        return _proved("remediation", **facts)
 
     # decommissioning
 

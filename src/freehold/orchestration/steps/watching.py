@@ -19,7 +19,7 @@ from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.inventory import firmware_versions
 from freehold.out_of_band.posture import read_posture
 from freehold.out_of_band.redfish import RedfishClient
-from freehold.out_of_band.secure_boot import KeyDatabases, enroll_secure_boot
+from freehold.out_of_band.secure_boot import KeyDatabases, enable_secure_boot, enroll_secure_boot, secure_boot_state
 from freehold.out_of_band.takeover_steps import OWN_ACCOUNT
 
 OWN_ROLE = "Administrator"
@@ -168,8 +168,12 @@ async def _services(client: RedfishClient, baseline: Observation, _keys: KeyData
 
 
 async def _secure_boot(client: RedfishClient, _baseline: Observation, keys: KeyDatabases) -> bool:
-    """Those that the server carries, not the newest: an OS is on it that was made for them."""
-    await enroll_secure_boot(client, keys)
+    """Those that the server carries, not the newest: an OS is on it that was made for them. A BMC that shows no
+    databases can only turn Secure Boot on again; PCR 7 tells the rest."""
+    if (await secure_boot_state(client)).databases:
+        await enroll_secure_boot(client, keys)
+    else:
+        await enable_secure_boot(client)
     return True
 
 
