@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 
@@ -43,6 +44,27 @@ async def test_a_controller_on_the_wrong_host_stops_and_leaves_no_listener(place
     with pytest.raises(FreeholdError, match=f"cannot listen on 172.30.2.2 port {BOOT_PORT}: Cannot assign"):
         await controller.serve(place.site, place.store, None)  # type: ignore[arg-type]
     assert [task for task in asyncio.all_tasks() if "heartbeat" in task.get_name()] == []
+
+
+async def test_since_when_agents_are_heard_is_known_to_who_judges_their_silence(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listens(*_: object) -> None:
+        return None
+
+    async def no_further(_address: str) -> str:
+        raise FarEnough
+
+    monkeypatch.setattr(controller, "_listen", listens)
+    monkeypatch.setattr(controller, "interface_of", no_further)
+    before = time.time()
+    with pytest.raises(FarEnough):
+        await controller.serve(place.site, place.store, None)  # type: ignore[arg-type]
+    assert before <= (await place.view()).listening_since <= time.time()
+
+
+class FarEnough(Exception):
+    """As far as the test goes."""
 
 
 async def test_a_provisioning_network_without_a_range_says_what_to_declare(place: Place) -> None:

@@ -751,6 +751,14 @@ def test_an_os_is_asked_before_its_silence_counts() -> None:
     assert next_step(view(S.ACTIVE, released), NOW + BOOT_PATIENCE) == RENEW
 
 
+def test_what_was_said_while_the_controller_was_away_is_asked_for_again() -> None:
+    """The demand was made just before it stopped, for three days; then nobody has heard the answer."""
+    facts = Facts(last_attestation=NOW - 5 * DAY, attestation_demanded=NOW - 3 * DAY, bmc_credential_since=NOW, **KNOWN)
+    back = view(S.ACTIVE, facts, listening_since=NOW - 60)
+    assert not isinstance(next_step(back, NOW), Quarantine)
+    assert isinstance(next_step(back, NOW - 60 + BOOT_PATIENCE), Quarantine)
+
+
 def test_our_own_ramdisk_on_an_active_server_is_no_os() -> None:
     facts = Facts(last_drift_check=NOW - 1, attestation_demanded=NOW - DAY, last_attestation=NOW - 49 * 3600)
     found = next_step(view(S.ACTIVE, facts, agent=agent("ramdisk", attested_at=NOW - 5)), NOW)

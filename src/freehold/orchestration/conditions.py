@@ -270,14 +270,14 @@ def attestation_demanded(server: ServerView, now: float) -> bool:
 
 
 def silence(server: ServerView, now: float) -> str | None:
-    """Why an OS counts as lost: it has not attested for two intervals, and had time to answer when it was told to. It
-    needs nothing of the BMC, which may be in the hands of the same thief."""
+    """Why an OS counts as lost: it has not attested for two intervals, and had time to answer when it was told to, with
+    somebody there to hear it. It needs nothing of the BMC, which may be in the hands of the same thief."""
     told = demanded(server)
     since = attested_last(server) or server.facts.released_at or server.status.state_since
     patience = 2 * parse_duration(server.policy.attestation_interval)
     if server.status.state not in TENANT_RUNS or told is None:
         return None
-    if now - since < patience or now - told < BOOT_PATIENCE:
+    if now - since < patience or now - max(told, server.listening_since) < BOOT_PATIENCE:
         return None
     why = f"its OS has not attested for {(now - since) / 3600:.0f} hours"
     if server.agent is not None and server.agent.mode != "os":

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -29,6 +30,7 @@ from freehold.orchestration.factory_passwords import watch_factory_passwords
 from freehold.orchestration.issuance import record_certificates, watch_certificates
 from freehold.orchestration.key_generations import watch_generations
 from freehold.orchestration.key_replacements import announce_keys, watch_replacements
+from freehold.orchestration.ledger import LISTENING
 from freehold.orchestration.opening import BootArtifacts, known_builds
 from freehold.orchestration.os_images import kept_images, require_agent, watch_images
 from freehold.orchestration.passwords import PasswordIndex
@@ -178,6 +180,7 @@ async def _serve(site: Site, store: Store, log: EvidenceLog) -> None:
             tls = tls_context(key, clients=site.keys.agent_ca.certificate_pem)
             port = agent_port(key.generation)
             await _listen(stack, create_agent_app(door, digest), addresses.provisioning, port, tls)
+        await store.announce(LISTENING, str(time.time()))
         interface = await interface_of(addresses.provisioning)
         site.dhcp = Dnsmasq(dhcp_settings(site, interface), site.directory / "dhcp")
         await site.dhcp.start()

@@ -39,6 +39,9 @@ BMC_CA = "bmc-ca-key-id"
 """What is announced of the site's keys: the newest generation of each; of the BMC CA its `pki.key_id`, once it is not
 the first one any more."""
 
+LISTENING = "listening-since"
+"""Announced too: when a controller last began to listen to agents, UNIX seconds."""
+
 _status = msgspec.json.Decoder(ServerStatus)
 
 
@@ -304,6 +307,7 @@ class Ledger:
                 secure_boot_generation=int(told.get(SECURE_BOOT, 1)),
                 agent_trust=(int(told.get(AGENT_CA, 1)), int(told.get(IMAGE_KEY, 1))),
                 bmc_ca=told.get(BMC_CA),
+                listening_since=float(told.get(LISTENING, 0.0)),
                 pace=pace,
                 paused=row.paused,
                 waivers=tuple(waivers.get(row.name, ())),

@@ -31,6 +31,7 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace = Pace()
     agent_trust: tuple[int, int] = (1, 1)  # what the site's agent believes: generation of agent CA, of image key
     bmc_ca: str | None = None  # `pki.key_id` of the BMC CA, once it is not the first one any more
+    listening_since: float = 0.0  # when the controller last began to listen to agents, UNIX seconds
     paused: bool = False
     waivers: tuple[ActiveWaiver, ...] = ()
     intents: tuple[Intent, ...] = ()
