@@ -62,7 +62,7 @@ def test_firmware_comes_out_of_the_depot_and_what_it_measures_is_what_counts(tmp
         images_of_the_depot(rig)
         rig.wait_state("active")
         (written,) = (each["predicate"] for each in rig.statements("image"))
-        assert (written["origin"], written["target"], written["read_back"]) == ("depot", "os-12.raw", True)
+        assert (written["origin"], written["target"], written["read_back"]) == ("depot", "os-image/os-12.raw", True)
 
         # The same version string, other code: nobody but the TPM tells.
         rig.in_lab("fault", "tampered-firmware", "server-1")

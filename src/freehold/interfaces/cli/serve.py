@@ -60,7 +60,7 @@ def serve(state: Path, lab: Path | None, mirror: str | None, kernel: str, verbos
     """
     progress = log_to(output, verbose)
     state = state.resolve()  # dnsmasq and others change their directory
-    for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp"):
+    for chatty in ("aiosqlite", "asyncio", "freehold.provisioning.dhcp", "tuf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     base = build_base(Cache(default_root(), progress), mirror=mirror, flavour=FLAVOURS[kernel])
     if lab is not None:
