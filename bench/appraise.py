@@ -43,6 +43,7 @@ from freehold.root_of_trust.attestation.structures import parse_public
 FIXTURES = Path(__file__).resolve().parent.parent / "tests/fixtures/attestation.tar.xz"
 LOG = "attestation/eventlogs/option_rom.bin"
 CACHED_MS, UNCACHED_MS = 5.0, 15.0
+SESSION_KEY = b"the agent's, which nothing here parses"
 TLS = b"the controller's certificate"
 
 
@@ -138,7 +139,7 @@ class Server:
             banks += struct.pack(">HB", number, 3) + bits.to_bytes(3, "little")
             joined += b"".join(replay(log, bank)[pcr] for pcr in session.PCRS) if active else b""
         qualified = name[:2] + hashlib.sha256(struct.pack(">I", ENDORSEMENT) + name).digest()
-        data = session.qualifying_data(self.challenge.nonce, self.challenge.session, TLS)
+        data = session.qualifying_data(self.challenge.nonce, self.challenge.session, TLS, SESSION_KEY)
         attest = struct.pack(">IHH", 0xFF544347, 0x8018, len(qualified)) + qualified
         attest += (
             struct.pack(">H", len(data)) + data + struct.pack(">QIIBQ", 9, 1, 0, 1, 7) + struct.pack(">I", 4) + banks
@@ -147,7 +148,9 @@ class Server:
         r, s = utils.decode_dss_signature(self.key.sign(attest, ec.ECDSA(hashes.SHA256())))
         parts = b"".join(struct.pack(">H", 32) + n.to_bytes(32, "big") for n in (r, s))
         signature = struct.pack(">HH", 0x18, 0x0B) + parts
-        return session.Response(secret=b"s" * 32, quote=attest, signature=signature, event_log=self.log)
+        return session.Response(
+            secret=b"s" * 32, quote=attest, signature=signature, event_log=self.log, public_key=SESSION_KEY
+        )
 
 
 def milliseconds(action: Callable[[], object], runs: int) -> float:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -22,13 +23,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from door_support import MAC, Door, agent_events, booted_tpm, ek_of
 from site_support import SERVER, booted
 
-from freehold.agent import client
+from freehold.agent import blockdev, client
 from freehold.agent.client import Agent, Refused, Unattested
 from freehold.agent.session_key import SessionKey
 from freehold.agent.tpm import Tpm, TpmError
 from freehold.agent.wire import Connection
 from freehold.model.resources import PolicySpec, Resource
 from freehold.model.status import AgentSession, ImageFact, IntentKind, OrderState, ServerState
+from freehold.orchestration import agent_door
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.controller import tls_context
 from freehold.provisioning.agent_api import create_agent_app
@@ -285,13 +287,21 @@ async def test_the_right_tpm_with_a_wrong_image_is_quarantined_with_the_pcr_name
 
 @pytest.mark.host
 async def test_what_no_server_is_bound_to_yet_is_evidence_too_once_and_quarantines_nobody(
-    trusting: Door, own: Any
+    trusting: Door, own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tampered boot during discovery must be more than an event."""
     await trusting.place.establish(ServerState.DISCOVERING, agent_booted_at=1.0)
     trusting.place.site.agent_image = dataclasses.replace(booted("agent"), pcr11=bytes(32))
     for _ in range(2):
         await trusting.refused(own)
+    monkeypatch.setattr(agent_door, "DISTRUSTED_AN_HOUR", 1)
+    real = blockdev.read_text
+
+    def another_boot(path: str) -> str:
+        return str(uuid4()) if path.endswith("boot_id") else real(path)
+
+    monkeypatch.setattr(blockdev, "read_text", another_boot)
+    await trusting.refused(own)
     ((_, server, claim),) = [each for each in trusting.place.evidence.statements if each[0] == "attestation"]
     assert (server, claim["trusted"], claim["ek_sha256"]) == (SERVER, False, ek_of(own))
     assert await trusting.place.intents() == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from orchestration_rig import Rig, rack
+from sqlalchemy import exc
 
 from freehold.evidence import Ed25519Signer
 from freehold.model.documents import load_documents
@@ -17,6 +18,7 @@ from freehold.model.errors import FreeholdError
 from freehold.model.resources import FirmwareBaselineSpec, Resource
 from freehold.model.status import BmcCertificate, IntentKind, ServerState, ServerStatus
 from freehold.orchestration import engine as engine_module
+from freehold.orchestration.database import _in_words
 from freehold.orchestration.engine import Engine
 from freehold.orchestration.leases import LeaseTooShortError
 from freehold.orchestration.ledger import Claim, Completion
@@ -474,6 +476,29 @@ async def test_no_state_is_entered_without_evidence(rig: Rig) -> None:
     engine = Engine(rig.store, rig.world.steps(), refuse, clock=rig.clock, monotonic=rig.clock)
     status = await rig.drive(engine, lambda status: status.attempts == 2)
     assert (status.state, status.reason) == (S.ENROLLED, "the evidence log cannot be written")
+
+
+async def test_a_store_that_is_too_busy_for_a_while_ends_no_engine(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.store.apply(rack("server-1"))
+    engine, real, failures = rig.engine(), rig.store.ledger.next_due, 0
+
+    async def busy() -> float | None:
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            with _in_words("store"):
+                raise exc.TimeoutError("QueuePool limit of size 3 overflow 0 reached")
+        return await real()
+
+    monkeypatch.setattr(rig.store.ledger, "next_due", busy)
+    running = asyncio.create_task(engine.run())
+    while failures < 3:
+        assert not running.done()
+        engine.nudge()
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def test_a_pause_holds_and_a_resume_goes_on(rig: Rig) -> None:

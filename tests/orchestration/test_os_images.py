@@ -22,7 +22,7 @@ from freehold.evidence import Predicate
 from freehold.model.errors import FreeholdError
 from freehold.model.findings import Severity
 from freehold.model.resources import AssignmentSpec, DepotImage, ImageSpec, Resource, SiteSpec
-from freehold.model.status import ImageFact, Tenancy
+from freehold.model.status import ImageFact, ServerState, Tenancy
 from freehold.orchestration.controller import depot_seen, recorder
 from freehold.orchestration.controller import serve as run_site
 from freehold.orchestration.measurements import BootedImage
@@ -34,6 +34,7 @@ from freehold.provisioning.images import disk, uki
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
     Kind,
+    MetadataExpired,
     PackageForAnotherSite,
     Target,
     TargetChanged,
@@ -447,3 +448,30 @@ def test_a_site_takes_what_it_builds_unless_it_says_otherwise() -> None:
     (spec,) = [each.spec for each in documents() if each.kind == "Site"]
     assert isinstance(spec, SiteSpec)
     assert spec.images == "built"
+
+
+async def test_an_expired_list_boots_nobody_but_who_is_to_be_erased(
+    owned: Place, tmp_path: Path, key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path / "depots")
+    rig.depot, rig.online = owned.site.depot, make_depot_key(owned.site.vault)
+    rig.found()
+    built = signed(key, "quiet")
+    owned.site.agent_image = BootedImage.of("agent", built)
+    as_agent(rig, built)
+    only_the_depot(owned)
+
+    def expired(*_: object, **__: object) -> None:
+        raise MetadataExpired("timestamp is expired")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(owned.site.depot), "client", expired)
+        await owned.establish(ServerState.DECOMMISSIONING)
+        with pytest.raises(MetadataExpired):  # nobody has seen it listed
+            await owned.step("boot_agent")
+    await require_agent(owned.site)
+    monkeypatch.setattr(type(owned.site.depot), "client", expired)
+    assert (await owned.step("boot_agent")).done
+    await owned.establish(ServerState.PROVISIONING)
+    with pytest.raises(MetadataExpired):
+        await owned.step("boot_agent")

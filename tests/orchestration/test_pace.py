@@ -86,3 +86,10 @@ def test_in_no_minute_begin_more_than_the_site_allows(rate: int, asked: list[tup
     for first in turns:
         # A place within a slot may move two of them closer together: one more at most.
         assert sum(first <= each < first + 60.0 - 1e-3 for each in turns) <= rate + 1
+
+
+def test_a_clock_that_was_years_ahead_once_holds_up_no_rotation() -> None:
+    _, pace = Pace(per_minute=60).take(NOW + 5 * 365 * 86400.0)
+    slot, pace = pace.take(NOW)
+    assert 0 <= turn(pace, slot) - NOW <= 2.0
+    assert turn(pace, pace.take(NOW)[0]) - turn(pace, slot) == 1

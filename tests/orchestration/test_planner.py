@@ -147,7 +147,7 @@ ROTATED = Facts(bmc_credential_since=NOW - 10, bmc_certificate=CERTIFICATE)
 
 
 def test_available_waits_for_an_assignment_that_it_has_not_ended() -> None:
-    assert next_step(view(S.AVAILABLE, ROTATED), NOW) == Idle(rotation_due(view(S.AVAILABLE, ROTATED)))
+    assert next_step(view(S.AVAILABLE, ROTATED), NOW) == Idle(rotation_due(view(S.AVAILABLE, ROTATED), NOW))
     given = Tenancy(name=ASSIGNED.name, revision=ASSIGNED.revision, spec=ASSIGNED.spec)
     move = next_step(view(S.AVAILABLE, ROTATED, assignment=ASSIGNED), NOW)
     assert move == Move(S.PROVISIONING, "assigned by web", facts={"tenancy": given})
@@ -265,12 +265,12 @@ def test_a_demand_for_an_attestation_is_refused_where_nothing_can_attest() -> No
 def test_a_rotation_falls_due_in_the_last_fifth_of_the_interval(name: str) -> None:
     server = msgspec.structs.replace(view(S.ACTIVE, Facts(bmc_credential_since=0.0)), name=name)
     month = 30 * 86400.0
-    assert 0.8 * month <= rotation_due(server) <= month
+    assert 0.8 * month <= rotation_due(server, NOW) <= month
 
 
 def test_a_fleet_does_not_rotate_in_one_night() -> None:
     fleet = [msgspec.structs.replace(view(S.ACTIVE), name=f"r{n}") for n in range(300)]
-    nights = Counter(int(rotation_due(server) // 86400) for server in fleet)
+    nights = Counter(int(rotation_due(server, NOW) // 86400) for server in fleet)
     assert len(nights) == 6
     assert max(nights.values()) < 100
 
@@ -1011,3 +1011,25 @@ def test_a_machine_that_keeps_silent_tells_where_to_look() -> None:
     late = next_step(view(S.PROVISIONING, Facts(agent_booted_at=NOW - 300)), NOW)
     assert isinstance(late, Wait)
     assert "nothing was heard for 5 minutes: its firmware may have refused the image (Secure Boot)" in late.reason
+
+
+def test_a_clock_that_was_ahead_neither_counts_as_a_rotation_nor_hides_a_silent_os() -> None:
+    asked = Intent(id=7, at=NOW - 1, kind=IntentKind.ROTATE, by="ann")
+    ahead = msgspec.structs.replace(ROTATED, bmc_credential_since=NOW + 300)
+    assert isinstance(next_step(view(S.AVAILABLE, ahead, intents=(asked,)), NOW), TakeTurn)
+    far = RotationTurn(slot=10**12, taken=NOW - 5)
+    stuck = msgspec.structs.replace(ROTATED, bmc_credential_since=NOW - 90 * DAY, rotation_turn=far)
+    assert isinstance(next_step(view(S.AVAILABLE, stuck), NOW), TakeTurn)
+    facts = Facts(last_attestation=NOW - 5 * DAY, attestation_demanded=NOW + DAY, bmc_credential_since=NOW, **KNOWN)
+    assert next_step(view(S.ACTIVE, facts), NOW) == RENEW  # told anew, and counted from now on
+    proved = msgspec.structs.replace(facts, last_attestation=NOW + DAY, attestation_demanded=None)
+    assert next_step(view(S.ACTIVE, proved), NOW) == RENEW
+
+
+def test_who_is_resumed_has_time_to_do_what_he_was_told_before_the_pause() -> None:
+    facts = Facts(last_attestation=NOW - 4 * DAY, attestation_demanded=NOW - 3 * DAY, bmc_credential_since=NOW, **KNOWN)
+    paused = view(S.ACTIVE, facts, paused=True)
+    status = outcomes.with_overlay(paused, NOW - 2 * DAY)
+    resumed = msgspec.structs.replace(paused, status=status, paused=False)
+    resumed = msgspec.structs.replace(resumed, status=outcomes.with_overlay(resumed, NOW))
+    assert next_step(resumed, NOW) == RENEW

@@ -6,6 +6,7 @@ from site_support import SERVER, Place, documents
 
 from freehold.model.resources import ServerSpec
 from freehold.model.status import ServerState
+from freehold.orchestration import recognition
 from freehold.orchestration.recognition import Recognition
 from freehold.provisioning.agent_messages import AgentRefusedError
 from freehold.root_of_trust.attestation.ek import ek_identity
@@ -45,3 +46,27 @@ async def test_a_bound_tpm_comes_first_and_only_where_it_is_the_bound_one(place:
 async def test_what_is_no_mac_finds_nobody(place: Place, macs: list[str]) -> None:
     with pytest.raises(AgentRefusedError, match="no declared server"):
         await Recognition(place.store).recognize(macs, None, "10.0.0.9")
+
+
+async def test_strangers_who_say_hello_in_a_loop_do_not_have_the_fleet_read_each_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, real = 0, place.store.ledger.identities
+
+    async def counted() -> tuple[dict[str, str], dict[str, list[str]]]:
+        nonlocal reads
+        reads += 1
+        return await real()
+
+    monkeypatch.setattr(place.store.ledger, "identities", counted)
+    who = Recognition(place.store)
+    for number in range(20):
+        with pytest.raises(AgentRefusedError, match="no declared server"):
+            await who.recognize([f"02:00:00:00:00:{number:02x}"], f"stranger {number}".encode(), "10.0.0.9")
+    assert (await who.recognize([await mac_of(place)], None, "10.0.0.9")).name == SERVER
+    assert reads == 1
+    # A key that was bound since: by its MAC, and by its key, once the fleet is read again.
+    await place.establish(ServerState.DISCOVERING, ek_sha256=ek_identity(EK))
+    assert (await who.recognize([await mac_of(place)], EK, "10.0.0.9")).name == SERVER
+    monkeypatch.setattr(recognition, "REFRESH", 0.0)
+    assert (await who.recognize([], EK, "10.0.0.9")).name == SERVER

@@ -309,6 +309,23 @@ async def test_a_bmc_that_answers_ipmi_after_it_was_off_is_a_critical_finding_an
 
 
 @pytest.mark.host
+@pytest.mark.parametrize(("status", "raised"), [(400, False), (200, False), (503, True)])
+async def test_a_bmc_that_refuses_to_turn_ipmi_off_is_believed_by_its_port_only(
+    place: Place, monkeypatch: pytest.MonkeyPatch, status: int, raised: bool
+) -> None:
+    async def refuses(client: RedfishClient, enabled: bool) -> bool:
+        raise BmcError("the property is read-only", status=status, server=SERVER)
+
+    monkeypatch.setattr(oob, "set_ipmi", refuses)
+    await place.step("pin_identity")
+    if raised:
+        with pytest.raises(BmcError):
+            await place.step("disable_ipmi")
+    else:
+        ((_, claim),) = (await place.step("disable_ipmi")).statements
+        assert claim["ipmi"] == "the BMC does not turn IPMI off: the property is read-only"
+
+
 async def test_a_bmc_without_an_ipmi_switch_that_answers_goes_on_only_under_a_waiver(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

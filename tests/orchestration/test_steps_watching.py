@@ -401,3 +401,13 @@ async def test_a_waiver_that_ended_is_a_critical_finding_until_it_is_signed_anew
     over = await owned.step("tell_ended_waivers")
     assert (over.facts, over.findings, over.resolved) == ({"waivers_ended": ()}, (), ("waiver-ended",))
     assert over.events == ()
+
+
+async def test_ipmi_that_nothing_turned_off_and_two_people_let_is_no_drift(owned: Place) -> None:
+    await accepted(owned)
+    async with owned.own_bmc() as client:
+        await turn_ipmi_on(client, owned)
+    await owned.establish(ServerState.ACTIVE, ipmi_waived=True)
+    assert (await owned.step("check_drift")).facts["drift"] == ()
+    await owned.establish(ServerState.ACTIVE, ipmi_waived=False)
+    assert [each.kind for each in (await owned.step("check_drift")).facts["drift"]] == [DriftKind.IPMI]

@@ -61,6 +61,8 @@ Record = Callable[[str, str, dict[str, Any]], Awaitable[int]]
 LOST_ORDER = "an order of this server"
 MOST_CHALLENGES = 8
 MOST_DISTRUSTED = 10_000
+DISTRUSTED_AN_HOUR, HOUR = 8, 3600.0
+"""Boots of one TPM that are put on record though they are not trusted."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class AgentDoor:
         self._greeted: dict[str, _Greeted] = {}
         self._admitted = AdmittedAgents()
         self._bells: dict[str, asyncio.Event] = {}
-        self._distrusted: set[tuple[str, str, str, tuple[str, ...]]] = set()
+        self._distrusted: dict[tuple[str, str], dict[tuple[str, tuple[str, ...]], float]] = {}
         self._who = Recognition(store)
         self._tickets = TicketDoor(store, record, self._who, self._let_in)
         self.nudge: Callable[[], None] = lambda: None
@@ -334,13 +336,18 @@ class AgentDoor:
         )
 
     async def _claim_once(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> None:
-        """The same of the same boot once: who says hello in a loop must not fill the log."""
-        said = (greeted.server, greeted.ek.identity, greeted.hello.boot_id, verdict.reasons)
-        if said in self._distrusted:
-            return
-        if len(self._distrusted) >= MOST_DISTRUSTED:
+        """The same of the same boot once, and of one TPM so many an hour: who says hello in a loop, each time with
+        another boot id, must not fill the log."""
+        said, now = (greeted.hello.boot_id, verdict.reasons), time.monotonic()
+        who = (greeted.server, greeted.ek.identity)
+        if who not in self._distrusted and len(self._distrusted) >= MOST_DISTRUSTED:
             self._distrusted.clear()
-        self._distrusted.add(said)
+        before = self._distrusted.setdefault(who, {})
+        for each in [each for each, at in before.items() if now - at > HOUR]:
+            del before[each]
+        if said in before or len(before) >= DISTRUSTED_AN_HOUR:
+            return
+        before[said] = now
         await self._claim(greeted, proof, verdict)
 
     async def _claim(self, greeted: _Greeted, proof: _Proof, verdict: appraise.Verdict) -> int:

@@ -221,12 +221,21 @@ def revocations_checked(server: ServerView, _now: float) -> bool:
     return (server.facts.revocations_checked or 1) >= server.secure_boot_generation
 
 
-def attested_last(server: ServerView) -> float:
+CLOCK_STEP = 60.0
+"""Seconds that a moment in the past may seem to lie ahead: clocks are set back a little now and then."""
+
+
+def _past(moment: float | None, now: float) -> float:
+    """`moment`, or 0 if there is none: one that is to come was written by a clock that was wrong."""
+    return moment if moment is not None and moment <= now + CLOCK_STEP else 0.0
+
+
+def attested_last(server: ServerView, now: float) -> float:
     """When the OS last proved what it is (or showed its ticket, under a waiver), UNIX seconds; 0 if never, or not since
     a person released the server."""
     agent = server.agent
     proved = agent.attested_at if agent is not None and agent.mode == "os" and agent.attested_at else 0.0
-    last = max(proved, server.facts.last_attestation or 0.0)
+    last = max(_past(proved, now), _past(server.facts.last_attestation, now))
     return last if last > (server.facts.released_at or 0.0) else 0.0
 
 
@@ -252,32 +261,33 @@ def attestation_fresh(server: ServerView, now: float) -> bool:
     proves nothing: it is let go on as long as its waiver holds."""
     interval = parse_duration(server.policy.attestation_interval)
     asked = attestation_asked(server) is not None
-    return not asked and now - attested_last(server) < interval and tpm_or_waiver(server, now)
+    return not asked and now - attested_last(server, now) < interval and tpm_or_waiver(server, now)
 
 
-def demanded(server: ServerView) -> float | None:
+def demanded(server: ServerView, now: float) -> float | None:
     """When the OS was first told to attest anew, if it has not done so since; a release begins the count again."""
-    since, told = max(attested_last(server), server.facts.released_at or 0.0), server.facts.attestation_demanded
-    return told if told is not None and told > since else None
+    since = max(attested_last(server, now), server.facts.released_at or 0.0)
+    told = _past(server.facts.attestation_demanded, now)
+    return told if told > since else None
 
 
 def attestation_demanded(server: ServerView, now: float) -> bool:
     """The OS need not attest now, or was told to: no session is left of before."""
     if attestation_fresh(server, now):
         return True
-    told, agent = demanded(server), server.agent
+    told, agent = demanded(server, now), server.agent
     return told is not None and (agent is None or agent.started > max(told, attestation_asked(server) or 0.0))
 
 
 def silence(server: ServerView, now: float) -> str | None:
     """Why an OS counts as lost: it has not attested for two intervals, and had time to answer when it was told to, with
     somebody there to hear it. It needs nothing of the BMC, which may be in the hands of the same thief."""
-    told = demanded(server)
-    since = attested_last(server) or server.facts.released_at or server.status.state_since
+    told = demanded(server, now)
+    since = attested_last(server, now) or server.facts.released_at or server.status.state_since
     patience = 2 * parse_duration(server.policy.attestation_interval)
     if server.status.state not in TENANT_RUNS or told is None:
         return None
-    if now - since < patience or now - max(told, server.listening_since) < BOOT_PATIENCE:
+    if now - since < patience or now - max(told, _past(server.listening_since, now)) < BOOT_PATIENCE:
         return None
     why = f"its OS has not attested for {(now - since) / 3600:.0f} hours"
     if server.agent is not None and server.agent.mode != "os":

@@ -46,7 +46,7 @@ from freehold.provisioning.dhcp import DhcpSettings, Dnsmasq
 from freehold.provisioning.rogue import find_rogues
 from freehold.root_of_trust import pki
 from freehold.root_of_trust.attestation.ek import RootsDirectory
-from freehold.root_of_trust.depot import Seen
+from freehold.root_of_trust.depot import MetadataExpired, Seen
 from freehold.root_of_trust.keys import CertifiedKey, SiteKeys
 from freehold.root_of_trust.vault import Vault
 
@@ -114,9 +114,13 @@ def recorder(log: EvidenceLog) -> Record:
 async def serve(site: Site, store: Store, log: EvidenceLog) -> None:
     """Run until cancelled. With each new certificate of the controller everything starts anew, in a moment: whoever
     speaks to us attests again, as after any restart, and binds the certificate that is shown now. Raises rather than
-    boot an agent that the depot does not list, where it lists one."""
+    boot an agent that the depot does not list, where it lists one; while its list is expired nothing is booted, and the
+    rest goes on."""
     site.store = store
-    await require_agent(site, read=True)
+    try:
+        await require_agent(site, read=True)
+    except MetadataExpired as error:
+        logger.error("no agent is booted until the depot is renewed: %s", error)
     while True:
         running = asyncio.create_task(_serve(site, store, log))
         renewed = asyncio.create_task(renewed_keys(site, store))

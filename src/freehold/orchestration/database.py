@@ -166,6 +166,9 @@ class _in_words:  # noqa: N801 - reads as the phrase that it is
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, exc.TimeoutError):
+            what = f"the store {self.name} has more to do than it can: no connection became free in time"
+            raise StoreError(what, remedy="It is tried again by itself; see what the machine is busy with.") from error
         if not isinstance(error, exc.DBAPIError) or isinstance(error, exc.IntegrityError):
             return
         text = str(error.orig)

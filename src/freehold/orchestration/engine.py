@@ -74,12 +74,14 @@ class Engine:
                 if heartbeat.done():
                     await heartbeat
                 self._woken.clear()
+                pause = POLL
                 try:
                     await self._take_on()
+                    pause = await self._pause()
                 except FreeholdError as error:
                     logger.error("%s", error)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), await self._pause())
+                    await asyncio.wait_for(self._woken.wait(), pause)
                 await asyncio.sleep(GATHER)
         finally:
             heartbeat.cancel()

@@ -5,11 +5,13 @@ a server in flight carries the epoch of its replica and a fence that grew at the
 renewed; a completion counts only `WHERE name AND fence`.
 """
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Row, Select, case, delete, false, insert, or_, select, update
+from sqlalchemy import Row, Select, case, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from freehold.model.resources import AssignmentSpec, FirmwareBaselineSpec, PolicySpec, ServerSpec, WaiverSpec
@@ -246,14 +248,13 @@ class Ledger:
 
         await self._database.write(work)
 
-    async def mentioned(self, column: Column[str], words: Collection[str]) -> list[str]:
-        """Servers in whose document or status, as it is stored, one of the words stands, in any case. The database
-        looks for it, so that nobody reads a whole fleet; what the word means there, whoever asks looks up."""
-        named = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
-        found = or_(false(), *(column.icontains(word, autoescape=True) for word in words))
+    async def identities(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Which server a bound endorsement key is (by its SHA-256), and which servers a MAC address is declared for."""
+        mine = (resources.c.name == servers.c.name) & (resources.c.kind == "Server")
         async with self._database.read() as connection:
-            rows = await connection.scalars(select(servers.c.name).join(resources, named).where(found))
-            return list(rows)
+            query = select(servers.c.name, servers.c.status, resources.c.document).join(resources, mine)
+            rows = [tuple(row) for row in await connection.execute(query)]
+        return await asyncio.to_thread(_identities, rows)
 
     async def view(self, name: str) -> ServerView | None:
         """The view of one server; None if it is not declared."""
@@ -319,6 +320,30 @@ class Ledger:
                 },
             )
         return views
+
+
+class _Bound(msgspec.Struct, frozen=True):
+    """Of a server's status, the one fact that it is recognized by: the rest is not decoded."""
+
+    ek_sha256: str | None = None
+
+
+class _Known(msgspec.Struct, frozen=True):
+    facts: _Bound = _Bound()
+
+
+_known = msgspec.json.Decoder(_Known)
+
+
+def _identities(rows: Sequence[tuple[Any, ...]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    keys: dict[str, str] = {}
+    macs: dict[str, list[str]] = defaultdict(list)
+    for name, status, document in rows:
+        if (key := _known.decode(status).facts.ek_sha256) is not None:
+            keys[key] = name
+        for nic in _spec(document, ServerSpec).nics:
+            macs[nic.mac.lower()].append(name)
+    return keys, macs
 
 
 async def announced(connection: AsyncConnection) -> dict[str, str]:

@@ -68,7 +68,8 @@ async def assigned(site: Site, ctx: StepContext, name: str) -> OsImage:
     keys = await site.keys_of(ctx.facts) if ctx.facts.secure_boot_enrolled else await site.newest_keys()
     wanted = _wanted(declared.depot, declared.version, await site_name(site))
     under_way = ctx.key in ctx.server.orders
-    return await asyncio.to_thread(_out_of_depot, site, wanted, keys, read=not under_way)
+    async with site.reading_images:
+        return await asyncio.to_thread(_out_of_depot, site, wanted, keys, read=not under_way)
 
 
 async def site_name(site: Site) -> str:
@@ -232,6 +233,7 @@ def _require_agent(site: Site, name: str, *, read: bool) -> None:
     if read:
         with client.open_verified(mine) as file:
             require_predicted(mine, BootedImage.of("agent", file.read()))
+    site.agent_listed = True
 
 
 def _is_agent_of(target: Target, site: str) -> bool:
@@ -269,7 +271,8 @@ async def watch_images(site: Site, store: Store) -> None:
 async def look_at_images(site: Site, store: Store) -> None:
     """Findings of the site: what of the depot cannot be used, an agent that it does not list, and that locally built
     images count here."""
-    found = await asyncio.to_thread(_image_findings, site, await site_name(site))
+    async with site.reading_images:
+        found = await asyncio.to_thread(_image_findings, site, await site_name(site))
     try:
         await require_agent(site)
     except FreeholdError as error:

@@ -140,13 +140,15 @@ def judged(server: ServerView, status: ServerStatus, now: float) -> ServerStatus
 
 
 def with_overlay(server: ServerView, now: float) -> ServerStatus:
-    """Take over whether the server is paused. A pause stops the deadline's clock: resuming grants it anew."""
+    """Take over whether the server is paused. A pause stops the deadline's clock: resuming grants it anew, and an OS
+    that was told to attest before is told again, with the time to do so."""
     status = server.status
     if status.paused == server.paused:
         return status
     limit = DEADLINES.get(status.state)
     deadline = None if server.paused or limit is None else now + limit
-    return msgspec.structs.replace(status, paused=server.paused, deadline=deadline)
+    facts = msgspec.structs.replace(status.facts, attestation_demanded=None)
+    return msgspec.structs.replace(status, paused=server.paused, deadline=deadline, facts=facts)
 
 
 def _entered(old: ServerStatus, state: ServerState, reason: str, now: float) -> ServerStatus:

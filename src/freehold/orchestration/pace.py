@@ -14,6 +14,10 @@ LAPSES = 30.0
 """Seconds after which a turn that was not used is over: what was paused for an hour does not begin all at once."""
 
 
+MOST_AHEAD = 50_000
+"""Slots that a fleet can queue up. What lies further ahead was given by a clock that was wrong, and counts no more."""
+
+
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Slot `anchor` begins at `since` (UNIX seconds); those before it are over. `free`: the lowest that nobody has."""
 
@@ -33,7 +37,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     def take(self, now: float) -> tuple[int, "Pace"]:
         """The next free slot that has not begun, and the pace without it."""
-        slot = max(self.free, self._not_begun(now))
+        first = self._not_begun(now)
+        slot = self.free if first < self.free < first + MOST_AHEAD else first
         return slot, msgspec.structs.replace(self, free=slot + 1)
 
     def at(self, per_minute: int, now: float) -> "Pace":

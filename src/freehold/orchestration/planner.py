@@ -224,7 +224,7 @@ def next_step(server: ServerView, now: float) -> Decision:
     status = server.status
     urgent = [intent for intent in server.intents if intent.kind is IntentKind.QUARANTINE]
     for intent in (*urgent, *(() if server.paused else server.intents)):
-        if (answer := _answer(server, intent)) is not None:
+        if (answer := _answer(server, intent, now)) is not None:
             return answer
     if server.paused or status.state in (S.QUARANTINED, S.RETIRED):
         return Idle(None)
@@ -317,7 +317,7 @@ def _onward(server: ServerView, now: float) -> Decision:
         case S.ACTIVE:
             if kinds := blocking(server, Reaction.REMEDIATE, Reaction.QUARANTINE):
                 return Move(S.DRIFTED, f"drift: {', '.join(kinds)}")
-            return _idle(server, now, *_next_checks(server), next_waiver_end(server, now))
+            return _idle(server, now, *_next_checks(server, now), next_waiver_end(server, now))
         case S.DRIFTED:
             if kinds := blocking(server, Reaction.QUARANTINE):
                 return Quarantine(f"drift that policy does not remediate: {', '.join(kinds)}")
@@ -349,13 +349,13 @@ def _confirmed(server: ServerView) -> dict[str, object]:
     return {"secure_boot_confirmed": facts.secure_boot_generation or 1} if shown else {}
 
 
-def _next_checks(server: ServerView) -> tuple[float, ...]:
+def _next_checks(server: ServerView, now: float) -> tuple[float, ...]:
     checked = (server.facts.last_drift_check or 0.0) + parse_duration(server.policy.drift_interval)
-    attested = attested_last(server) + parse_duration(server.policy.attestation_interval)
+    attested = attested_last(server, now) + parse_duration(server.policy.attestation_interval)
     return checked, attested
 
 
-def _answer(server: ServerView, intent: Intent) -> Decision | None:
+def _answer(server: ServerView, intent: Intent, now: float) -> Decision | None:
     """The decision that an intent leads to. Pausing is not answered here: it is an overlay (`ServerView.paused`)."""
     status = server.status
     try:
@@ -376,7 +376,7 @@ def _answer(server: ServerView, intent: Intent) -> Decision | None:
             return Move(S.DECOMMISSIONING, why, intent.id, retiring=intent.kind is IntentKind.RETIRE)
         case IntentKind.ROTATE:
             # The goals do it, now or in the next state that has the goal; then the intent is settled.
-            return Settle(intent.id, "rotated") if rotation_asked(server) is None else None
+            return Settle(intent.id, "rotated") if rotation_asked(server, now) is None else None
         case IntentKind.CONFIRM:
             # `pin_identity` looks for it; what it confirms is compared with what the BMC shows then.
             return Settle(intent.id, "the BMC's key is pinned") if server.facts.bmc_identity else None

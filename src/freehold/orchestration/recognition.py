@@ -4,17 +4,19 @@ An endorsement key that is bound is its server. MAC addresses are claims: they o
 bound to, or whose ticket is compared.
 """
 
+import asyncio
+import math
 import time
 from collections.abc import Collection
 
-from sqlalchemy import Column
-
 from freehold.orchestration.refusals import Refusals
-from freehold.orchestration.schema import resources, servers
 from freehold.orchestration.store import Store
 from freehold.orchestration.view import ServerView
 from freehold.provisioning.agent_messages import AgentRefusedError
 from freehold.root_of_trust.attestation.ek import ek_identity
+
+REFRESH = 10.0
+"""Seconds for which a machine that is nobody's stays so, whatever was declared meanwhile; it asks again by itself."""
 
 
 class Recognition:
@@ -23,17 +25,20 @@ class Recognition:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._refusals = Refusals()
+        self._reading = asyncio.Lock()
+        self._index: tuple[dict[str, str], dict[str, list[str]]] = ({}, {})
+        self._read_at = -math.inf
 
     async def recognize(self, macs: Collection[str], ek_public: bytes | None, peer: str) -> ServerView:
         """The server that this TPM belongs to, or the one that it may be bound to."""
-        identity = ek_identity(ek_public) if ek_public else None
-        if identity is not None:
-            for known in await self._mentioning(servers.c.status, [identity]):
-                if known.facts.ek_sha256 == identity:
-                    return known
-        shown = set(macs)
-        candidates = await self._mentioning(resources.c.document, shown)
-        named = [each for each in candidates if shown & {nic.mac.lower() for nic in each.spec.nics}]
+        identity, shown = ek_identity(ek_public) if ek_public else "", set(macs)
+        keys, by_mac = await self._identities(identity, shown)
+        if identity in keys:
+            view = await self._store.ledger.view(keys[identity])
+            if view is not None and view.facts.ek_sha256 == identity:
+                return view
+        found = await self._store.ledger.views(sorted({name for mac in shown for name in by_mac.get(mac, ())}))
+        named = [each for each in found.values() if shown & {nic.mac.lower() for nic in each.spec.nics}]
         if len(named) != 1:
             names = ", ".join(sorted(each.name for each in named)) or "no declared server"
             raise AgentRefusedError(
@@ -41,7 +46,7 @@ class Recognition:
                 remedy="declare its NICs in exactly one Server document",
             )
         (view,) = named
-        if view.facts.ek_sha256 is not None and identity is not None:
+        if identity and view.facts.ek_sha256 not in (None, identity):
             raise await self.other_tpm(view.name, identity, peer)
         return view
 
@@ -63,6 +68,11 @@ class Recognition:
             return view
         raise AgentRefusedError(f"server {server} is not declared any more", remedy="declare it")
 
-    async def _mentioning(self, column: Column[str], words: Collection[str]) -> list[ServerView]:
-        names = await self._store.ledger.mentioned(column, words)
-        return list((await self._store.ledger.views(names)).values()) if names else []
+    async def _identities(self, identity: str, macs: set[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """As of at most `REFRESH` ago, if who asks is not in what was read before. Anybody may say hello as often as he
+        likes: that must not read the fleet each time."""
+        async with self._reading:
+            keys, by_mac = self._index
+            if not (identity in keys or macs & by_mac.keys()) and time.monotonic() - self._read_at > REFRESH:
+                self._index, self._read_at = await self._store.ledger.identities(), time.monotonic()
+            return self._index

@@ -5,15 +5,21 @@ from typing import Literal
 
 from freehold.model.resources import Waivable, parse_duration
 from freehold.model.status import IntentKind
-from freehold.orchestration.pace import LAPSES
+from freehold.orchestration.pace import LAPSES, MOST_AHEAD
 from freehold.orchestration.view import ServerView
 
 
-def rotation_due(server: ServerView) -> float:
+def _changed(server: ServerView, now: float) -> float:
+    """When the BMC password was changed, UNIX seconds. A time to come was written by a clock that was wrong."""
+    since = server.facts.bmc_credential_since or 0.0
+    return since if since <= now else 0.0
+
+
+def rotation_due(server: ServerView, now: float) -> float:
     """When the BMC password is to be changed next, UNIX seconds. The last fifth of the policy's interval is spread over
     the fleet by name, so that it neither rotates in one night nor lets any password grow older than it may."""
     interval = parse_duration(server.policy.rotation_interval)
-    return (server.facts.bmc_credential_since or 0.0) + interval * (1.0 - _spread(server.name) / 5.0)
+    return _changed(server, now) + interval * (1.0 - _spread(server.name) / 5.0)
 
 
 def _spread(name: str) -> float:
@@ -21,28 +27,29 @@ def _spread(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
 
 
-def rotation_asked(server: ServerView) -> float | None:
+def rotation_asked(server: ServerView, now: float) -> float | None:
     """When a person last asked for a rotation that has not happened yet."""
-    since = server.facts.bmc_credential_since or 0.0
+    since = _changed(server, now)
     asked = [intent.at for intent in server.intents if intent.kind is IntentKind.ROTATE and intent.at > since]
     return max(asked, default=None)
 
 
-def why_rotated(server: ServerView) -> Literal["asked", "schedule"]:
-    return "schedule" if rotation_asked(server) is None else "asked"
+def why_rotated(server: ServerView, now: float) -> Literal["asked", "schedule"]:
+    return "schedule" if rotation_asked(server, now) is None else "asked"
 
 
 def credential_fresh(server: ServerView, now: float) -> bool:
-    return rotation_asked(server) is None and now < rotation_due(server)
+    return rotation_asked(server, now) is None and now < rotation_due(server, now)
 
 
 def rotation_turn(server: ServerView, now: float) -> float | None:
     """When it is the server's turn to rotate, UNIX seconds; None: it has to ask for one. A turn is for one rotation."""
     mine = server.facts.rotation_turn
-    if mine is None or mine.taken <= (server.facts.bmc_credential_since or 0.0):
+    if mine is None or not _changed(server, now) < mine.taken <= now:
         return None
     turn = server.pace.turn(mine.slot, _spread(server.name))
-    return turn if turn is not None and now <= turn + LAPSES else None
+    far = now + MOST_AHEAD * server.pace.spacing
+    return turn if turn is not None and now - LAPSES <= turn < far else None
 
 
 def rotation_waits(server: ServerView, now: float) -> float | None:
@@ -58,7 +65,7 @@ def rotated_or_waiting(server: ServerView, now: float) -> bool:
 
 def rotation_look(server: ServerView, now: float) -> float:
     """When there is something to do about the password next, UNIX seconds."""
-    return rotation_waits(server, now) or rotation_due(server)
+    return rotation_waits(server, now) or rotation_due(server, now)
 
 
 def certificate_due(server: ServerView) -> float:

@@ -103,6 +103,10 @@ class Site:
     """What `agent_image` believes, as in `SiteKeys`."""
     os_builds: dict[str, BootedImage] = field(default_factory=dict)
     """By SHA-256 of the image's manifest, likewise."""
+    agent_listed: bool = False
+    """The depot has listed the agent since this controller started."""
+    reading_images: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """One at a time: they are large, and threads that read them are missing elsewhere."""
     depot_images: dict[str, OsImage] = field(default_factory=dict)
     """By SHA-256: those of the depot whose bytes were verified, and for which the manifest was made and signed."""
     dhcp: Dnsmasq | None = None

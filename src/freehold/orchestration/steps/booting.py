@@ -15,6 +15,7 @@ from freehold.orchestration.view import ServerView
 from freehold.out_of_band import server as oob
 from freehold.out_of_band.redfish import RedfishClient
 from freehold.provisioning.dhcp import BootHost
+from freehold.root_of_trust.depot import MetadataExpired
 from freehold.root_of_trust.secure_boot_generations import KeySet
 
 _WITH_AGENT = (ServerState.DISCOVERING, ServerState.PREPARING, ServerState.DECOMMISSIONING)
@@ -69,7 +70,11 @@ async def boot_agent(site: Site, ctx: StepContext) -> StepResult:
     view = ctx.server
     if view.facts.secure_boot_enrolled:
         require_bootable(site.agent_image, await site.keys_of(view.facts))
-    await require_agent(site)
+    try:
+        await require_agent(site)
+    except MetadataExpired:  # an erasure does not wait for a medium; it was listed a while ago, and has not changed
+        if not (site.agent_listed and view.status.state is ServerState.DECOMMISSIONING):
+            raise
     await site.end_session(view.name)
     for key in view.orders:
         await ctx.agents.drop(view.name, key)  # nobody may answer what was asked of an earlier boot

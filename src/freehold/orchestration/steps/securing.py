@@ -19,7 +19,7 @@ from freehold.out_of_band import server as oob
 from freehold.out_of_band import transport
 from freehold.out_of_band.accounts import RedfishDoor
 from freehold.out_of_band.audit import read_firmware
-from freehold.out_of_band.errors import NotSupported
+from freehold.out_of_band.errors import BmcError, NotSupported
 from freehold.out_of_band.factory_credentials import IN_USE, UNTRIED
 from freehold.out_of_band.hardening import directories, harden, opened
 from freehold.out_of_band.ipmi.findings import IPMI_KINDS, ipmi_findings
@@ -107,7 +107,7 @@ async def _new_credential(site: Site, ctx: StepContext, *, rotate: bool) -> Step
     assert credential is not None
     index = PasswordIndex(site.vault)
     claim = {
-        **({"event": "rotated", "why": why_rotated(ctx.server)} if rotate else {"event": "taken-over"}),
+        **({"event": "rotated", "why": why_rotated(ctx.server, ctx.now)} if rotate else {"event": "taken-over"}),
         "username": result.username,
         "unique": not await asyncio.to_thread(index.shared_with, ctx.name, credential.password),
         "password_length": len(credential.password),
@@ -192,11 +192,16 @@ async def _ipmi_after(address: str, port: int) -> IpmiPosture:
 
 
 async def without_ipmi(client: RedfishClient) -> str:
-    """IPMI over LAN off, in words: a BMC without an IPMI switch has no IPMI that we could know of."""
+    """IPMI over LAN off, in words. A BMC without an IPMI switch has no IPMI that we could know of; what one does that
+    says no, a probe of its port finds out. Raises what passes by itself."""
     try:
         await oob.set_ipmi(client, False)
     except NotSupported:
         return "the BMC has no IPMI switch"
+    except BmcError as error:
+        if (error.status or 0) >= 500:
+            raise
+        return f"the BMC does not turn IPMI off: {error.what}"
     return IPMI_OFF
 
 

@@ -75,12 +75,13 @@ def accepted(
 
 
 async def check_drift(site: Site, ctx: StepContext) -> StepResult:
-    """An account that is waived now is not looked at, and is drift on the day after."""
+    """An account that is waived now is not looked at, and is drift on the day after. IPMI that nothing turned off is no
+    drift: what people signed for it, and that this has ended, is told beside."""
     waived = waivers.of_accounts(ctx.server.waivers, ctx.now)
     async with site.bmc(ctx.server, ctx.ensure_lease) as client:
         observed = await observe(client)
     accounts = {name: role for name, role in observed.accounts.items() if name not in waived}
-    observed = msgspec.structs.replace(observed, accounts=accounts)
+    observed = msgspec.structs.replace(observed, accounts=accounts, ipmi=observed.ipmi and not ctx.facts.ipmi_waived)
     stored = ctx.facts.baseline
     if stored is None:
         own = await site.own_account(ctx.server)
@@ -191,8 +192,8 @@ _REMEDIES: dict[DriftKind, Callable[[RedfishClient, Observation, KeyDatabases], 
 async def renew_attestation(site: Site, ctx: StepContext) -> StepResult:
     """End the session: the agent finds its certificate worthless and attests again. When the OS last did is kept, and
     when it was first told to: `conditions.silence` counts from there."""
-    proved = attested_last(ctx.server)
-    facts = {"attestation_demanded": demanded(ctx.server) or ctx.now}
+    proved = attested_last(ctx.server, ctx.now)
+    facts = {"attestation_demanded": demanded(ctx.server, ctx.now) or ctx.now}
     if ctx.server.agent is not None:
         await site.end_session(ctx.name)
     facts |= {"last_attestation": proved} if proved else {}
