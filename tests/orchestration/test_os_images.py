@@ -387,12 +387,18 @@ async def test_the_agent_of_another_site_says_nothing_about_ours(place: Place, r
         await require_agent(place.site)
 
 
-async def test_an_agent_that_is_withdrawn_while_the_controller_runs_boots_nowhere(
-    owned: Place, tmp_path: Path, key: rsa.RSAPrivateKey
-) -> None:
+def depot_of(owned: Place, tmp_path: Path) -> Rig:
+    """The depot that this site keeps itself."""
     rig = Rig(tmp_path / "depots")
     rig.depot, rig.online = owned.site.depot, make_depot_key(owned.site.vault)
     rig.found()
+    return rig
+
+
+async def test_an_agent_that_is_withdrawn_while_the_controller_runs_boots_nowhere(
+    owned: Place, tmp_path: Path, key: rsa.RSAPrivateKey
+) -> None:
+    rig = depot_of(owned, tmp_path)
     built = signed(key, "quiet")
     owned.site.agent_image = BootedImage.of("agent", built)
     target = as_agent(rig, built)
@@ -453,9 +459,7 @@ def test_a_site_takes_what_it_builds_unless_it_says_otherwise() -> None:
 async def test_an_expired_list_boots_nobody_but_who_is_to_be_erased(
     owned: Place, tmp_path: Path, key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = Rig(tmp_path / "depots")
-    rig.depot, rig.online = owned.site.depot, make_depot_key(owned.site.vault)
-    rig.found()
+    rig = depot_of(owned, tmp_path)
     built = signed(key, "quiet")
     owned.site.agent_image = BootedImage.of("agent", built)
     as_agent(rig, built)

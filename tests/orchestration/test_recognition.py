@@ -70,3 +70,35 @@ async def test_strangers_who_say_hello_in_a_loop_do_not_have_the_fleet_read_each
     assert (await who.recognize([await mac_of(place)], EK, "10.0.0.9")).name == SERVER
     monkeypatch.setattr(recognition, "REFRESH", 0.0)
     assert (await who.recognize([], EK, "10.0.0.9")).name == SERVER
+
+
+async def test_what_was_declared_anew_counts_for_a_machine_that_was_known_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NIC that moved to another document."""
+    who, mac = Recognition(place.store), await mac_of(place)
+    assert (await who.recognize([mac], None, "10.0.0.9")).name == SERVER
+    declared = {each.name: each for each in documents() if isinstance(each.spec, ServerSpec)}
+    mine, other = declared[SERVER], next(each for name, each in declared.items() if name != SERVER)
+    assert isinstance(mine.spec, ServerSpec)
+    assert isinstance(other.spec, ServerSpec)
+    swapped = [
+        msgspec.structs.replace(mine, spec=msgspec.structs.replace(mine.spec, nics=other.spec.nics)),
+        msgspec.structs.replace(other, spec=msgspec.structs.replace(other.spec, nics=mine.spec.nics)),
+    ]
+    await place.store.apply(swapped)
+    monkeypatch.setattr(recognition, "REFRESH", 0.0)
+    assert (await who.recognize([mac], None, "10.0.0.9")).name == other.name
+
+
+async def test_a_tpm_that_was_bound_since_is_its_server_though_it_names_the_mac_of_another(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = Recognition(place.store)
+    of_another = next(
+        each.spec.nics[0].mac for each in documents() if isinstance(each.spec, ServerSpec) and each.name != SERVER
+    )
+    assert (await who.recognize([of_another], None, "10.0.0.9")).name != SERVER
+    await place.establish(ServerState.DISCOVERING, ek_sha256=ek_identity(EK))
+    monkeypatch.setattr(recognition, "REFRESH", 0.0)
+    assert (await who.recognize([of_another], EK, "10.0.0.9")).name == SERVER

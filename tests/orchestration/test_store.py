@@ -14,10 +14,11 @@ from freehold.evidence import Ed25519Signer, Statement, Subject, approvals
 from freehold.model.documents import DocumentError, load_documents
 from freehold.model.resources import Bmc, Credential, Resource, ServerSpec
 from freehold.model.status import IntentKind, Order, OrderState, ServerState
+from freehold.orchestration.changes import FieldChange
 from freehold.orchestration.database import StoreError
 from freehold.orchestration.lifecycle import IntentRefusedError
 from freehold.orchestration.site_ledger import Due
-from freehold.orchestration.store import DeletionRefusedError, FieldChange, NotFoundError, Store
+from freehold.orchestration.store import DeletionRefusedError, NotFoundError, Store
 from freehold.root_of_trust.operators import approve
 
 WAIVER = """

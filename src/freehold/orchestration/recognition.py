@@ -16,7 +16,7 @@ from freehold.provisioning.agent_messages import AgentRefusedError
 from freehold.root_of_trust.attestation.ek import ek_identity
 
 REFRESH = 10.0
-"""Seconds for which a machine that is nobody's stays so, whatever was declared meanwhile; it asks again by itself."""
+"""Seconds for which a machine may stay what it was, whatever was declared or bound meanwhile; it asks again."""
 
 
 class Recognition:
@@ -26,18 +26,19 @@ class Recognition:
         self._store = store
         self._refusals = Refusals()
         self._reading = asyncio.Lock()
-        self._index: tuple[dict[str, str], dict[str, list[str]]] = ({}, {})
+        self._by_key: dict[str, str] = {}
+        self._by_mac: dict[str, list[str]] = {}
         self._read_at = -math.inf
 
     async def recognize(self, macs: Collection[str], ek_public: bytes | None, peer: str) -> ServerView:
         """The server that this TPM belongs to, or the one that it may be bound to."""
         identity, shown = ek_identity(ek_public) if ek_public else "", set(macs)
-        keys, by_mac = await self._identities(identity, shown)
-        if identity in keys:
-            view = await self._store.ledger.view(keys[identity])
-            if view is not None and view.facts.ek_sha256 == identity:
-                return view
-        found = await self._store.ledger.views(sorted({name for mac in shown for name in by_mac.get(mac, ())}))
+        if (mine := await self._bound(identity)) is not None:
+            return mine
+        await self._read_again()
+        if (mine := await self._bound(identity)) is not None:
+            return mine
+        found = await self._store.ledger.views(sorted({name for mac in shown for name in self._by_mac.get(mac, ())}))
         named = [each for each in found.values() if shown & {nic.mac.lower() for nic in each.spec.nics}]
         if len(named) != 1:
             names = ", ".join(sorted(each.name for each in named)) or "no declared server"
@@ -68,11 +69,15 @@ class Recognition:
             return view
         raise AgentRefusedError(f"server {server} is not declared any more", remedy="declare it")
 
-    async def _identities(self, identity: str, macs: set[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """As of at most `REFRESH` ago, if who asks is not in what was read before. Anybody may say hello as often as he
-        likes: that must not read the fleet each time."""
+    async def _bound(self, identity: str) -> ServerView | None:
+        """The server with this endorsement key, as far as it was read; what the store says now decides."""
+        name = self._by_key.get(identity)
+        view = await self._store.ledger.view(name) if name is not None else None
+        return view if view is not None and view.facts.ek_sha256 == identity else None
+
+    async def _read_again(self) -> None:
+        """The fleet, unless it was read a moment ago: anybody may say hello as often as he likes."""
         async with self._reading:
-            keys, by_mac = self._index
-            if not (identity in keys or macs & by_mac.keys()) and time.monotonic() - self._read_at > REFRESH:
-                self._index, self._read_at = await self._store.ledger.identities(), time.monotonic()
-            return self._index
+            if time.monotonic() - self._read_at > REFRESH:
+                self._by_key, self._by_mac = await self._store.ledger.identities()
+                self._read_at = time.monotonic()

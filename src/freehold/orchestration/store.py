@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from sqlalchemy import delete, func, insert, select, tuple_, update
@@ -24,11 +24,12 @@ from freehold.model.resources import AssignmentSpec, Resource, SiteSpec, Waivabl
 from freehold.model.status import IntentKind, ServerState, ServerStatus
 from freehold.orchestration.agents import AgentLedger
 from freehold.orchestration.approvals import ApprovalLedger, ask_for, signed_waivers
+from freehold.orchestration.changes import Change, change_of
 from freehold.orchestration.database import Database
 from freehold.orchestration.ledger import SECURE_BOOT, Ledger, announced, rotation_pace, set_rotation_pace
 from freehold.orchestration.lifecycle import check_intent
 from freehold.orchestration.references import ReferenceLedger
-from freehold.orchestration.schema import about, events, intents, orders, resources, servers
+from freehold.orchestration.schema import about, events, intents, resources, servers
 from freehold.orchestration.site_ledger import SiteLedger, owe
 from freehold.orchestration.waivers import claim, remedy, request_of, waiver_for
 from freehold.orchestration.wakes import wake
@@ -40,21 +41,6 @@ class NotFoundError(FreeholdError):
 
 class DeletionRefusedError(FreeholdError):
     """Deleting this would lose something, or leave something dangling."""
-
-
-class FieldChange(msgspec.Struct, frozen=True):
-    """One difference: `path` in the document, and the value before and after (None: none). Passwords are masked."""
-
-    path: str
-    old: Any
-    new: Any
-
-
-class Change(msgspec.Struct, frozen=True):
-    kind: str
-    name: str
-    action: Literal["created", "updated", "unchanged"]
-    fields: tuple[FieldChange, ...] = ()
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +93,7 @@ class Store:
             # What was erased stays so: the BMC has another password, whatever the file says that it was delivered with.
             erased = {key for key, resource in present.items() if resource.is_erased}
             kept = [resource.erased() if resource.key in erased else resource for resource in wanted]
-            changes = [_change(present.get(resource.key), resource) for resource in kept]
+            changes = [change_of(present.get(resource.key), resource) for resource in kept]
             for change, resource in zip(changes, kept, strict=True):
                 if not dry_run and change.action != "unchanged":
                     await self._put(connection, resource, change)
@@ -262,12 +248,12 @@ class Store:
         await self.announce(SECURE_BOOT, str(number))
 
     async def announced(self, name: str) -> str | None:
-        """What the planner was last told of one of the site's keys."""
+        """What the planner was last told by that name."""
         async with self._database.read() as connection:
             return (await announced(connection)).get(name)
 
     async def announce(self, name: str, value: str) -> None:
-        """Tell the planner which of the site's keys counts now. Every server is looked at."""
+        """Tell the planner something of the whole site: which key counts now, say. Every server is looked at."""
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(delete(about).where(about.c.name == name))
@@ -333,12 +319,6 @@ class Store:
                 yield each
             await asyncio.sleep(interval)
 
-    async def pending_orders(self, server: str) -> list[dict[str, Any]]:
-        """Orders of a server as `describe` shows them."""
-        async with self._database.read() as connection:
-            found = await connection.execute(select(orders.c.data).where(orders.c.server == server))
-            return [msgspec.json.decode(data) for data in found.scalars()]
-
 
 def _is(kind: str, name: str) -> Any:
     return (resources.c.kind == kind) & (resources.c.name == name)
@@ -378,25 +358,3 @@ async def _all_resources(connection: AsyncConnection) -> list[Resource]:
 
 async def _note(connection: AsyncConnection, at: float, server: str | None, kind: str, message: str) -> None:
     await connection.execute(insert(events).values(at=at, server=server, kind=kind, message=message))
-
-
-def _change(old: Resource | None, new: Resource) -> Change:
-    if old is None:
-        return Change(new.kind, new.name, "created")
-    if old.same_as(new):
-        return Change(new.kind, new.name, "unchanged")
-    before, after = _flat(old.to_document(reveal=True)), _flat(new.to_document(reveal=True))
-    paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
-    shown = [(path, "********" if path.endswith(".password") else None) for path in paths]
-    fields = tuple(FieldChange(path, mask or before.get(path), mask or after.get(path)) for path, mask in shown)
-    return Change(new.kind, new.name, "updated", fields)
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        parts = [_flat(inner, f"{path}.{name}" if path else name) for name, inner in value.items()]
-    elif isinstance(value, list) and value:
-        parts = [_flat(inner, f"{path}[{index}]") for index, inner in enumerate(value)]
-    else:
-        return {path: value}
-    return {name: inner for part in parts for name, inner in part.items()}

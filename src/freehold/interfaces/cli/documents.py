@@ -13,9 +13,10 @@ from freehold.interfaces.cli.resources import Kind
 from freehold.model.documents import DocumentError, load_documents, validate_set
 from freehold.model.errors import FreeholdError
 from freehold.model.resources import Resource, ServerSpec
+from freehold.orchestration.changes import Change, FieldChange
 from freehold.orchestration.opening import open_vault
 from freehold.orchestration.passwords import set_aside
-from freehold.orchestration.store import Change, FieldChange, Store
+from freehold.orchestration.store import Store
 from freehold.root_of_trust import site_vault
 
 SUFFIXES = (".yaml", ".yml", ".json")

@@ -91,8 +91,8 @@ async def check_drift(site: Site, ctx: StepContext) -> StepResult:
         baseline = msgspec.convert(stored, Observation)
     drift = diff(baseline, observed)
     facts: dict[str, Any] = {"drift": drift, "last_drift_check": ctx.now, "baseline": msgspec.to_builtins(baseline)}
-    if not any(each.kind in _OF_SECURE_BOOT for each in drift):
-        facts["secure_boot_changing"] = False  # what was begun is whole, or somebody has mended it
+    if observed.secure_boot_keys and not any(each.kind in _OF_SECURE_BOOT for each in drift):
+        facts["secure_boot_changing"] = False  # what was begun is whole, or somebody has mended it: the BMC shows it
     before = {(each.kind, each.subject, each.observed) for each in ctx.facts.drift}
     fresh = [each for each in drift if (each.kind, each.subject, each.observed) not in before]
     statements: tuple[tuple[str, dict[str, Any]], ...] = ()
