@@ -79,13 +79,17 @@ def os_raw(key: rsa.RSAPrivateKey, tmp_path_factory: pytest.TempPathFactory) -> 
     return raw_image(tmp_path_factory.mktemp("image"), signed(key, "root=PARTUUID=x")).read_bytes()
 
 
-@pytest.fixture
-def rig(place: Place, tmp_path: Path) -> Rig:
-    """The place's site keeps the depot."""
+def depot_of(owned: Place, tmp_path: Path) -> Rig:
+    """The depot that this site keeps itself."""
     rig = Rig(tmp_path / "depots")
-    rig.depot, rig.online = place.site.depot, make_depot_key(place.site.vault)
+    rig.depot, rig.online = owned.site.depot, make_depot_key(owned.site.vault)
     rig.found()
     return rig
+
+
+@pytest.fixture
+def rig(place: Place, tmp_path: Path) -> Rig:
+    return depot_of(place, tmp_path)
 
 
 def release(rig: Rig, data: bytes, version: str = "12.8", **more: Any) -> Target:
@@ -385,14 +389,6 @@ async def test_the_agent_of_another_site_says_nothing_about_ours(place: Place, r
     only_the_depot(place)
     with pytest.raises(FreeholdError, match="the depot lists no agent for this site"):
         await require_agent(place.site)
-
-
-def depot_of(owned: Place, tmp_path: Path) -> Rig:
-    """The depot that this site keeps itself."""
-    rig = Rig(tmp_path / "depots")
-    rig.depot, rig.online = owned.site.depot, make_depot_key(owned.site.vault)
-    rig.found()
-    return rig
 
 
 async def test_an_agent_that_is_withdrawn_while_the_controller_runs_boots_nowhere(
