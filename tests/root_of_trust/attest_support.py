@@ -99,15 +99,20 @@ def evidence(log: EventLog | bytes | None = None, **changes: object) -> Evidence
     return Evidence(**(given | changes))  # type: ignore[arg-type]
 
 
-def two_banks(log: bytes = b"") -> bytes:
-    """The recorded log as firmware with a SHA-384 bank beside SHA-256 would have written it."""
+def two_banks(log: bytes = b"", last_lacks: str = "") -> bytes:
+    """The recorded log as firmware with a SHA-384 bank beside SHA-256 would have written it; the last event may leave
+    one of the two out."""
     specification = SPECIFICATION[:24] + struct.pack("<I", 2) + struct.pack("<HHHH", 0x0B, 32, 0x0C, 48) + b"\0"
     out = header(specification)
-    for one in parse_event_log(log or log_bytes()).events:
+    events = parse_event_log(log or log_bytes()).events
+    for one in events:
         digest = one.digests["sha256"]
         measured = one.data if one.vouched_data("sha256") is not None else digest  # of an image there is no data
         second = hashlib.sha384(measured).digest() if any(digest) else bytes(48)
-        out += struct.pack("<IIIH", one.pcr, one.type, 2, 0x0B) + digest + struct.pack("<H", 0x0C) + second
+        digests = {"sha256": struct.pack("<H", 0x0B) + digest, "sha384": struct.pack("<H", 0x0C) + second}
+        if one is events[-1]:
+            digests.pop(last_lacks, None)
+        out += struct.pack("<III", one.pcr, one.type, len(digests)) + b"".join(digests.values())
         out += struct.pack("<I", len(one.data)) + one.data
     return out
 

@@ -406,6 +406,16 @@ def test_cve_2021_42299_a_bank_that_was_extended_apart_is_found(two_bank_server:
     assert reason == "the quote leaves out PCR banks that this TPM has: sha384"
 
 
+@pytest.mark.parametrize(
+    ("bank", "why"), [("sha256", "no sha256 digest for every event; it has sha384"), ("sha384", "does not replay")]
+)
+def test_cve_2021_42299_a_log_that_leaves_a_bank_out_of_one_event_hides_nothing(
+    two_bank_server: Server, bank: str, why: str
+) -> None:
+    with pytest.raises(QuoteError, match=why):
+        attested(replace(two_bank_server, log=two_banks(last_lacks=bank)))
+
+
 def test_cve_2021_42299_an_active_bank_that_the_firmware_does_not_measure_into_is_a_finding(vendor: Vendor) -> None:
     """The same machine before anything used the hole: the bank is empty, and somebody is told to turn it off."""
     for server in boot(vendor.make("unmeasured", banks="sha256,sha384")):

@@ -125,8 +125,8 @@ def _appraise(evidence: Evidence, policy: Policy, now: datetime) -> Verdict:
     if not timedelta(0) <= now - evidence.quoted_at <= policy.max_age:
         reasons.append(f"the quote of {evidence.quoted_at:%Y-%m-%d %H:%M:%S} is not of the last {policy.max_age}")
     reasons += _went_back(evidence.tpm, policy.last_seen)
-    reasons += few(_disagreeing(evidence))
     replayed = event_log.replay(evidence.log, BANK)
+    reasons += few(_disagreeing(evidence))
     checks: dict[int, Callable[[], list[str]]] = {
         **{pcr: partial(_untouched, evidence, pcr) for pcr in policy.untouched},
         **{

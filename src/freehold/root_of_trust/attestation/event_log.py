@@ -45,7 +45,8 @@ TYPE_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One measurement. `digests` maps bank to digest; `number` counts from 0 with the log's header."""
+    """One measurement. `digests` maps bank to digest, of every bank of its log at least; `number` counts from 0 with
+    the log's header."""
 
     number: int
     pcr: int
@@ -64,7 +65,9 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class EventLog:
-    """`banks` in the log's order; `locality` is where PCR 0 starts (StartupLocality: 0, 3, or 4 after an H-CRTM)."""
+    """`banks` in the header's order: those that every event has a digest for. One that an event leaves out cannot be
+    replayed, so a quote over it meets no log. `locality` is where PCR 0 starts (StartupLocality: 0, 3, or 4 after an
+    H-CRTM)."""
 
     banks: tuple[str, ...]
     events: tuple[Event, ...]
@@ -84,7 +87,7 @@ def parse_event_log(data: bytes) -> EventLog:
     agile = first.data.startswith(b"Spec ID Event03\0")
     if agile and (first.pcr > 1 or first.type != EV_NO_ACTION or any(first.digests["sha1"])):
         raise reader.wrong("the specification header is not a NO_ACTION event of PCR 0 (or register 1 in a CCEL)")
-    banks = _specification(first.data) if agile else ("sha1",)
+    banks = _specification(reader, first.data) if agile else ("sha1",)
     events = [] if agile else [first]
     # Behind the last event there may be the unused rest of the firmware's buffer: all zeros, or all ones.
     used = min(len(data.rstrip(b"\0")), len(data.rstrip(b"\xff")))
@@ -93,7 +96,10 @@ def parse_event_log(data: bytes) -> EventLog:
             raise reader.wrong(f"more than {MOST_EVENTS} events")
         number = len(events) + agile
         events.append(_event(reader, number, banks) if agile else _legacy_event(reader, number))
-    return EventLog(banks=banks, events=tuple(events), locality=_startup_locality(events))
+    whole = tuple(bank for bank in banks if all(bank in event.digests for event in events))
+    if not whole:
+        raise reader.wrong(f"no bank has a digest for every event; declared are {', '.join(banks)}")
+    return EventLog(banks=whole, events=tuple(events), locality=_startup_locality(events))
 
 
 def replay(log: EventLog, bank: str) -> dict[int, bytes]:
@@ -124,8 +130,9 @@ def extend_all(bank: str, digests: Iterable[bytes]) -> bytes:
     return value
 
 
-def _specification(data: bytes) -> tuple[str, ...]:
-    """TCG_EfiSpecIDEvent (10.4.5.1): the banks of the log, each with the size that its algorithm has."""
+def _specification(log: Reader, data: bytes) -> tuple[str, ...]:
+    """TCG_EfiSpecIDEvent (10.4.5.1): the banks of the log, each with the size that its algorithm has. Some writers do
+    not count vendorInfo in the event's size; it is then skipped in the log."""
     reader = Reader(data, "event log header", "little")
     reader.take(16 + 4 + 4)  # signature, platformClass, versions and uintnSize
     if not 1 <= (count := reader.u32()) <= len(ALGORITHMS):
@@ -137,7 +144,8 @@ def _specification(data: bytes) -> tuple[str, ...]:
         if bank is None or DIGEST_SIZES[bank] != size or bank in banks:
             raise reader.wrong(f"bank {algorithm:#06x} with digests of {size} bytes is unknown or there twice")
         banks.append(bank)
-    reader.take(reader.u8())  # vendorInfo
+    vendor_info = reader.u8()
+    (reader if reader.left else log).take(vendor_info)
     reader.end()
     return tuple(banks)
 
@@ -150,10 +158,10 @@ def _legacy_event(reader: Reader, number: int) -> Event:
 
 def _event(reader: Reader, number: int, banks: tuple[str, ...]) -> Event:
     pcr, kind = _target(reader, number)
-    if (count := reader.u32()) != len(banks):
+    if not 1 <= (count := reader.u32()) <= len(banks):
         raise reader.wrong(f"event {number} has {count} digests for {len(banks)} banks")
     digests: dict[str, bytes] = {}
-    for _ in banks:
+    for _ in range(count):
         bank = ALGORITHMS.get(algorithm := reader.u16())
         if bank not in banks or bank in digests:
             raise reader.wrong(f"event {number} has a digest of {algorithm:#06x}, which is not declared or there twice")

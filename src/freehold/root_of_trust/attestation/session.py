@@ -141,7 +141,12 @@ def verify_response(
 def evidence_of(
     ak: Public, ek: str, nonce: bytes, quote: Attest, log: EventLog, now: datetime, phases: Sequence[str]
 ) -> Evidence:
-    """Of a quote that `check_quote` passed, if the log replays to it; else a `QuoteError`."""
+    """Of a quote that `check_quote` passed, if the log replays to it; else a `QuoteError`. Policy is over SHA-256."""
+    if BANK not in log.banks:
+        raise QuoteError(
+            f"the event log has no {BANK} digest for every event; it has {', '.join(log.banks)}",
+            remedy=f"turn the TPM's {BANK} bank on in the firmware's setup",
+        )
     values = _values(ak, quote, log, phases)
     banks = {bank: bool(indices) for bank, indices in quote.selection.items()}
     return Evidence(
