@@ -160,7 +160,7 @@ class FakeTpm:
             self.public = public
 
     def __init__(self):
-        self.quoted = []
+        self.quoted, self.busy = [], 0
 
     def __enter__(self):
         return self
@@ -213,6 +213,9 @@ async def run_agent(backend, site, machine, *, tpm=None, mode="ramdisk", context
     def open_tpm(_):
         if isinstance(tpm, Exception):
             raise tpm
+        if getattr(tpm, "busy", 0):
+            tpm.busy -= 1
+            raise TpmError("the TPM is busy", "wait")
         return tpm
 
     def run():
@@ -319,10 +322,21 @@ async def test_refusal_is_said_and_tried_again_with_back_off(machine, site, caps
 
 async def test_server_without_tpm_is_named_to_the_controller(machine, site, capsys):
     backend = Backend(REBOOT)
-    await run_agent(backend, site, machine, tpm=TpmError("no TPM", "turn it on"), pauses=1)
-    assert backend.hellos[0].ek_public is None
+    await run_agent(backend, site, machine, tpm=TpmError("no TPM", "turn it on"), pauses=3)
+    (hello,) = backend.hellos
+    assert hello.ek_public is None
     assert backend.evidence == []
     assert "no usable TPM" in capsys.readouterr().out
+
+
+async def test_a_tpm_that_is_busy_at_first_is_not_called_missing(machine, site):
+    backend = Backend(REBOOT)
+    tpm = FakeTpm()
+    tpm.busy = 2
+    _, left, waits = await run_agent(backend, site, machine, tpm=tpm)
+    assert (left, waits) == ([("reboot", "ramdisk")], [1.0, 2.0])
+    (hello,) = backend.hellos
+    assert hello.ek_public is not None
 
 
 def with_ticket(machine, secret=TICKET):

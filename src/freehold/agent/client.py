@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROTOCOL = 2
 WAIT_S = 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+NO_TPM_AFTER = 3  # tries in a row: one that is busy right after the boot is none that is missing
 PROGRESS_EVERY_S = 1.0
 RENEW_AFTER = 0.9  # of a certificate's life
 # Failures in a row after which it may be our certificate that is not taken: with TLS 1.3 a server may just hang up.
@@ -137,6 +138,7 @@ class Agent:
     ) -> None:
         self.controller, self.mode, self.root = controller, mode, root
         self._leave, self._open_tpm, self._pause = leave, open_tpm, pause
+        self._tpm_failures = 0
         self._ticket: bytes | None = None  # found once: its medium may be gone when it is needed again
         self._answers: dict[str, dict[str, Any]] = {}  # by order id: a repeated delivery gets the same answer
         self._last_progress, self._last_renewal = 0.0, -LONGEST_PAUSE_S
@@ -187,8 +189,11 @@ class Agent:
         except TpmError:
             if self._enter(hello):
                 return
-            self.controller.call("POST", "/agent/v1/hello", hello)
+            self._tpm_failures += 1
+            if self._tpm_failures >= NO_TPM_AFTER:
+                self.controller.call("POST", "/agent/v1/hello", hello)
             raise
+        self._tpm_failures = 0
         with tpm:
             ek, ak, certificate = tpm.create_ek(), tpm.create_ak(), tpm.ek_certificate()
             hello |= {"ek_public": _b64(ek.public), "ak_public": _b64(ak.public)}
