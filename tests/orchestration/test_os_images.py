@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import pytest
@@ -33,6 +33,7 @@ from freehold.provisioning.boot_server import create_boot_app
 from freehold.provisioning.images import disk, uki
 from freehold.root_of_trust.depot import (
     BelowSecurityFloor,
+    DepotClient,
     Kind,
     MetadataExpired,
     PackageForAnotherSite,
@@ -282,6 +283,31 @@ async def test_an_image_that_does_not_measure_what_was_signed_is_refused(
     await wants(place)
     with pytest.raises(FreeholdError, match=r"makes PCR 4 .*, and the operators signed"):
         await write(place)
+
+
+async def test_a_refused_image_is_not_read_again_before_its_file_changes(
+    place: Place, rig: Rig, os_raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings: list[Target] = []
+    read = DepotClient.open_verified
+
+    def counted(client: DepotClient, target: Target) -> BinaryIO:
+        readings.append(target)
+        return read(client, target)
+
+    async def refused() -> tuple[int, bool]:
+        await look_at_images(place.site, place.store)
+        return len(readings), any(each.kind == "image-refused" for each in await place.store.site.findings())
+
+    monkeypatch.setattr(DepotClient, "open_verified", counted)
+    release(rig, os_raw)
+    flip(stored(rig), 5 << 20)
+    assert [await refused(), await refused(), await refused()] == [(1, True)] * 3
+    flip(stored(rig), 6 << 20)
+    assert [await refused(), await refused()] == [(2, True)] * 2
+    flip(stored(rig), 5 << 20)
+    flip(stored(rig), 6 << 20)
+    assert [await refused(), await refused()] == [(3, False)] * 2
 
 
 async def test_a_disk_without_a_file_to_start_cannot_be_attested(place: Place, rig: Rig, os_raw: bytes) -> None:

@@ -291,14 +291,36 @@ def _image_findings(site: Site, name: str) -> tuple[Finding, ...]:
             t for t in client.view.packages if t.about.kind is not Kind.FIRMWARE and t.about.site in (None, name)
         ]
         for target in targets:
-            if target.about.kind is Kind.OS_IMAGE:
-                try:
-                    load(site, client, target, read=False)
-                except (FreeholdError, OSError) as error:
-                    found.append(_finding(Severity.CRITICAL, REFUSED, target.path, error))
+            if target.about.kind is Kind.OS_IMAGE and (error := _refusal(site, client, target)) is not None:
+                found.append(_finding(Severity.CRITICAL, REFUSED, target.path, error))
     if site.spec.images == "built":
         found.append(_built(intended=bool(targets)))
     return tuple(found)
+
+
+def _refusal(site: Site, client: DepotClient, target: Target) -> FreeholdError | OSError | None:
+    """Why the image cannot be used. Gigabytes that were refused are not read again before their file has changed."""
+    stamp = _stamp(client.path_of(target))
+    before = site.refused_images.get(target.path)
+    if before is not None and before[:2] == (target, stamp):
+        return before[2]
+    try:
+        load(site, client, target, read=False)
+    except FreeholdError as error:
+        site.refused_images[target.path] = (target, stamp, error)
+        return error
+    except OSError as error:  # the disk, say: perhaps not the next time
+        return error
+    return None
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Differs if the file may have: whoever writes it changes at least the last. None: there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def _built(*, intended: bool) -> Finding:

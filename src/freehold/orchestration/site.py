@@ -39,7 +39,7 @@ from freehold.provisioning.firmware_shelf import FirmwareShelf
 from freehold.provisioning.ticket_shelf import TicketShelf, medium
 from freehold.root_of_trust import authorities, pki
 from freehold.root_of_trust.attestation.ek import TpmRoots
-from freehold.root_of_trust.depot import Depot, Seen
+from freehold.root_of_trust.depot import Depot, Seen, Target
 from freehold.root_of_trust.keys import SiteKeys
 from freehold.root_of_trust.secure_boot_generations import KeySet
 from freehold.root_of_trust.vault import Vault
@@ -109,6 +109,8 @@ class Site:
     """One at a time: they are large, and threads that read them are missing elsewhere."""
     depot_images: dict[str, OsImage] = field(default_factory=dict)
     """By SHA-256: those of the depot whose bytes were verified, and for which the manifest was made and signed."""
+    refused_images: dict[str, tuple[Target, tuple[int, ...] | None, FreeholdError]] = field(default_factory=dict)
+    """By path in the depot: the target, the state of its file, and why it cannot be used."""
     dhcp: Dnsmasq | None = None
     agents: AgentLedger | None = None
     store: Store | None = None
