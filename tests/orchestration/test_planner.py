@@ -725,7 +725,10 @@ def test_neither_a_silent_os_nor_a_bmc_that_is_away_keeps_us_from_the_other() ->
     assert next_step(view(S.ACTIVE, looked, agent=old), NOW) == RENEW
 
 
-SILENCE = "its OS has not attested for 49 hours, and does not answer the demand to"
+SILENCE = (
+    "its OS has not attested for 49 hours, and does not answer the demand to;"
+    " if it spoke and was refused, `freehold events` says why"
+)
 
 
 @pytest.mark.parametrize("state", [S.ACTIVE, S.DRIFTED, S.REMEDIATING])

@@ -292,7 +292,7 @@ def silence(server: ServerView, now: float) -> str | None:
     why = f"its OS has not attested for {(now - since) / 3600:.0f} hours"
     if server.agent is not None and server.agent.mode != "os":
         return f"{why}: what answers for it is the {server.agent.mode}"
-    return f"{why}, and does not answer the demand to"
+    return f"{why}, and does not answer the demand to; if it spoke and was refused, `freehold events` says why"
 
 
 def or_drifted(condition: Condition) -> Condition:
