@@ -660,6 +660,8 @@ def test_other_firmware_is_measured_anew_and_a_tenant_s_data_is_erased_first() -
     move = next_step(msgspec.structs.replace(held, intents=(release,)), NOW)
     assert isinstance(move, Move)
     assert (move.state, move.facts["reference_values"]) == (S.DECOMMISSIONING, None)
+    assert move.facts["remeasured"] is True  # until a firmware job says otherwise, two operators are asked
+    assert UNMEASURED["remeasured"] is False
     erased = Facts(
         workload_stopped=True, tpm_cleared=True, agent_released=True, keys_destroyed=True, state_reasserted=True,
         certificate_index=1, media=(), **(PREPARED | {"reference_values": None}),

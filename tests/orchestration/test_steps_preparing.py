@@ -187,6 +187,14 @@ async def test_once_there_are_operators_a_policy_of_learned_does_not_speak_for_t
     assert unapproved_firmware(await measured.view()) == ()
 
 
+async def test_what_was_measured_outside_a_firmware_job_is_never_learned(place: Place) -> None:
+    await place.establish(learned_reference={"0": (B,), "2": ()}, firmware=BOARD, remeasured=True)
+    policy = msgspec.structs.replace((await place.view()).policy, reference_values="learned")
+    waits = await place.step("approve_reference", policy=policy)
+    assert (waits.done, "reference_values" in waits.facts) == (False, False)
+    assert "does not count for a server that was released with --remeasure" in waits.findings[0].detail
+
+
 @pytest.mark.parametrize("policy", ["approved", "learned"])
 async def test_revoked_measurements_bring_nobody_into_the_pool_whatever_the_version_says(
     place: Place, policy: str

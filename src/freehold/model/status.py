@@ -138,6 +138,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     firmware: FirmwareFact | None = None
     bmc_version: str | None = None  # of the BMC's own firmware, as it last told it
     bmc_firmware_sent: SentFirmware | None = None
+    remeasured: bool = False  # a person released it with other firmware than it was approved with
     learned_reference: dict[str, tuple[str, ...]] | None = None  # PCR ("0", "2") -> hex digests of its events, in order
     # preparing
     bios_applied: bool = False

@@ -64,7 +64,7 @@ FORGETS: dict[ServerState, tuple[str, ...]] = {
 
 UNMEASURED: dict[str, object] = {
     "learned_reference": None, "reference_values": None, "reference_id": None, "agent_booted_at": None,
-    "agent_released": False,
+    "agent_released": False, "remeasured": False,
 }  # fmt: skip
 """What no longer holds once the firmware is another: it has to be booted, measured and approved."""
 

@@ -21,6 +21,8 @@ def release(server: ServerView, intent: Intent, why: str) -> Decision:
     target = S.DECOMMISSIONING if to_erase else released_to(server.status.quarantined_from)
     if remeasure and not to_erase and server.facts.tenancy is not None:
         return Refuse(intent.id, "it holds a tenant's data; release it with --to decommissioning --remeasure")
-    move = Move(target, why, intent.id, released=True, facts=dict(UNMEASURED) if remeasure else {})
+    # No firmware job leads to other firmware here, so a policy of `learned` must not learn it: see `approve_reference`.
+    facts = UNMEASURED | {"remeasured": True} if remeasure else {}
+    move = Move(target, why, intent.id, released=True, facts=facts)
     key = intent.args.get("accept_bmc_key")
     return move if key is None else bmc_keys.repinned(server, intent, move, str(key).lower())

@@ -166,7 +166,8 @@ def _verified(site: Site, wanted: Wanted, ticket: Approved | None, server: str, 
 
 
 async def learn_reference(site: Site, ctx: StepContext) -> StepResult:
-    """Take down what the firmware measures now: only here and in discovery, so only inside a firmware job. A BMC that
+    """Take down what the firmware measures now. Else that is done in discovery, and for a server that was released with
+    `--remeasure`, which then takes two operators whatever policy says. A BMC that
     still tells of another version has not done what it said; neither has one whose machine measures other code than
     the operators signed for that version."""
     agent, board = ctx.server.agent, ctx.facts.firmware

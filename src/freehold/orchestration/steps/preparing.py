@@ -31,7 +31,8 @@ async def apply_bios(site: Site, ctx: StepContext) -> StepResult:
 async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
     """What this server's firmware measured at staging becomes what its boots are held against, once two operators have
     approved it for the board and the version. A policy of `learned` asks nobody, and the evidence says so; it counts
-    only as long as the site has no operators: whoever may write a policy must not speak for two of them."""
+    only as long as the site has no operators: whoever may write a policy must not speak for two of them. Nor does it
+    count for a server that was released with other firmware, outside a firmware job: that always takes two."""
     learned, firmware = ctx.facts.learned_reference, ctx.facts.firmware
     if learned is None or firmware is None:
         return StepResult(done=False, quarantine="no boot of this server was attested, so there is nothing to refer to")
@@ -53,7 +54,13 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
         return StepResult(done=False, quarantine=f"its firmware is not what the depot lists: {compared.said}")
     claim["depot_package"] = msgspec.to_builtins(compared)
     by_policy = ctx.server.policy.reference_values == "learned"
-    if by_policy and not (await site.approvals.operators()).people:
+    if (await site.approvals.operators()).people:
+        overruled = "on a site that has operators"
+    elif ctx.facts.remeasured:
+        overruled = "for a server that was released with --remeasure; found the operators: `freehold operator found`"
+    else:
+        overruled = ""
+    if by_policy and not overruled:
         facts = {"reference_values": learned, "reference_id": None}
         return StepResult(facts=facts, statements=(("posture", claim | {"origin": "learned", "approved_by": []}),))
     origin = f"measured by {ctx.name} at staging"
@@ -65,7 +72,7 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
         try:
             await site.references.approve(values.id, ctx.now)
         except NotApproved as lacking:
-            return await _unapproved(site, known, lacking, compared.said, by_policy=by_policy)
+            return await _unapproved(site, known, lacking, compared.said, overruled if by_policy else "")
     try:
         approved = await site.references.granted(known)
     except NotApproved as lacking:
@@ -74,7 +81,7 @@ async def approve_reference(site: Site, ctx: StepContext) -> StepResult:
             values, known.origin, ctx.name, ctx.now, compared=compared.said, doubted=True
         )
         anew = NotApproved(f"{why}; they are asked for anew")
-        return await _unapproved(site, known, anew, compared.said, by_policy=by_policy)
+        return await _unapproved(site, known, anew, compared.said, overruled if by_policy else "")
     claim |= {"origin": known.origin, "approved_by": list(approved.names), "approved_at": approved.at}
     claim |= {"approval": known.approval, artifacts.FIELD: await asyncio.to_thread(_kept, site, approved)}
     return StepResult(
@@ -93,17 +100,17 @@ def _kept(site: Site, approved: Granted) -> dict[str, str]:
 
 
 async def _unapproved(
-    site: Site, known: KnownReference, lacking: NotApproved, compared: str, *, by_policy: bool
+    site: Site, known: KnownReference, lacking: NotApproved, compared: str, overruled: str
 ) -> StepResult:
     """Wait, and tell people what is asked of them; if the same board has measured something else before, that too.
-    `compared`: what the depot has to say of it."""
+    `compared`: what the depot has to say of it; `overruled`: where a policy of `learned` does not count."""
     values = known.values
     kin = await site.references.list(vendor=values.vendor, model=values.model, version=values.version)
     other = reference.closest(values, [each.values for each in kin if each.state is ReferenceState.APPROVED])
     differs = "".join(f"; {sentence}" for sentence in reference.diff(other, values)) if other is not None else ""
     differs += f"; {compared}"
-    if by_policy:
-        differs += "; its policy says `learned`, which does not count on a site that has operators"
+    if overruled:
+        differs += f"; its policy says `learned`, which does not count {overruled}"
     finding = Finding(
         severity=Severity.CRITICAL if other is not None else Severity.WARNING,
         kind=UNAPPROVED,
