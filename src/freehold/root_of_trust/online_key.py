@@ -51,14 +51,19 @@ def rotate(
 ) -> str:
     """Stages the next root and list; the id of the online key that the root names. Can be repeated.
 
-    A key that was made for an earlier attempt and never published is destroyed: it has lain about. Raises what
-    `Depot.rotate` raises.
+    A key that was made for an earlier attempt and never published is destroyed, whichever key is named now: a thief may
+    have had the time to take it. Raises what `Depot.rotate` raises.
     """
     settle(vault, depot.online_key())  # first: the next key may be the one that the published root names
     if replace_online_key:
-        vault.put(_NEXT, encode_key(ed25519.Ed25519PrivateKey.generate(), None))
-    online = (_signer(vault, _NEXT) if replace_online_key else None) or make_depot_key(vault)
+        key = ed25519.Ed25519PrivateKey.generate()
+        vault.put(_NEXT, encode_key(key, None))
+        online = Ed25519Signer(key)
+    else:
+        online = make_depot_key(vault)
     depot.rotate(people, online.public_key, days, now)
+    if not replace_online_key:
+        vault.destroy(_NEXT)  # last: until now a staged root may have named it
     return online.key_id
 
 
