@@ -389,8 +389,16 @@ def test_the_staging_of_a_new_key_cut_short_anywhere_can_be_repeated(
     assert crashes(rig, rig.home, monkeypatch, rig.rotate, check) > 15
 
 
-@pytest.mark.parametrize("after", ["repeated", "renewed by the controller", "another key", "another rotation"])
-@pytest.mark.parametrize("used_up", [False, True])
+@pytest.mark.parametrize(
+    ("used_up", "after"),
+    [
+        (False, "repeated"),
+        (True, "repeated"),
+        (False, "renewed by the controller"),
+        (True, "another key"),
+        (False, "another rotation"),
+    ],
+)
 def test_the_publication_of_a_new_key_cut_short_anywhere_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used_up: bool, after: str
 ) -> None:

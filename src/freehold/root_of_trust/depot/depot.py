@@ -169,7 +169,7 @@ class Depot:
             return published
 
     def refresh_timestamp(self, online: Collection[Signer], now: datetime) -> bool:
-        """Renews snapshot and timestamp once half of their life is over; whether it did. For the controller's clock.
+        """Renews snapshot and timestamp if they need it (`needs_renewal`); whether it did. For the controller's clock.
 
         What is staged stays staged. A depot that follows another cannot renew anything: False.
         """

@@ -71,7 +71,11 @@ def assemble(
 
 
 def needs_renewal(published: Published, now: datetime) -> bool:
-    """Whether half of the timestamp's life is over, or half of the snapshot's."""
+    """Whether half of the timestamp's life is over, or half of the snapshot's; or the root names another online key
+    than signed them, since a crash cut its publication short."""
+    named = online_key_of(published.root.signed)
+    if named not in published.timestamp.signatures or named not in published.snapshot.signatures:
+        return True
     half = days_of(published.root.signed).online * 86400 / 2
     soonest = min(published.timestamp.signed.expires, published.snapshot.signed.expires)
     return (soonest - now).total_seconds() < half
