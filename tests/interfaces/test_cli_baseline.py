@@ -66,7 +66,7 @@ def publish(site: Shell, signed: tuple[str, ...]) -> None:
         depot.add(received, "bios.bin", about, now)
     for name in ("alice", "bob"):
         sign_staged(depot.staging, depot.staged(), keys[name])
-    depot.publish(online, now)
+    depot.publish([online], now)
 
 
 def test_values_are_proposed_and_two_people_approve_them(site: Shell, people: Path) -> None:

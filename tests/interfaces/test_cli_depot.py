@@ -438,7 +438,7 @@ def test_where_there_is_no_depot(shell: Shell, package: Path, keys: Path) -> Non
 
 def test_what_expires_soon_is_said(published: Shell) -> None:
     online = depot_key(open_vault(published.state))
-    Depot(published.state / "depot").publish(online, datetime.now(UTC) - timedelta(days=25))
+    Depot(published.state / "depot").publish([online], datetime.now(UTC) - timedelta(days=25))
     for words in (("list",), ("verify",)):
         answer = published("depot", *words)
         assert answer.code == 0

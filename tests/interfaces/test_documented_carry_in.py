@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,8 +95,25 @@ def test_way_2_the_depot_is_kept_outside(keeper: Site, usb: Path, tmp_path: Path
     assert inside.types("mirror").startswith("targets version 2")
 
 
+def test_a_stolen_online_key_is_replaced_and_the_site_that_follows_hears_of_it(
+    keeper: Site, usb: Path, tmp_path: Path
+) -> None:
+    written_down = hashlib.sha256((keeper.directory / "state/depot/repository/metadata/1.root.json").read_bytes())
+    keeper.types("copy")
+    inside = Site(tmp_path / "inside", usb)
+    inside.types("follow", WRITTEN_DOWN=written_down.hexdigest())
+    inside.types("mirror")
+    shown = keeper.types("online-key")
+    assert shown.count("this online key takes the place of ") == 2
+    assert "the former one is destroyed" in shown
+    shutil.rmtree(usb / "depot")
+    keeper.types("copy")
+    assert inside.types("mirror").startswith("targets version 2")
+
+
 def test_every_block_was_typed() -> None:
     assert set(BLOCKS) == {
-        "key", "found", "import", "carry-out", "sign-elsewhere", "publish", "copy", "follow", "mirror"
+        "key", "found", "import", "carry-out", "sign-elsewhere", "publish", "copy", "follow", "mirror",
+        "online-key",
     }  # fmt: skip
     assert PAGE.count("```sh") == len(BLOCKS)

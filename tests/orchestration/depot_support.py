@@ -34,4 +34,4 @@ def published(
         depot.add(received, f"{component}-{version}.bin", about, now)
     for name in ("alice", "carol"):
         sign_staged(depot.staging, depot.staged(), PEOPLE[name])
-    depot.publish(online, now)
+    depot.publish([online], now)

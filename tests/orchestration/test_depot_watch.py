@@ -23,8 +23,10 @@ from freehold.orchestration.depot_watch import depot_findings, look_at_depot
 from freehold.orchestration.evidence_due import record_due
 from freehold.orchestration.opening import open_log
 from freehold.orchestration.site_ledger import SiteLedger
-from freehold.root_of_trust.depot import Depot, VendorSignature
+from freehold.root_of_trust import online_key
+from freehold.root_of_trust.depot import Depot, MetadataUnsigned, VendorSignature
 from freehold.root_of_trust.depot.errors import PeopleRefused
+from freehold.root_of_trust.depot.metadata import Days
 from freehold.root_of_trust.depot.package import Scheme
 from freehold.root_of_trust.depot.people import people_findings, require_site_operators
 from freehold.root_of_trust.keys import make_depot_key
@@ -192,6 +194,25 @@ async def test_the_timestamp_is_renewed_at_half_of_its_life(place: Place, rig: R
     rig.publish(now=day(-16))
     await look_at_depot(place.site, place.store, log)
     assert Depot(rig.depot.directory).client().view.expiries["timestamp"] > utc_now() + timedelta(days=25)
+
+
+async def test_a_new_online_key_whose_publication_was_killed_is_used_by_the_controller(
+    place: Place, rig: Rig, log: EvidenceLog
+) -> None:
+    """The new root is out and names the next key; the timestamp is still of the former one, and so is the vault."""
+    rig.release("1.0")
+    named = online_key.rotate(rig.depot, place.site.vault, None, Days(), utc_now(), replace_online_key=True)
+    rig.sign("alice", "bob")
+    root = rig.depot.staged().root
+    assert root is not None
+    rig.depot.repository.write({"2.root.json": root.to_bytes()})
+    with pytest.raises(MetadataUnsigned):
+        rig.depot.client()
+    await look_at_depot(place.site, place.store, log)
+    assert rig.depot.client().seen.online_key == named
+    assert await place.store.site.findings() == ()
+    assert online_key.publish(rig.depot, place.site.vault, utc_now()).replaced
+    assert not rig.depot.refresh_timestamp(online_key.online_keys(place.site.vault), utc_now())
 
 
 async def test_new_findings_are_told_from_those_of_before(place: Place) -> None:

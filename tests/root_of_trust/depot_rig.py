@@ -64,7 +64,7 @@ class Rig:
     def publish(self, *names: str, now: datetime = NOW) -> None:
         """Two signatures and out with it."""
         self.sign(*(names or ("alice", "bob")))
-        self.depot.publish(self.online, now)
+        self.depot.publish([self.online], now)
 
     def release(self, version: str = "1.0", now: datetime = NOW, **more: Any) -> Target:
         target = self.add(version, now, **more)

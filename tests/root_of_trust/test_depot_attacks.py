@@ -208,7 +208,7 @@ def test_rollback_of_targets_is_noticed_even_without_the_librarys_own_memory(rig
 
 
 def test_expired_timestamp_is_a_freeze(rig: Rig) -> None:
-    rig.depot.publish(rig.online, day(-31))
+    rig.depot.publish([rig.online], day(-31))
     with pytest.raises(MetadataExpired, match=r"timestamp.json is expired") as refused:
         rig.depot.client()
     assert "freehold depot publish" in str(refused.value)
@@ -216,7 +216,7 @@ def test_expired_timestamp_is_a_freeze(rig: Rig) -> None:
     with pytest.raises(MetadataExpired, match=r"timestamp\.json"):
         mirror(rig.site, rig.medium())
     assert tree(rig.site.directory) == before
-    rig.depot.publish(rig.online, NOW)
+    rig.depot.publish([rig.online], NOW)
     rig.depot.client()
 
 
@@ -397,7 +397,7 @@ def test_fast_forward_by_the_online_key_is_recovered_from_by_a_new_one(rig: Rig)
     rig.depot.rotate(None, rig.online.public_key, None, NOW)
     rig.publish()
     seen = rig.depot.client().seen
-    assert (seen.root, seen.targets, seen.timestamp) == (2, 4, 4)
+    assert (seen.root, seen.targets, seen.snapshot, seen.timestamp) == (2, 4, 1, 1)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "link", "fifo", "folder"])

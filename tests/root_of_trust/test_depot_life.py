@@ -56,7 +56,7 @@ def test_nothing_is_published_without_two_people(rig: Rig, signers: tuple[str, .
     rig.add("1.0")
     rig.sign(*signers)
     with pytest.raises(NotPublishable, match=rf"root version 1 has {len(set(signers))} of 2 signatures") as refused:
-        rig.depot.publish(rig.online, NOW)
+        rig.depot.publish([rig.online], NOW)
     assert "bob" in refused.value.what
     assert rig.depot.repository.read() is None
 
@@ -68,7 +68,7 @@ def test_a_package_added_behind_a_signature_voids_it(rig: Rig) -> None:
     rig.add("3.0")
     rig.sign("bob")
     with pytest.raises(NotPublishable, match=r"targets version 2 has 1 of 2 signatures \(bob\); 1 more of alice"):
-        rig.depot.publish(rig.online, NOW)
+        rig.depot.publish([rig.online], NOW)
     rig.publish("alice")
     assert [each.about.version for each in rig.depot.client().view.packages] == ["1.0", "2.0", "3.0"]
 
@@ -94,7 +94,7 @@ def test_the_staged_directory_is_carried_to_two_operators_at_once(rig: Rig, tmp_
     for name in ("alice", "bob"):
         shutil.copytree(rig.depot.staging.directory, tmp_path / name)
         assert sign_staged(Staging(tmp_path / name), rig.depot.staged(), rig.people[name]) == ["root", "targets"]
-    rig.depot.publish(rig.online, NOW, [tmp_path / "alice", tmp_path / "bob"])
+    rig.depot.publish([rig.online], NOW, [tmp_path / "alice", tmp_path / "bob"])
     assert rig.depot.client().find(wanted("1.0"))
 
 
@@ -106,8 +106,8 @@ def test_a_carried_copy_of_something_else_is_refused(rig: Rig, tmp_path: Path) -
     rig.add("3.0")
     rig.sign("bob", "carol")
     with pytest.raises(NotPublishable, match="is not the one that is staged here"):
-        rig.depot.publish(rig.online, NOW, [tmp_path / "carried"])
-    rig.depot.publish(rig.online, NOW)
+        rig.depot.publish([rig.online], NOW, [tmp_path / "carried"])
+    rig.depot.publish([rig.online], NOW)
 
 
 def test_a_bad_signature_in_a_carried_copy_does_not_replace_a_good_one(rig: Rig, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_bad_signature_in_a_carried_copy_does_not_replace_a_good_one(rig: Rig,
         metadata.signatures[rig.people["alice"].key_id].signature = "00" * 64
     carried.put(root=staged.root, targets=staged.targets)
     rig.sign("alice", "bob")
-    rig.depot.publish(rig.online, NOW, [tmp_path / "carried"])
+    rig.depot.publish([rig.online], NOW, [tmp_path / "carried"])
 
 
 def test_the_same_package_again_changes_nothing(rig: Rig) -> None:
@@ -173,22 +173,22 @@ def test_a_depot_is_founded_once(rig: Rig) -> None:
 def test_the_online_key_must_be_the_one_that_the_root_names(rig: Rig) -> None:
     rig.sign("alice", "bob")
     with pytest.raises(NotPublishable, match=r"names the online key .* and the vault holds"):
-        rig.depot.publish(Ed25519Signer.generate(), NOW)
+        rig.depot.publish([Ed25519Signer.generate()], NOW)
 
 
 def test_the_timestamp_is_renewed_when_half_of_its_life_is_over(rig: Rig) -> None:
     rig.release("1.0")
     rig.add("2.0")
-    assert not rig.depot.refresh_timestamp(rig.online, day(14.9))
+    assert not rig.depot.refresh_timestamp([rig.online], day(14.9))
     assert rig.depot.client().seen.timestamp == 1
-    assert rig.depot.refresh_timestamp(rig.online, day(15.1))
+    assert rig.depot.refresh_timestamp([rig.online], day(15.1))
     client = rig.depot.client()
     assert (client.seen.timestamp, client.seen.snapshot, client.seen.targets) == (2, 2, 1)
     assert client.view.expiries["timestamp"] == day(45.1).replace(microsecond=0)
     assert rig.depot.staged().targets is not None
     rig.follow()
     mirror(rig.site, rig.medium())
-    assert not rig.site.refresh_timestamp(rig.online, day(50))
+    assert not rig.site.refresh_timestamp([rig.online], day(50))
 
 
 def test_days_are_the_operators_choice(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_an_operator_is_replaced(rig: Rig) -> None:
     rig.depot.rotate(people, rig.online.public_key, None, NOW)
     rig.sign("alice", "dave")
     with pytest.raises(NotPublishable, match=r"root version 2 has 1 of 2 signatures \(alice\); 1 more of bob, carol"):
-        rig.depot.publish(rig.online, NOW)
+        rig.depot.publish([rig.online], NOW)
     rig.publish("carol")
     client = rig.depot.client()
     assert sorted(people_of(client.view.root).values()) == ["alice", "carol", "dave"]
@@ -239,7 +239,7 @@ def test_a_site_follows_and_does_not_publish(rig: Rig) -> None:
     assert [each.path for each in mirror(rig.site, rig.medium()).copied] == ["firmware/bios-1.0.bin"]
     assert tree(rig.site.repository.directory) == tree(rig.depot.repository.directory)
     with pytest.raises(DepotMissing, match="no depot publishes"):
-        rig.site.publish(rig.online, NOW)
+        rig.site.publish([rig.online], NOW)
     with pytest.raises(DepotMissing, match="no depot publishes"), rig.site.receiving(BytesIO(b"x")):
         pass
     with pytest.raises(DepotError, match="publishes itself"):
@@ -295,7 +295,7 @@ def test_trusted_state_that_is_gone_stops_the_reader(rig: Rig) -> None:
         with pytest.raises(TrustedStateLost, match="trusted state is not there") as refused:
             rig.depot.client(recorded)
         assert "evidence log" in str(refused.value)
-    rig.depot.publish(rig.online, NOW)
+    rig.depot.publish([rig.online], NOW)
     assert not (rig.depot.directory / "trusted").exists()
     shutil.rmtree(rig.depot.directory)
     with pytest.raises(TrustedStateLost):
@@ -426,11 +426,14 @@ def test_a_publication_cut_short_anywhere_shows_the_old_or_the_new_state(
 
     def check() -> None:
         outcomes.add(usable(home.depot, "1.0", "2.0"))
-        home.depot.publish(home.online, NOW)
+        home.depot.publish([home.online], NOW)
         assert usable(home.depot, "1.0", "2.0") == "2.0"
         assert home.depot.staged().waiting == {}
 
-    assert crashes(home.depot.directory, monkeypatch, prepare, lambda: home.depot.publish(home.online, NOW), check) > 15
+    def work() -> None:
+        home.depot.publish([home.online], NOW)
+
+    assert crashes(home.depot.directory, monkeypatch, prepare, work, check) > 15
     assert outcomes == {"1.0", "2.0"}
 
 
@@ -445,10 +448,10 @@ def test_a_first_publication_cut_short_anywhere_can_be_repeated(
         rig.sign("alice", "bob")
 
     def check() -> None:
-        rig.depot.publish(rig.online, NOW)
+        rig.depot.publish([rig.online], NOW)
         assert usable(rig.depot, "1.0") == "1.0"
 
-    assert crashes(rig.depot.directory, monkeypatch, prepare, lambda: rig.depot.publish(rig.online, NOW), check) > 15
+    assert crashes(rig.depot.directory, monkeypatch, prepare, lambda: rig.depot.publish([rig.online], NOW), check) > 15
 
 
 def test_founding_cut_short_anywhere_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,11 +482,11 @@ def test_a_rotation_cut_short_anywhere_can_be_repeated(home: Rig, monkeypatch: p
             outcomes.add(home.depot.client().seen.root)
         except MetadataUnsigned:
             outcomes.add(0)
-        home.depot.publish(home.online, NOW)
+        home.depot.publish([home.online], NOW)
         assert home.depot.client().seen.root == 2
         assert usable(home.depot, "1.0") == "1.0"
 
-    crashes(home.depot.directory, monkeypatch, prepare, lambda: home.depot.publish(home.online, NOW), check)
+    crashes(home.depot.directory, monkeypatch, prepare, lambda: home.depot.publish([home.online], NOW), check)
     assert outcomes == {0, 1, 2}
 
 

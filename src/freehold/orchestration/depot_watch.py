@@ -25,7 +25,7 @@ from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, DepotMi
 from freehold.root_of_trust.depot.metadata import people_of, public_keys_of
 from freehold.root_of_trust.depot.people import people_findings
 from freehold.root_of_trust.depot.repository import Published
-from freehold.root_of_trust.keys import depot_key
+from freehold.root_of_trust.online_key import online_keys
 from freehold.root_of_trust.operators import Operators
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ async def look_at_depot(site: Site, store: Store, log: EvidenceLog) -> None:
 def renew(site: Site, now: datetime) -> None:
     """The depot's timestamp, if this site publishes it and half of its life is over."""
     if site.depot.publishes and site.depot.repository.read() is not None:
-        site.depot.refresh_timestamp(depot_key(site.vault), now)
+        site.depot.refresh_timestamp(online_keys(site.vault), now)
 
 
 def depot_findings(depot: Depot, people: Operators, now: datetime) -> tuple[Finding, ...]:

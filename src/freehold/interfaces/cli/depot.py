@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from freehold.evidence import PublicKey, Signer
+from freehold.evidence import PublicKey
 from freehold.interfaces.cli import depot_packages
 from freehold.interfaces.cli.common import exits, output_option, printable, show_json, show_table, state_option
 from freehold.interfaces.cli.depot_downgrade import downgrade
@@ -21,13 +21,13 @@ from freehold.interfaces.cli.depot_packages import (
     site_operators,
 )
 from freehold.model.errors import FreeholdError
-from freehold.root_of_trust import pki
+from freehold.root_of_trust import online_key, pki
 from freehold.root_of_trust.depot import Depot, DepotClient, DepotError, mirror
 from freehold.root_of_trust.depot.metadata import Days, online_key_of, people_of, signed_by
 from freehold.root_of_trust.depot.package import from_tuf
 from freehold.root_of_trust.depot.people import require_site_operators
 from freehold.root_of_trust.depot.staging import Staged, Staging, sign_staged
-from freehold.root_of_trust.keys import depot_key, make_depot_key
+from freehold.root_of_trust.keys import make_depot_key
 from freehold.root_of_trust.vault import Vault
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -112,34 +112,45 @@ def init(
 @depot.command()
 @operator_option
 @days_options
+@click.option(
+    "--online-key", "replace_online_key", is_flag=True,
+    help="Make a new online key. It counts, and the former one is destroyed, once this is published.",
+)  # fmt: skip
 @state_option
 @output_option()
 def rotate(
     operators: Sequence[str],
+    replace_online_key: bool,
     root_days: int | None,
     targets_days: int | None,
     online_days: int | None,
     state: Path,
     output: str,
 ) -> None:
-    """Stage a new root and list: other operators, this vault's online key, or the same for another term.
+    """Stage a new root and list: other operators, another online key, or the same for another term.
 
-    Name all operators that shall be, not only the new ones. Two of the old and two of the new ones have to sign.
+    Name all operators that shall be, not only the new ones. Two of the old and two of the new ones have to sign. The
+    online key signs snapshot and timestamp; if it was stolen, replace it. Without --online-key the root names the
+    present one of this vault.
 
     \b
     Example:
       freehold depot rotate
+      freehold depot rotate --online-key
       freehold depot rotate --operator alice=alice.pub --operator carol=carol.pub --operator dave=dave.pub
     """  # fmt: skip
     here = Depot(state / "depot")
     people = read_people(operators) if operators else None
     require_site_operators(people or here.people(), site_operators(state))
     days = days_of(here.days(), root_days, targets_days, online_days)
-    here.rotate(people, make_depot_key(vault_of(state)).public_key, days, pki.utc_now())
+    vault, now = vault_of(state), pki.utc_now()
+    named = online_key.rotate(here, vault, people, days, now, replace_online_key=replace_online_key)
     if output == "json":
-        show_json({"staged": str(here.staging.directory), "operators": sorted(here.people())})
+        show_json({"staged": str(here.staging.directory), "operators": sorted(here.people()), "online_key": named})
         return
     click.echo(f"staged in {here.staging.directory}, with operators {', '.join(sorted(here.people()))}")
+    if named != (present := here.online_key()):
+        click.echo(f"online key {named}; until this is published it is {present}")
     click.echo("two of the old and two of the new operators sign it: freehold depot sign --key FILE")
 
 
@@ -190,19 +201,20 @@ def publish(carried: Sequence[Path], state: Path, output: str) -> None:
       freehold depot publish --signed /media/usb/staged
     """
     here = Depot(state / "depot")
-    online = online_key(state, here)
+    vault = publishing_vault(state, here)
     require_site_operators(here.people(), site_operators(state))
-    found = here.publish(online, pki.utc_now(), carried)
+    found, client, replaced = online_key.publish(here, vault, pki.utc_now(), carried)
     root = here.repository.directory / "metadata" / f"{found.root.signed.version}.root.json"
     fingerprint = hashlib.sha256(root.read_bytes()).hexdigest()
-    client = here.client()
     if output == "json":
         show_json({"seen": client.seen, "expiries": client.view.expiries, "root_sha256": fingerprint,
-                   "repository": str(here.repository.directory)})  # fmt: skip
+                   "online_key_replaced": replaced, "repository": str(here.repository.directory)})  # fmt: skip
         return
     click.echo(f"published targets version {client.seen.targets} with {len(client.view.packages)} packages")
     click.echo(f"to be used until {min(client.view.expiries.values()):%Y-%m-%d}, unless renewed before")
     click.echo(f"root version {found.root.signed.version}, SHA-256 {fingerprint}")
+    if replaced:
+        click.echo(f"online key {client.seen.online_key}; the former one is destroyed: carry this root to every site")
     click.echo(f"carry it: cp -r {here.repository.directory} TO")
     show_findings(findings_of(client.view, state))
 
@@ -301,13 +313,14 @@ def vault_of(state: Path) -> Vault:
     return open_vault(state)
 
 
-def online_key(state: Path, here: Depot) -> Signer:
+def publishing_vault(state: Path, here: Depot) -> Vault:
+    """The vault with the online key of a depot that publishes."""
     if not here.publishes or not (state / "vault").exists():
         raise FreeholdError(
             f"no depot publishes from {here.directory}",
             remedy="begin one with `freehold depot init`; a depot that follows is changed where it is published",
         )
-    return depot_key(vault_of(state))
+    return vault_of(state)
 
 
 def show_staged(staged: Staged) -> None:
@@ -315,6 +328,8 @@ def show_staged(staged: Staged) -> None:
     if staged.root is not None:
         root = staged.root.signed
         click.echo(f"root version {root.version}, until {root.expires:%Y-%m-%d}, online key {online_key_of(root)}")
+        if staged.published_root and (old := online_key_of(staged.published_root.signed)) != online_key_of(root):
+            click.echo(f"this online key takes the place of {old}, which then counts no more")
         show_table(("OPERATOR", "KEY"), [(name, key_id) for key_id, name in people_of(root).items()])
         click.echo("")
     if staged.targets is not None:

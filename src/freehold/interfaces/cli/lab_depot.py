@@ -41,5 +41,5 @@ def carry_in(
         target = depot.add(received, package.name, about, now)
     for name in signing:
         sign_staged(depot.staging, depot.staged(), people[name])
-    depot.publish(online, now)
+    depot.publish([online], now)
     return target

@@ -9,7 +9,7 @@ elsewhere and comes in on media (`mirror`). A follower begins to publish when it
 online key. Every method that changes something holds the depot's lock.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from io import FileIO
@@ -29,6 +29,7 @@ from freehold.root_of_trust.depot.metadata import (
     days_of,
     new_root,
     new_targets,
+    online_key_of,
     parse,
     people_of,
     public_keys_of,
@@ -130,19 +131,30 @@ class Depot:
     def rotate(
         self, people: Mapping[str, PublicKey] | None, online: PublicKey, days: Days | None, now: datetime
     ) -> None:
-        """Stages a new root and a new list, with fresh expiry: other operators, another online key, or just renewed."""
+        """Stages a new root and a new list, with fresh expiry: other operators, another online key, or just renewed.
+
+        Raises `PeopleRefused`, or `DepotError` for an online key that was replaced before.
+        """
         with self._changing(followers_too=True):
             published = self._published()
+            *former, current = self.repository.online_keys()
+            if online.key_id in former and online.key_id != current:
+                raise DepotError(
+                    f"the online key {online.key_id} was replaced before",
+                    expected="the present one, or a new one: who missed the change remembers how far it had counted",
+                    remedy="make a new one with `freehold depot rotate --online-key`",
+                )
             old = published.root.signed
             root = new_root(people or public_keys_of(old), online, days or days_of(old), now, old)
             packages = self.packages()
             self.staging.put(root=root, reference=published.root)
             self._stage(packages, now)
 
-    def publish(self, online: Signer, now: datetime, carried: Iterable[Path] = ()) -> Published:
+    def publish(self, online: Collection[Signer], now: datetime, carried: Iterable[Path] = ()) -> Published:
         """Brings out what is staged and signed, and renews snapshot and timestamp. Can be repeated after a crash.
 
-        `carried`: copies of the staged directory that come back with signatures. Raises `NotPublishable`.
+        `online`: the keys in the vault; the root that is brought out names one of them. `carried`: copies of the staged
+        directory that come back with signatures. Raises `NotPublishable`.
         """
         with self._changing():
             for copy in carried:
@@ -156,8 +168,8 @@ class Depot:
             self.staging.clear()
             return published
 
-    def refresh_timestamp(self, online: Signer, now: datetime) -> bool:
-        """Renews snapshot and timestamp once half of their life is over; whether it did. For the controller's clock.
+    def refresh_timestamp(self, online: Collection[Signer], now: datetime) -> bool:
+        """Renews snapshot and timestamp if they need it (`needs_renewal`); whether it did. For the controller's clock.
 
         What is staged stays staged. A depot that follows another cannot renew anything: False.
         """
@@ -198,6 +210,10 @@ class Depot:
         version = published.targets.signed.version + 1 if published else 1
         targets = new_targets(packages, days_of(root.signed), now, version)
         self.staging.put(targets=targets, reference=published.root if published else None)
+
+    def online_key(self) -> str:
+        """Id of the online key by the published root. Raises `DepotMissing` while nothing is published."""
+        return online_key_of(self._published().root.signed)
 
     def days(self) -> Days:
         """How long metadata is valid here. Raises `DepotMissing` while nothing is published."""

@@ -1,11 +1,16 @@
 """What publishing writes. Pure but for the signature of the online key: nothing is read and nothing is stored.
 
 Rules, in order: a new root follows on the old one and is signed by enough people of both; it keeps the rules about
-people and names our online key; new targets follow on the old ones and are signed by enough people of the root that
-is to hold; neither has expired. Snapshot and timestamp are always new.
+people and names an online key of ours; new targets follow on the old ones and are signed by enough people of the root
+that is to hold; neither has expired. Snapshot and timestamp are always new.
+
+Which online key signs is said by the root that is to hold, not by the vault: repeated after a crash, a publication ends
+with the key that it began with.
 """
 
+from collections.abc import Collection
 from datetime import datetime
+from typing import Any
 
 from tuf.api.metadata import Metadata, Root, Signed, T, Targets
 
@@ -27,10 +32,13 @@ def assemble(
     published: Published | None,
     staged_root: Metadata[Root] | None,
     staged_targets: Metadata[Targets] | None,
-    online: Signer,
+    online: Collection[Signer],
     now: datetime,
 ) -> dict[str, bytes]:
-    """File name to content, in the order in which they are to be written. Raises `NotPublishable`, `PeopleRefused`."""
+    """File name to content, in the order in which they are to be written. `online`: the keys in the vault.
+
+    Raises `NotPublishable`, `PeopleRefused`.
+    """
     old_root = published.root if published else None
     old_targets = published.targets if published else None
     new_root = _unless_published("root", staged_root, old_root)
@@ -39,11 +47,7 @@ def assemble(
     if root is None or (targets or old_targets) is None:
         raise NotPublishable("nothing is published and nothing is staged", remedy="begin with `freehold depot init`")
     people_of(root.signed)
-    if online_key_of(root.signed) != online.key_id:
-        raise NotPublishable(
-            f"the root names the online key {online_key_of(root.signed)}, and the vault holds {online.key_id}",
-            remedy="publish where the vault has that key, or name this one by `freehold depot rotate`",
-        )
+    signer = _named(root.signed, online)
     files: dict[str, bytes] = {}
     if new_root is not None:
         judges = [old_root.signed, root.signed] if old_root else [root.signed]
@@ -58,19 +62,44 @@ def assemble(
         _refuse_unless(lacking("targets", published.targets, [root.signed]), published.targets.signed, now)
         listed, version = published.targets_bytes, published.targets.signed.version
     days = days_of(root.signed)
-    number = published.snapshot.signed.version + 1 if published else 1
-    snapshot = sign(new_snapshot(listed, version, days, now, number), online).to_bytes()
+    number = _next_version(published.snapshot if published else None, signer)
+    snapshot = sign(new_snapshot(listed, version, days, now, number), signer).to_bytes()
     files[f"{number}.snapshot.json"] = snapshot
-    count = published.timestamp.signed.version + 1 if published else 1
-    files["timestamp.json"] = sign(new_timestamp(snapshot, number, days, now, count), online).to_bytes()
+    count = _next_version(published.timestamp if published else None, signer)
+    files["timestamp.json"] = sign(new_timestamp(snapshot, number, days, now, count), signer).to_bytes()
     return files
 
 
 def needs_renewal(published: Published, now: datetime) -> bool:
-    """Whether half of the timestamp's life is over, or half of the snapshot's."""
+    """Whether half of the timestamp's life is over, or half of the snapshot's; or the root names another online key
+    than signed them, since a crash cut its publication short."""
+    named = online_key_of(published.root.signed)
+    if named not in published.timestamp.signatures or named not in published.snapshot.signatures:
+        return True
     half = days_of(published.root.signed).online * 86400 / 2
     soonest = min(published.timestamp.signed.expires, published.snapshot.signed.expires)
     return (soonest - now).total_seconds() < half
+
+
+def _named(root: Root, online: Collection[Signer]) -> Signer:
+    """The one of the keys that the root names."""
+    wanted = online_key_of(root)
+    for each in online:
+        if each.key_id == wanted:
+            return each
+    raise NotPublishable(
+        f"the root names the online key {wanted}, and the vault holds {', '.join(each.key_id for each in online)}",
+        remedy="publish where the vault has that key, or name one of this vault: `freehold depot rotate`, "
+        "with --online-key for a new one",
+    )
+
+
+def _next_version(before: Metadata[Any] | None, signer: Signer) -> int:
+    """Versions go on as long as one key signs. Another key begins with 1: clients forget what the former one signed
+    (TUF 5.3.11), and a thief may have used up its numbers."""
+    if before is None or signer.key_id not in before.signatures:
+        return 1
+    return int(before.signed.version) + 1
 
 
 def _unless_published(role: str, staged: Metadata[T] | None, old: Metadata[T] | None) -> Metadata[T] | None:

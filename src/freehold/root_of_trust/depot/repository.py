@@ -5,8 +5,8 @@
 
 The timestamp is written last and names the rest: before it, nobody sees what is new, and after it, all of it is there.
 A new root is the exception: it holds as soon as it is there. A crash right behind it can leave a list that the new
-operators did not sign, which clients refuse until the publication is repeated; nothing is lost. This keeper decides
-nothing.
+operators did not sign, or a timestamp of the former online key, which clients refuse until the publication is repeated;
+nothing is lost. This keeper decides nothing.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, T, Targets, Timestamp
 from freehold.evidence import durable
 from freehold.root_of_trust.depot.errors import MetadataIncomplete, MetadataUnsigned
 from freehold.root_of_trust.depot.files import open_beneath
-from freehold.root_of_trust.depot.metadata import lacking, parse
+from freehold.root_of_trust.depot.metadata import lacking, online_key_of, parse
 from freehold.root_of_trust.depot.package import Target
 
 _ROOT = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
@@ -52,7 +52,7 @@ class Repository:
         """
         if not (self._metadata / "timestamp.json").exists():
             return None
-        newest = max(int(found[1]) for path in self._metadata.iterdir() if (found := _ROOT.fullmatch(path.name)))
+        newest = self._roots()[-1]
         root = self._parse(Root, f"{newest}.root.json")
         timestamp = self._parse(Timestamp, "timestamp.json")
         snapshot = self._parse(Snapshot, f"{timestamp.signed.snapshot_meta.version}.snapshot.json")
@@ -60,7 +60,7 @@ class Repository:
         targets = self._parse(Targets, name)
         # A publication that a crash cut short may have left a new root with the targets of the one before.
         roots = [root, *([self._parse(Root, f"{newest - 1}.root.json")] if newest > 1 else [])]
-        problem = lacking("root", root, [root.signed])
+        problem = lacking("root", root, [each.signed for each in roots])
         if problem is None and all(lacking("targets", targets, [each.signed]) for each in roots):
             problem = lacking("targets", targets, [root.signed])
         if problem:
@@ -69,6 +69,10 @@ class Repository:
                 remedy="restore it from a copy; find out who changed it",
             )
         return Published(root, targets, snapshot, timestamp, (self._metadata / name).read_bytes())
+
+    def online_keys(self) -> list[str]:
+        """Ids of the online keys that the published roots name, by version of the root; several times, if it stayed."""
+        return [online_key_of(self._parse(Root, f"{version}.root.json").signed) for version in self._roots()]
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Writes metadata in the order given; each file appears whole or not at all."""
@@ -91,6 +95,10 @@ class Repository:
                 return hashlib.file_digest(file, "sha256").hexdigest() == target.sha256
         except FileNotFoundError:
             return False
+
+    def _roots(self) -> list[int]:
+        """The versions that are there, the newest last."""
+        return sorted(int(found[1]) for path in self._metadata.iterdir() if (found := _ROOT.fullmatch(path.name)))
 
     def _parse(self, kind: type[T], name: str) -> Metadata[T]:
         try:

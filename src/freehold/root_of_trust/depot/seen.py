@@ -14,8 +14,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The newest version of each TUF role and the highest security floors.
 
     `online_key`: which key had signed the timestamp. A new one, named by the operators, starts its versions anew (TUF
-    5.3.11): so a site that follows a depot gets over absurdly high versions, if that depot has another key to name. A
-    depot whose online key is in a site's vault has none: no command replaces that key.
+    5.3.11): so a site gets over the absurdly high versions of a thief. The list and the floors are the operators'; they
+    never go back.
     """
 
     root: int
