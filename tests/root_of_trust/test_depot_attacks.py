@@ -580,14 +580,55 @@ def test_a_full_disk_loses_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     assert mirror(rig.site, medium).copied
 
 
-def test_a_clock_set_back_does_not_help_and_one_set_forward_fails_closed(
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = day(0)
+        clock = self
+
+        class Time(datetime):
+            @classmethod
+            def now(cls, tz: object = None) -> "datetime":  # type: ignore[override]
+                return clock.now
+
+        monkeypatch.setattr("tuf.ngclient._internal.trusted_metadata_set.datetime.datetime", Time)
+        monkeypatch.setattr("freehold.root_of_trust.depot.trusted.pki.utc_now", lambda: clock.now)
+
+
+def test_a_clock_set_forward_fails_closed_and_one_set_back_brings_nothing_to_life_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Later(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> "datetime":  # type: ignore[override]
-            return day(40)
-
-    monkeypatch.setattr("tuf.ngclient._internal.trusted_metadata_set.datetime.datetime", Later)
+    clock = Clock(monkeypatch)
+    before = rig.depot.client().seen.timestamp
+    clock.now = day(40)  # the timestamp's 30 days are over, nobody looks, and the clock is set back
+    clock.now = day(1)
+    rig.depot.client()
+    clock.now = day(40)
     with pytest.raises(MetadataExpired):
         rig.depot.client()
+    clock.now = day(1)
+    for _ in range(2):
+        with pytest.raises(
+            MetadataExpired, match=f"timestamp {before} had expired when this site looked before: the clock"
+        ):
+            rig.depot.client()
+    with pytest.raises(MetadataExpired):
+        DepotClient.look(rig.depot.directory)
+    assert rig.depot.refresh_timestamp([rig.online], day(1))
+    assert not rig.depot.refresh_timestamp([rig.online], day(1))
+    assert rig.depot.client().seen.timestamp == before + 1
+
+
+def test_what_a_clock_that_was_far_ahead_took_for_expired_is_signed_anew(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    clock.now = day(4000)
+    with pytest.raises(MetadataExpired):
+        rig.depot.client()
+    clock.now = day(0)
+    with pytest.raises(MetadataExpired, match="root 1 had expired"):
+        rig.depot.client()
+    people = {name: signer.public_key for name, signer in rig.people.items()}
+    rig.depot.rotate(people, rig.online.public_key, None, day(0))
+    rig.publish("alice", "bob")
+    assert rig.depot.client().view.packages

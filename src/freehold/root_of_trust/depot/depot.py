@@ -39,7 +39,7 @@ from freehold.root_of_trust.depot.publication import assemble, needs_renewal
 from freehold.root_of_trust.depot.repository import Published, Repository
 from freehold.root_of_trust.depot.seen import Seen
 from freehold.root_of_trust.depot.staging import Staged, Staging
-from freehold.root_of_trust.depot.trusted import establish
+from freehold.root_of_trust.depot.trusted import establish, read_seen
 
 
 class Received(NamedTuple):
@@ -177,7 +177,7 @@ class Depot:
             return False
         with self._changing():
             published = self._published()
-            if not needs_renewal(published, now):
+            if not needs_renewal(published, now, read_seen(self.directory / "trusted").expired):
                 return False
             self.repository.write(assemble(published, None, None, online, now))
             return True

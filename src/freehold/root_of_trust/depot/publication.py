@@ -8,7 +8,7 @@ Which online key signs is said by the root that is to hold, not by the vault: re
 with the key that it began with.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -70,11 +70,15 @@ def assemble(
     return files
 
 
-def needs_renewal(published: Published, now: datetime) -> bool:
+def needs_renewal(published: Published, now: datetime, expired: Mapping[str, int]) -> bool:
     """Whether half of the timestamp's life is over, or half of the snapshot's; or the root names another online key
-    than signed them, since a crash cut its publication short."""
+    than signed them, since a crash cut its publication short; or a client has seen them expired (`Seen.expired`), by a
+    clock that was ahead."""
     named = online_key_of(published.root.signed)
     if named not in published.timestamp.signatures or named not in published.snapshot.signatures:
+        return True
+    versions = {"timestamp": published.timestamp.signed.version, "snapshot": published.snapshot.signed.version}
+    if any(version <= expired.get(role, 0) for role, version in versions.items()):
         return True
     half = days_of(published.root.signed).online * 86400 / 2
     soonest = min(published.timestamp.signed.expires, published.snapshot.signed.expires)

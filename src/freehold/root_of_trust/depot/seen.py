@@ -16,6 +16,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     `online_key`: which key had signed the timestamp. A new one, named by the operators, starts its versions anew (TUF
     5.3.11): so a site gets over the absurdly high versions of a thief. The list and the floors are the operators'; they
     never go back.
+
+    `expired`: role -> the version that was expired once. It stays so, whatever the clock says later: who can set it
+    back cannot bring old metadata to life again. One that was ahead costs a new version of that role, and no more.
     """
 
     root: int
@@ -24,17 +27,28 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timestamp: int = 0
     online_key: str = ""
     floors: tuple[Floor, ...] = ()
+    expired: dict[str, int] = {}
+
+
+def revived(before: Seen, after: Seen) -> tuple[str, ...]:
+    """What of `after` was expired before, in words."""
+    return tuple(
+        f"{role} {version} had expired when this site looked before: the clock has been set back, or was ahead then"
+        for role, version in before.expired.items()
+        if getattr(after, role) <= version and _comparable(role, before, after)
+    )
+
+
+def _comparable(role: str, before: Seen, after: Seen) -> bool:
+    return role in ("root", "targets") or before.online_key == after.online_key
 
 
 def regressions(before: Seen, after: Seen) -> tuple[str, ...]:
     """In what `after` is older than `before`, in words; empty if in nothing."""
-    roles = ["root", "targets"]
-    if before.online_key == after.online_key:
-        roles += ["snapshot", "timestamp"]
     found = [
         f"{role} is version {getattr(after, role)}, and {getattr(before, role)} was seen before"
-        for role in roles
-        if getattr(after, role) < getattr(before, role)
+        for role in ("root", "targets", "snapshot", "timestamp")
+        if getattr(after, role) < getattr(before, role) and _comparable(role, before, after)
     ]
     for floor in before.floors:
         now = floor_of(after.floors, *floor.scope)

@@ -10,17 +10,19 @@ Nothing here makes a missing state anew: a client that starts from nothing could
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.ngclient import Updater
 
 from freehold.evidence import durable
+from freehold.root_of_trust import pki
 from freehold.root_of_trust.depot import errors
 from freehold.root_of_trust.depot.errors import MetadataReplayed, TrustedStateLost
 from freehold.root_of_trust.depot.fetcher import METADATA, DirectoryFetcher
@@ -28,10 +30,14 @@ from freehold.root_of_trust.depot.files import exclusive
 from freehold.root_of_trust.depot.floors import raised
 from freehold.root_of_trust.depot.metadata import ROLES, online_key_of, parse, people_of
 from freehold.root_of_trust.depot.package import Target, from_tuf
-from freehold.root_of_trust.depot.seen import Seen, regressions
+from freehold.root_of_trust.depot.seen import Seen, regressions, revived
 
 PINNED, SEEN = "pinned.root.json", "seen.json"
 _NEWER = "get the depot's newest state; if it is the newest, somebody holds older metadata out to this site"
+_RENEW = (
+    "renew it with `freehold depot publish` where it is published, carry it in anew. Root and targets are renewed by "
+    "`freehold depot rotate` and the operators' signatures"
+)
 _AGAIN = "copy the depot again and completely; if it is complete, do not use it: its parts do not belong together"
 
 
@@ -59,6 +65,7 @@ class View:
             timestamp=self.timestamp.version,
             online_key=online_key_of(self.root),
             floors=raised(before.floors, self.packages),
+            expired=before.expired if online_key_of(self.root) == before.online_key else {},
         )
 
 
@@ -126,8 +133,18 @@ def advance(source: Path, trusted: Path, recorded: Seen | None = None) -> tuple[
             f"the depot's trusted state is older than the record of it: {'; '.join(lost)}",
             remedy="restore the trusted state from its newest copy; somebody may have put an old one in its place",
         )
-    view = refresh(source, trusted)
+    try:
+        view = refresh(source, trusted)
+    except errors.MetadataExpired:
+        _remember_expired(trusted, before)
+        raise
     after = view.seen(before)
+    if old := revived(before, after):
+        raise errors.MetadataExpired(
+            f"the metadata in {source} is refused: {'; '.join(old)}",
+            expected="a newer version of it",
+            remedy=f"set the clock right; {_RENEW}",
+        )
     if older := regressions(before, after):
         raise MetadataReplayed(
             f"the metadata in {source} is older than what was seen before: {'; '.join(older)}", remedy=_NEWER
@@ -135,6 +152,19 @@ def advance(source: Path, trusted: Path, recorded: Seen | None = None) -> tuple[
     if after != before:
         durable.replace(trusted / SEEN, msgspec.json.encode(after))
     return view, after
+
+
+def _remember_expired(trusted: Path, before: Seen) -> None:
+    """Of what python-tuf keeps, which was valid once: what is expired by now."""
+    now = pki.utc_now()
+    expired = dict(before.expired)
+    for role in ROLES:
+        with suppress(tuf.StorageError, tuf.RepositoryError):
+            kept = Metadata[Any].from_file(str(trusted / f"{role}.json")).signed
+            if kept.is_expired(now):
+                expired[role] = max(kept.version, expired.get(role, 0))
+    if expired != before.expired:
+        durable.replace(trusted / SEEN, msgspec.json.encode(msgspec.structs.replace(before, expired=expired)))
 
 
 def locked(directory: Path) -> AbstractContextManager[None]:
@@ -160,8 +190,7 @@ def _refusal(error: tuf.RepositoryError | tuf.DownloadError, file: Path) -> erro
         return errors.MetadataExpired(
             what,
             expected="metadata that is still valid",
-            remedy="check the clock; renew it with `freehold depot publish` where it is published, carry it in anew. "
-            "Root and targets are renewed by `freehold depot rotate` and the operators' signatures",
+            remedy=f"check the clock; {_RENEW}",
         )
     if isinstance(error, tuf.BadVersionNumberError):
         return MetadataReplayed(what, expected="no version below one that was seen before", remedy=_NEWER)
