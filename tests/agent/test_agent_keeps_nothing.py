@@ -66,6 +66,7 @@ def test_cve_2022_23948_what_a_session_rests_on_is_in_no_file() -> None:
     assert done.stdout.split() == ["KEY_VALUES_MISMATCH", "[]"]
 
 
+@pytest.mark.slow
 def test_cve_2022_23950_nothing_makes_a_local_socket() -> None:
     """`agent/tpm.py` connects to one that is there: a TPM in a test."""
     using = {path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*.py") if names(path) & LOCAL}

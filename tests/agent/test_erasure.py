@@ -61,6 +61,7 @@ def test_one_surviving_canary_in_an_otherwise_blank_disk_is_enough(machine):
 
 
 @pytest.mark.parametrize("where", [0, 8 * MIB - 1, 5 * MIB + 1])
+@pytest.mark.slow
 def test_data_anywhere_that_is_read_is_found(machine, where):
     disk = machine.disk("N0", 8 * MIB)
     with disk.open("r+b") as file:

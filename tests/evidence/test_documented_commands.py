@@ -52,6 +52,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.mark.host
+@pytest.mark.slow
 def test_the_documented_commands_accept_a_bundle(bundle: Path) -> None:
     # two statements stand for 270: an openssl each would take seconds
     script = blocks().replace('"$work"/entry-*.json', '"$work"/entry-00026[89].json "$work"/entry-00027*.json')

@@ -50,6 +50,7 @@ def generation(site: Shell, name: str) -> int:
         (("image", "replace-key"), "image", "restart `freehold serve` now: it signs the images anew"),
     ],
 )
+@pytest.mark.slow
 def test_two_operators_replace_a_key(
     founded: Shell, sign: Callable[[str], None], words: tuple[str, ...], name: str, then: str
 ) -> None:
@@ -148,5 +149,6 @@ def test_the_former_agent_ca_ends_when_no_installed_os_knows_it(founded: Shell, 
         ("pki", "ceremony", "revoke", ".", "zz", "--share", "."),
     ],
 )
+@pytest.mark.slow
 def test_what_makes_no_sense_is_wrong_usage(founded: Shell, words: tuple[str, ...]) -> None:
     assert founded(*words).code == 2

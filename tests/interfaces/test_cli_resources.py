@@ -118,6 +118,7 @@ def test_kinds_have_several_names(site: Shell, word: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("output", ["table", "wide"])
+@pytest.mark.slow
 def test_every_kind_has_a_table(site: Shell, kind: str, output: str) -> None:
     answer = site("get", kind, "-o", output)
     assert answer.code == 0
@@ -300,6 +301,7 @@ def test_watch_that_runs_out_of_time_names_where_each_one_hangs(site: Shell) -> 
     assert "`freehold describe server server-1`" in answer.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_watch_ends_with_130(site: Shell) -> None:
     command = [sys.executable, "-m", "freehold.interfaces.cli.main", "watch", "--state", str(site.state)]
     listening = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands down "ignored"

@@ -42,6 +42,7 @@ def test_every_command_is_there_and_its_help_ends_with_an_example(name: str) -> 
 
 
 @pytest.mark.parametrize("name", LAB_COMMANDS)
+@pytest.mark.slow
 def test_every_command_of_the_lab_has_an_example_in_our_words(name: str) -> None:
     text = subprocess.run([*LAB, name, "--help"], check=True, capture_output=True, text=True).stdout
     assert text.startswith(f"usage: freehold lab {name}")
@@ -77,6 +78,7 @@ ANSWER = [
 
 
 @pytest.mark.parametrize("words", ANSWER, ids=lambda words: words[0])
+@pytest.mark.slow
 def test_every_command_of_the_lab_that_has_an_answer_has_it_in_json(words: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run([*LAB, *words, "-o", "json"], check=False, capture_output=True, text=True, cwd=tmp_path)
     if done.returncode == 0:
@@ -87,6 +89,7 @@ def test_every_command_of_the_lab_that_has_an_answer_has_it_in_json(words: tuple
 
 
 @pytest.mark.parametrize("words", [("console", "server-1"), ("ssh", "server-1"), ("exec", "client")])
+@pytest.mark.slow
 def test_a_terminal_of_the_lab_has_no_json_and_says_so(words: tuple[str, ...]) -> None:
     command = [*LAB, *words, "-o", "json", "--", "ls", "-o", "table"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -98,6 +101,7 @@ def test_a_terminal_of_the_lab_has_no_json_and_says_so(words: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("words", [("nonsense",), ("up", "--servers", "x"), ("power", "server-1", "sideways"), ()])
+@pytest.mark.slow
 def test_wrong_usage_of_the_lab_is_2_and_in_json_it_is_an_object(words: tuple[str, ...]) -> None:
     plain = subprocess.run([*LAB, *words], check=False, capture_output=True, text=True)
     assert (plain.returncode, plain.stdout) == (2, "")
@@ -130,6 +134,7 @@ def completed(words: str, directory: Path) -> list[str]:
         ("freehold lab up ", []),
     ],
 )
+@pytest.mark.slow
 def test_completion_offers_kinds_and_the_lab_s_words(words: str, offered: list[str], tmp_path: Path) -> None:
     for name in ("lab/servers/server-1", "lab/servers/server-2", "rack/servers/server-9"):
         (tmp_path / name).mkdir(parents=True)

@@ -159,6 +159,7 @@ class Site:
 
 
 @pytest.mark.host
+@pytest.mark.slow
 def test_a_site_moves_into_a_token_survives_wrong_pins_and_the_loss_of_the_token(
     tmp_path: Path, people: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

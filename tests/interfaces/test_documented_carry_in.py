@@ -77,12 +77,14 @@ def filled(keeper: Site, usb: Path) -> str:
     return keeper.types("publish")
 
 
+@pytest.mark.slow
 def test_way_1_the_site_keeps_the_depot(keeper: Site, usb: Path) -> None:
     shown = filled(keeper, usb)
     assert "\nverified\n" in shown
     assert re.search(r"published +firmware/bios-2\.6\.1\.bin +ACME +bios +2\.6\.1 +M1 Gen2 +2\.4\.0", shown)
 
 
+@pytest.mark.slow
 def test_way_2_the_depot_is_kept_outside(keeper: Site, usb: Path, tmp_path: Path) -> None:
     filled(keeper, usb)
     assert keeper.types("copy").endswith("verified\n")

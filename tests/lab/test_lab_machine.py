@@ -75,6 +75,7 @@ async def test_secure_boot_refuses_an_unsigned_cd_and_starts_a_signed_one(machin
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_secure_erase_erases_unless_the_drive_lies(machine: Machine) -> None:
     image = machine.directory / qemu.DISK_IMAGE
     image.write_bytes(b"canary".ljust(qemu.DISK_BYTES, b"\0"))
@@ -90,6 +91,7 @@ async def test_secure_erase_erases_unless_the_drive_lies(machine: Machine) -> No
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_endorsement_certificate_comes_from_the_vendor(machine: Machine, tmp_path: Path) -> None:
     vendor = TpmVendor(tmp_path / "tpm-vendor")
     root = x509.load_pem_x509_certificate(vendor.root_certificate.read_bytes())

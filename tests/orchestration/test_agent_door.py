@@ -83,6 +83,7 @@ async def test_whoever_comes_again_and_again_fills_no_journal(door: Door) -> Non
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_a_tpm_without_an_ek_certificate_is_refused(trusting: Door, vendor: Vendor) -> None:
     with running(vendor.directory / "uncertified") as path:
         words = await trusting.refused(lambda: connect(path))
@@ -683,6 +684,7 @@ async def test_the_certificate_without_its_key_is_worth_nothing(
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_a_session_ends_with_its_certificate_on_a_connection_that_stays_open(trusting: Door, own: Any) -> None:
     name, policy = "brief", PolicySpec(attestation_interval="2s")
     spec = (await trusting.place.view()).spec

@@ -217,6 +217,7 @@ bmcs = st.fixed_dictionaries(
     rounds=st.lists(st.tuples(st.integers(-1, 22), st.integers(-1, 22), st.booleans()), max_size=12),
     renewals=st.integers(0, 1),
 )
+@pytest.mark.slow
 async def test_wherever_it_is_cut_off_the_bmc_stays_known_and_ends_under_the_ca(
     ways: dict[str, Any], rounds: list[tuple[int, int, bool]], renewals: int
 ) -> None:

@@ -102,6 +102,7 @@ WITH_OS = {"agent_booted_at": 1.0, "os_booted_at": 2.0}
         (S.RETIRED, WITH_OS, []),
     ],
 )
+@pytest.mark.slow
 async def test_after_a_restart_dhcp_offers_the_agent_only_to_whoever_waits_for_it(
     place: Place, state: ServerState, facts: dict[str, object], answered: list[bool]
 ) -> None:
@@ -111,6 +112,7 @@ async def test_after_a_restart_dhcp_offers_the_agent_only_to_whoever_waits_for_i
 
 
 @pytest.mark.parametrize(("state", "facts"), [(S.PROVISIONING, DONE), (S.DECOMMISSIONING, BOOTED), (S.ACTIVE, WITH_OS)])
+@pytest.mark.slow
 async def test_a_server_in_quarantine_keeps_its_address_and_boots_nothing_of_ours(
     owned: Place, state: ServerState, facts: dict[str, object]
 ) -> None:

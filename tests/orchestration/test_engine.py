@@ -164,6 +164,7 @@ def dying_after_the_record(store: Store, struck: list[str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("when", ["before its side effect", "after its side effect", "after its record"])
+@pytest.mark.slow
 async def test_killed_at_every_journaled_step(rig: Rig, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One life, in which the controller dies once in every step, and a new one on the same file goes on."""
     struck: list[str] = []
@@ -243,6 +244,7 @@ def half_way(world: World, struck: list[str]) -> dict[str, StepFn]:
 
 @pytest.mark.parametrize("when", ["never", "before its side effect", "half-way", "after its side effect"])
 @pytest.mark.parametrize("then", [None, IntentKind.DECOMMISSION, IntentKind.QUARANTINE])
+@pytest.mark.slow
 async def test_new_secure_boot_keys_never_surprise_the_verifier(rig: Rig, when: str, then: IntentKind | None) -> None:
     """server-1 is active, server-2 available. A generation is made; the controller dies over server-2, and a person
     asks for something before it comes back."""
@@ -335,6 +337,7 @@ async def test_a_step_that_was_cut_off_is_told_so(rig: Rig) -> None:
     assert not any(resumed for _, resumed in seen[1:])
 
 
+@pytest.mark.slow
 async def test_a_drive_that_did_not_erase_never_leads_to_available(rig: Rig) -> None:
     await rig.store.apply(rack("server-1"))
     engine = rig.engine()
@@ -642,6 +645,7 @@ async def test_a_command_needs_enough_lease(rig: Rig) -> None:
         await engine.lease.ensure(1.0, "server-1")
 
 
+@pytest.mark.slow
 async def test_two_engines_on_one_file_share_the_work_without_a_stale_command(rig: Rig) -> None:
     await rig.store.apply(rack())
     other_store = await Store.open(rig.path, clock=rig.clock)
@@ -702,6 +706,7 @@ async def child(path: Path, mode: str, wait_for: bytes) -> asyncio.subprocess.Pr
     return process
 
 
+@pytest.mark.slow
 async def test_kill_9_of_a_real_process(tmp_path: Path) -> None:
     store = await Store.open(tmp_path / "freehold.db")
     await store.apply(rack())
@@ -716,6 +721,7 @@ async def test_kill_9_of_a_real_process(tmp_path: Path) -> None:
     await store.close()
 
 
+@pytest.mark.slow
 async def test_run_wakes_at_once_and_stops_in_good_order(rig: Rig) -> None:
     engine = Engine(rig.store, rig.world.steps(), rig.evidence)
     running = asyncio.create_task(engine.run())

@@ -44,6 +44,7 @@ CALLS.append(("destroy", "before"))  # the new password is current, and still pe
 
 
 @pytest.mark.parametrize(("call", "when"), CALLS)
+@pytest.mark.slow
 async def test_killed_in_a_rotation_the_next_look_for_drift_gets_in(
     owned: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, when: str
 ) -> None:
@@ -85,6 +86,7 @@ async def test_nobody_else_logs_in_while_a_password_is_being_changed(owned: Plac
 
 
 @pytest.mark.parametrize("nth", range(1, 13))
+@pytest.mark.slow
 async def test_a_vault_that_seals_in_the_middle_locks_nobody_out(
     owned: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:

@@ -156,6 +156,7 @@ async def test_a_stolen_bmc_ca_vouches_for_nobody_once_it_is_replaced_and_the_bm
         assert unrecognised(pki.der(old), identity, host, now)
 
 
+@pytest.mark.slow
 async def test_a_replacement_in_the_middle_of_a_certificate_change_is_survived_at_each_point(tmp_path: Path) -> None:
     for moment in range(4):
         (tmp_path / str(moment)).mkdir()

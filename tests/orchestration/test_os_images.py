@@ -148,6 +148,7 @@ async def agent_answers(place: Place, root: Path) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 async def test_what_two_operators_signed_is_written_and_what_it_measures_vouches_for_it(
     place: Place, rig: Rig, machine: Path, os_raw: bytes
 ) -> None:
@@ -276,6 +277,7 @@ async def test_an_image_that_the_depot_never_had_is_refused(place: Place, rig: R
 
 
 @pytest.mark.parametrize("measurements", [{}, {4: ("ab" * 32,)}, {4: (), 11: ("cd" * 32,)}])
+@pytest.mark.slow
 async def test_an_image_that_does_not_measure_what_was_signed_is_refused(
     place: Place, rig: Rig, os_raw: bytes, measurements: dict[int, tuple[str, ...]]
 ) -> None:

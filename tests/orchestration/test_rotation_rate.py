@@ -131,6 +131,7 @@ async def test_a_fleet_whose_passwords_are_all_too_old_does_not_rotate_in_one_mo
     assert fleet.began[-1][1] - fleet.began[0][1] >= (FLEET - 2) * 10.0
 
 
+@pytest.mark.slow
 async def test_a_higher_rate_counts_at_once(fleet: Fleet) -> None:
     await fleet.declare(rotations_per_minute=1)
     await fleet.owned(fleet.clock.now)
@@ -143,6 +144,7 @@ async def test_a_higher_rate_counts_at_once(fleet: Fleet) -> None:
     assert fleet.clock.now - emergency < 2.0
 
 
+@pytest.mark.slow
 async def test_turns_survive_a_restart(fleet: Fleet) -> None:
     await fleet.declare(rotations_per_minute=6)
     await fleet.owned(fleet.clock.now)
@@ -155,6 +157,7 @@ async def test_turns_survive_a_restart(fleet: Fleet) -> None:
     assert (FLEET - 2) * 10.0 <= fleet.began[-1][1] - fleet.began[0][1] <= FLEET * 10.0
 
 
+@pytest.mark.slow
 async def test_a_bmc_that_fails_costs_nobody_else_the_turn_and_every_attempt_counts(fleet: Fleet) -> None:
     await fleet.declare(rotations_per_minute=6)
     await fleet.owned(fleet.clock.now)
@@ -170,6 +173,7 @@ async def test_a_bmc_that_fails_costs_nobody_else_the_turn_and_every_attempt_cou
     assert fleet.clock.now - start < 300.0
 
 
+@pytest.mark.slow
 async def test_who_fails_again_and_again_backs_off_although_it_gets_a_turn_each_time(fleet: Fleet) -> None:
     await fleet.declare(rotations_per_minute=600)
     await fleet.owned(fleet.clock.now)

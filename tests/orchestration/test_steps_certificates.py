@@ -117,6 +117,7 @@ async def test_a_renewal_is_a_new_key_and_a_new_certificate(pinned: Place) -> No
 
 @pytest.mark.parametrize("cut_off", [1, 2, 3])
 @pytest.mark.parametrize("step", ["install_certificate", "renew_certificate"])
+@pytest.mark.slow
 async def test_cut_off_after_each_side_effect_it_goes_on(pinned: Place, step: str, cut_off: int) -> None:
     """The engine dies after the side effect: what the step established is not written."""
     if step == "renew_certificate":
@@ -134,6 +135,7 @@ async def test_cut_off_after_each_side_effect_it_goes_on(pinned: Place, step: st
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2])
+@pytest.mark.slow
 async def test_a_bmc_that_reboots_in_the_middle_is_still_the_same_bmc(pinned: Place, moment: int) -> None:
     for _ in range(moment):
         assert not (await pinned.step("install_certificate")).done

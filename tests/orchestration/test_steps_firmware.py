@@ -84,6 +84,7 @@ async def test_the_bytes_that_two_operators_signed_are_sent_and_then_everything_
         assert await bios_version(client) == "2.0.0"
 
 
+@pytest.mark.slow
 async def test_a_bmc_that_takes_no_uploads_fetches_from_the_site_and_from_nobody_else(
     wanting: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +217,7 @@ async def measuring(place: Place, *pcr0: str) -> StepResult:
 @pytest.mark.parametrize(
     "signed", [(pcr_value([A, B]),), (pcr_value([A, B], 3),), (A, B)], ids=["value", "from locality 3", "events"]
 )
+@pytest.mark.slow
 async def test_what_the_operators_signed_that_a_version_measures_is_learned(
     wanting: Place, signed: tuple[str, ...]
 ) -> None:
@@ -237,6 +239,7 @@ async def test_what_the_operators_signed_that_a_version_measures_is_learned(
         ((A, C, B), "measures 3 events, and this server 2"),
     ],
 )
+@pytest.mark.slow
 async def test_a_bmc_that_installed_other_code_does_not_say_what_its_version_measures(
     wanting: Place, signed: tuple[str, ...], why: str
 ) -> None:
@@ -352,6 +355,7 @@ async def test_a_ticket_of_two_people_lets_exactly_this_package_in_once_and_is_i
         ({"from": "2.6.0"}, "there is no downgrade ticket"),
     ],
 )
+@pytest.mark.slow
 async def test_a_ticket_for_something_else_lets_nothing_in(wanting: Place, change: dict[str, str], reason: str) -> None:
     await ask(wanting, changed(await below(wanting), **change), "alice", "bob")
     with pytest.raises(BelowSecurityFloor, match=reason):

@@ -63,6 +63,7 @@ async def test_that_it_begins_is_a_fact_before_anything_is_written(owned: Place)
     assert not any((await enrolled(owned)).values())
 
 
+@pytest.mark.slow
 async def test_wherever_it_breaks_off_the_server_is_unsettled_until_it_was_repeated(
     owned: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ async def test_wherever_it_breaks_off_the_server_is_unsettled_until_it_was_repea
 
 
 @pytest.mark.parametrize("change", ["agent revoked", "OS revoked", "old db key gone"])
+@pytest.mark.slow
 async def test_keys_under_which_nothing_would_start_are_not_given_to_a_server(owned: Place, change: str) -> None:
     await owned.finish("enroll_secure_boot")
     before, ring = await enrolled(owned), keyring(owned)
@@ -119,6 +121,7 @@ async def test_a_server_is_not_booted_into_an_agent_that_its_firmware_refuses(ow
     assert owned.hardware.boots == []
 
 
+@pytest.mark.slow
 async def test_a_rotation_reaches_an_available_server_and_passes_an_active_one_by(owned: Place) -> None:
     await owned.finish("enroll_secure_boot")
     first = await enrolled(owned)
@@ -287,6 +290,7 @@ def waiver(**changes: Any) -> ActiveWaiver:
     return msgspec.structs.replace(made, **changes)
 
 
+@pytest.mark.slow
 async def test_what_neither_bmc_nor_image_can_do_needs_a_waiver_that_holds(mute: Place) -> None:
     for lacking in ((), (waiver(expires=time.time() - 1.0),), (waiver(finding=Waivable.BMC_CERTIFICATE),)):
         await until_booted(mute)

@@ -104,6 +104,7 @@ async def test_a_rotation_waits_for_its_turn(place: Place) -> None:
     assert place.site.vault.get(f"bmc/{SERVER}/current") == before
 
 
+@pytest.mark.slow
 async def test_every_step_may_be_repeated(place: Place) -> None:
     for step in (*SECURING, *SECURING):
         assert (await place.finish(step)).done
@@ -172,6 +173,7 @@ async def test_what_a_person_confirmed_is_pinned_and_nothing_else(place: Place) 
     assert result.resolved == ("bmc-key-unconfirmed",)
 
 
+@pytest.mark.slow
 async def test_a_confirmation_moves_a_server_that_waits_for_it(place: Place) -> None:
     seen = (await fetch_identity((await server_spec(place)).bmc.address)).spki_sha256
     confirm = Resource(kind="Policy", name="default", spec=PolicySpec(first_contact="confirm"))

@@ -48,6 +48,7 @@ async def medium_in(place: Place) -> bytes | None:
 
 
 @pytest.mark.parametrize("method", ["http", "virtualMedia"])
+@pytest.mark.slow
 async def test_under_a_waiver_a_fresh_ticket_comes_with_each_boot_and_goes_with_it(shelved: Place, method: str) -> None:
     await shelved.declare(boot_method=method)
     found = []
@@ -72,6 +73,7 @@ async def test_under_a_waiver_a_fresh_ticket_comes_with_each_boot_and_goes_with_
     [((), {}), ((ENDED,), {}), ((WAIVER,), {"ek_sha256": "e" * 64})],
     ids=["no waiver", "an ended one", "a TPM that is known"],
 )
+@pytest.mark.slow
 async def test_otherwise_no_boot_has_a_ticket(shelved: Place, waivers: Any, facts: dict[str, Any]) -> None:
     assert (await shelved.step("boot_agent", waivers=(WAIVER,))).facts["boot_ticket"] is not None
     await shelved.establish(**facts)

@@ -80,6 +80,7 @@ async def accepted(place: Place) -> None:
 
 
 @pytest.mark.parametrize("kind", CHANGES, ids=str)
+@pytest.mark.slow
 async def test_each_kind_of_drift_is_seen_and_put_back(owned: Place, kind: DriftKind) -> None:
     await accepted(owned)
     change, words = CHANGES[kind]
@@ -109,6 +110,7 @@ async def test_each_kind_of_drift_is_seen_and_put_back(owned: Place, kind: Drift
 
 
 @pytest.mark.parametrize("kind", [DriftKind.BMC_ACCOUNT, DriftKind.BIOS_ATTRIBUTE, DriftKind.SECURE_BOOT], ids=str)
+@pytest.mark.slow
 async def test_a_remediation_that_was_cut_off_just_before_its_end_is_finished(
     owned: Place, kind: DriftKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ async def test_events_are_paged_and_watched(rig: Rig) -> None:
     assert (await anext(watched)).message == "hello"
 
 
+@pytest.mark.slow
 async def test_a_server_is_not_deleted_without_a_certificate(rig: Rig) -> None:
     await rig.store.apply(rack())
     engine = rig.engine()
@@ -134,6 +135,7 @@ async def test_a_server_is_not_deleted_without_a_certificate(rig: Rig) -> None:
     ("expires", "signers", "goes"),
     [("1970-01-10", 2, False), ("2099-01-01", 1, False), ("2099-01-01", 0, False), ("2099-01-01", 2, True)],
 )
+@pytest.mark.slow
 async def test_a_waiver_lets_a_server_go_once_two_people_signed_and_until_it_expires(
     rig: Rig, expires: str, signers: int, goes: bool
 ) -> None:

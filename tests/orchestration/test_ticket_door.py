@@ -159,6 +159,7 @@ async def test_a_ticket_is_of_one_server(door: Door) -> None:
 
 
 @pytest.mark.parametrize("state", [ServerState.DISCOVERING, ServerState.PREPARING, ServerState.DECOMMISSIONING])
+@pytest.mark.slow
 async def test_a_server_whose_tpm_is_known_never_comes_in_by_ticket(door: Door, state: ServerState) -> None:
     """The downgrade: whoever hides the TPM, or stands beside it, with ticket and waiver in his hands."""
     await waive(door.place)
@@ -260,6 +261,7 @@ async def test_that_there_is_no_tpm_stops_the_server_and_replaces_nobody_who_spe
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_a_tpm_that_turns_up_at_a_server_that_goes_without_is_not_bound_in_passing(
     trusting: Door, own: Any
 ) -> None:

@@ -48,6 +48,7 @@ async def test_an_ordered_tpm2_clear_begins_anew(owned: Place) -> None:
 
 
 @pytest.mark.parametrize("state", [ServerState.ACTIVE, ServerState.PROVISIONING, ServerState.QUARANTINED], ids=str)
+@pytest.mark.slow
 async def test_in_no_other_state_may_counters_go_back(owned: Place, state: ServerState) -> None:
     await owned.establish(state, ek_sha256=EK)
     assert not may_be_cleared(await owned.view())

@@ -64,6 +64,7 @@ def test_a_range_holds_its_beginning_and_not_its_end(version: str, verdict: Verd
 
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 99), min_size=2, max_size=4))
+@pytest.mark.slow
 def test_nothing_that_a_bmc_says_crashes_the_comparison(text: str, numbers: list[int]) -> None:
     before = ".".join(map(str, numbers))
     assert within(text, (Range(before=before),)) in Verdict

@@ -154,6 +154,7 @@ async def test_snmp_with_version_3_only_and_a_host_interface_without_bootstrappi
 
 
 @pytest.mark.parametrize("name", TREES)
+@pytest.mark.slow
 async def test_the_real_trees_are_audited_as_far_as_they_go(tmp_path: Path, name: str) -> None:
     """The HPE tree is of an iLO 5 3.14, of which the file knows nothing bad; DMTF's says that its IPMI is on."""
     trees = unpack_trees(tmp_path)

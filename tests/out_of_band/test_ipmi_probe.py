@@ -51,6 +51,7 @@ async def test_a_hardened_bmc_shows_less(tmp_path: Path) -> None:
 
 
 @pytest.mark.host
+@pytest.mark.slow
 async def test_a_session_with_other_algorithms_is_no_cipher_suite_zero(tmp_path: Path) -> None:
     """pyghmi answers status 0 to a proposal of cipher suite 0, and means suite 3. It is silent about unknown names."""
     async with pyghmi_bmc(tmp_path, "root") as port:

@@ -137,6 +137,7 @@ async def _end(bmc: ModelBmc, slots: MemorySlots, crashes: Crashes) -> TakeoverR
     ends_sessions=st.booleans(),
     no_repeats=st.booleans(),
 )
+@pytest.mark.slow
 async def test_a_bmc_that_makes_the_change_late_or_never_does_not_leave_an_unknown_password(
     options: dict[str, object],
     slow: list[str],

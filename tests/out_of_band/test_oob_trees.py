@@ -32,6 +32,7 @@ async def client_of(trees: Path, name: str, tmp_path: Path) -> AsyncIterator[Red
 
 
 @pytest.mark.parametrize(("name", "whole"), [(HPE, 1000), (DMTF, 240)])
+@pytest.mark.slow
 async def test_crawl_reads_every_resource_that_is_linked(trees: Path, tmp_path: Path, name: str, whole: int) -> None:
     async with client_of(trees, name, tmp_path) as client:
         crawl = await client.crawl()

@@ -109,6 +109,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (TREES[1], "BMC", "BMC", "1.45.455b66-rev4", "1.45.455b66-rev4"),
     ],
 )
+@pytest.mark.slow
 async def test_bios_and_bmc_are_found_on_real_trees(
     tmp_path: Path, trees: Path, tree: str, component: Component, member: str, listed: str, told: str
 ) -> None:

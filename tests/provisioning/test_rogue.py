@@ -18,6 +18,7 @@ def offer(request: bytes) -> bytes:
     return FIXED.pack(*fields) + COOKIE + options
 
 
+@pytest.mark.slow
 def test_a_foreign_offer_is_found_on_uvloop() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as free:
         server.bind(("127.0.0.1", 0))

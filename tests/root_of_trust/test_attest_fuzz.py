@@ -38,6 +38,7 @@ def test_unchanged_seeds_are_accepted_so_that_mutants_get_deep(fuzzer: ModuleTyp
     assert all(accepted.values()), accepted
 
 
+@pytest.mark.slow
 def test_mutated_evidence_is_refused_in_words_or_read_and_nothing_else(fuzzer: ModuleType) -> None:
     result = fuzzer.fuzz(FEW, processes=1, seed=0)
     assert result["inputs"] > FEW * 0.95

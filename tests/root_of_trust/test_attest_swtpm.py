@@ -339,6 +339,7 @@ def test_the_certificate_of_a_software_tpm_obeys_the_rules(server: Server, vendo
         (("--ecc",), 0x01C00016, "H-3"), (("--rsa-keysize", "3072"), 0x01C0001C, "H-6"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_credentials_are_activated_with_an_ek_of_each_template(
     vendor: Vendor, tmp_path: Path, options: tuple[str, ...], only: int, template: str
 ) -> None:

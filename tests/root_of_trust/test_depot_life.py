@@ -500,6 +500,7 @@ def test_an_import_cut_short_anywhere_loses_nothing(home: Rig, monkeypatch: pyte
     assert crashes(home.depot.directory, monkeypatch, lambda: None, lambda: home.add("2.0"), check) > 8
 
 
+@pytest.mark.slow
 def test_a_mirror_cut_short_anywhere_shows_the_old_or_the_new_state(home: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = set()
 

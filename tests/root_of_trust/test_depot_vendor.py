@@ -211,6 +211,7 @@ def test_pkcs7_forgeries(file: BinaryIO, pki: Pki, tmp_path: Path) -> None:
 @pytest.mark.host
 @pytest.mark.parametrize("form", ["DER", "PEM"])
 @pytest.mark.parametrize("digest", ["md5", "sha1", "sha224"])
+@pytest.mark.slow
 def test_a_pkcs7_signature_by_a_weak_digest(file: BinaryIO, tmp_path: Path, digest: str, form: str) -> None:
     """`openssl cms -verify` takes each of these for good."""
     names, trust = rsa_signer(tmp_path, 2048)

@@ -46,6 +46,7 @@ def extend_pcr_7() -> None:
     subprocess.run(["tpm2_pcrextend", digest], check=True, capture_output=True, timeout=30)
 
 
+@pytest.mark.slow
 def test_it_opens_after_a_reboot_and_not_when_pcr_7_differs(
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def test_another_tpm_and_a_cleared_one_do_not_open_it(
 
 
 @pytest.mark.parametrize("at", [0, 10, 60, -1])
+@pytest.mark.slow
 def test_changed_blobs_are_refused(state: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     with powered(state, monkeypatch):
         kek = TpmSealedKek.create()

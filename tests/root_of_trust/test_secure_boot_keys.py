@@ -207,6 +207,7 @@ except Exception as error:
 
 
 @pytest.mark.host
+@pytest.mark.slow
 def test_a_key_in_a_token_signs_and_never_leaves_it(tmp_path: Path, softhsm: SoftHsm) -> None:
     token = softhsm.token("secure boot")
     made = in_a_process(softhsm, IN_TOKEN, tmp_path, MODULE, token, PIN)
@@ -222,6 +223,7 @@ def test_a_key_in_a_token_signs_and_never_leaves_it(tmp_path: Path, softhsm: Sof
 
 
 @pytest.mark.host
+@pytest.mark.slow
 def test_a_token_that_is_gone_or_has_another_pin_is_named_with_what_to_do(tmp_path: Path, softhsm: SoftHsm) -> None:
     token = softhsm.token("secure boot")
     refused = in_a_process(softhsm, IN_TOKEN, tmp_path, MODULE, token, WRONG_PIN)
@@ -240,6 +242,7 @@ def test_a_token_that_is_gone_or_has_another_pin_is_named_with_what_to_do(tmp_pa
 
 
 @pytest.mark.host
+@pytest.mark.slow
 def test_a_wrong_pin_given_again_and_again_never_locks_a_token_for_secure_boot_keys(
     tmp_path: Path, softhsm: SoftHsm
 ) -> None:
@@ -279,6 +282,7 @@ except Exception as error:
 
 @pytest.mark.host
 @pytest.mark.parametrize("loose", ["extractable", "readable"])
+@pytest.mark.slow
 def test_a_key_that_could_leave_its_token_does_not_sign(softhsm: SoftHsm, loose: str) -> None:
     said = in_a_process(softhsm, LOOSE, MODULE, softhsm.token("secure boot"), PIN, loose).stdout
     assert said.startswith("SigningTokenUnavailable")

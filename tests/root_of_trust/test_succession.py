@@ -122,6 +122,7 @@ def test_agents_of_before_know_the_controller_by_the_former_ca_until_that_is_fin
     assert succession.finish(vault) == ()
 
 
+@pytest.mark.slow
 def test_an_end_of_the_former_agent_ca_that_is_cut_off_leaves_a_site_that_opens(
     vault: EmbeddedVault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_repeating_a_replacement_changes_nothing_and_an_older_one_is_refused(vau
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_cut_off_anywhere_it_leaves_a_site_that_opens_and_is_completed_by_repeating_it(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -233,6 +235,7 @@ def test_one_person_cannot_bring_a_root_of_their_own_for_another_key(vault: Embe
     assert authorities.bmc_ca(vault).generation == 1
 
 
+@pytest.mark.slow
 def test_an_installation_of_the_next_key_that_is_cut_off_is_completed_by_repeating_it(
     vault: EmbeddedVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_after_a_rekey_the_old_records_are_shredded_and_the_old_key_opens_nothin
         EmbeddedVault.open(vault.directory, OLD)
 
 
+@pytest.mark.slow
 def test_at_every_crash_point_of_a_rekey_the_vault_opens_whole_with_one_of_the_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vault: EmbeddedVault
 ) -> None:
