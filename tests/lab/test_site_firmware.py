@@ -1,12 +1,17 @@
-"""Attack path 4 and its opposite: a BIOS out of the depot really swaps the firmware, by upload and by download; what it
-then measures counts once two people have said so; other code under the same version string is quarantined. And a site
-that takes nothing but the depot's boots the agent and writes the OS image that two people signed."""
+"""Attack path 4 and its opposite: a BIOS out of the depot really swaps the firmware, by download, as this BMC refuses
+uploads; what it then measures counts once two people have said so; other code under the same version string is
+quarantined. And a site that takes nothing but the depot's boots the agent and writes the OS image that two people
+signed."""
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from site_rig import SiteRig, site_rig
+
+from freehold.root_of_trust.attestation.reference import ReferenceValues
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 
@@ -58,6 +63,7 @@ def test_firmware_comes_out_of_the_depot_and_what_it_measures_is_what_counts(tmp
         assert status["facts"]["firmware"]["version"] == "1.1.0"
         sent = [each["predicate"]["sent_by"] for each in rig.statements("firmware")]
         assert sent == ["SimpleUpdate, by HTTPS from the controller"]
+        other_code_was_measured(rig)
 
         images_of_the_depot(rig)
         rig.wait_state("active")
@@ -73,6 +79,25 @@ def test_firmware_comes_out_of_the_depot_and_what_it_measures_is_what_counts(tmp
         rig.in_lab("power", "server-1", "reset")
         rig.freehold("release", "server-1", "--reason", "the flash chip was replaced", "--wait", "--timeout", "60")
         rig.wait("new proof", lambda status: status["facts"]["released_at"] < rig.attested())
+
+
+def measured(rig: SiteRig, version: str) -> ReferenceValues:
+    """What the operators approved as what the BIOS of this version measures."""
+    items = json.loads(rig.freehold("baseline", "list", "-o", "json").stdout)["items"]
+    (known,) = (each for each in items if each["version"] == version)
+    return msgspec.convert({name: known[name] for name in ReferenceValues.__struct_fields__}, ReferenceValues)
+
+
+def other_code_was_measured(rig: SiteRig) -> None:
+    """By the TPM's word, not the BMC's: the quotes before the update have one PCR 0, those after it another one, and
+    the digests behind it differ in the code and not only in the version's name, which is the first event."""
+    old, new = measured(rig, "1.0.0"), measured(rig, "1.1.0")
+    assert old.digests["0"][1:] != new.digests["0"][1:], (old, new)
+    rows = sorted(rig.statements("attestation"), key=lambda row: int(row["index"]))
+    claims = [row["predicate"] for row in rows if row["predicate"]["trusted"]]
+    quoted = list(dict.fromkeys((claim["firmware"], claim["pcrs"]["0"]["value"]) for claim in claims))
+    assert [firmware for firmware, _ in quoted] == [old.firmware, new.firmware], quoted
+    assert len({value for _, value in quoted}) == 2, quoted
 
 
 def images_of_the_depot(rig: SiteRig) -> None:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from site_support import Place, recorded
 
-from freehold.agent.client import Agent, Controller, Refused
+from freehold.agent.client import NO_TPM_AFTER, Agent, Controller, Refused
 from freehold.orchestration.agent_door import AgentDoor
 from freehold.orchestration.controller import tls_context
 from freehold.provisioning.agent_api import create_agent_app
@@ -58,7 +58,9 @@ class Door:
                 raise tpm
             return tpm() if callable(tpm) else tpm
 
-        return Agent(Controller(self.url, self.trust), mode, root=str(machine), open_tpm=open_tpm)
+        made = Agent(Controller(self.url, self.trust), mode, root=str(machine), open_tpm=open_tpm)
+        made._tpm_failures = NO_TPM_AFTER  # it has tried before: a TPM that fails is told of at once
+        return made
 
     def trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cadata=self.place.site.keys.agent_ca.certificate_pem.decode())

@@ -52,7 +52,8 @@ from freehold.root_of_trust.attestation.reference import ReferenceState, Referen
 from freehold.root_of_trust.attestation.structures import parse_public
 from freehold.root_of_trust.keys import SiteKeys
 
-sys.path.append(str(Path(__file__).parents[1] / "agent"))
+sys.path += [str(Path(__file__).parents[1] / each) for each in ("agent", "provisioning")]
+from agent_routes import guarded
 from swtpm_support import Vendor, connect, running
 
 UNKNOWN = "no live session has this certificate"
@@ -607,14 +608,14 @@ def own_key(path: Path, issued: x509.Certificate, key: ec.EllipticCurvePrivateKe
     return path
 
 
-def ask(door: Door, shown: Path | None) -> int:
-    """HTTP status of a call for orders by somebody who shows this certificate; OSError if TLS fails."""
+def ask(door: Door, shown: Path | None, method: str = "GET", path: str = "/agent/v1/orders?wait=0") -> int:
+    """HTTP status of a call by somebody who shows this certificate; OSError if TLS fails."""
     context = door.trust()
     if shown is not None:
         context.load_cert_chain(shown)
     connection = Connection(door.url, context)
     try:
-        return connection.request("GET", "/agent/v1/orders?wait=0").status
+        return connection.request(method, path, body=b"{}" if method == "POST" else b"").status
     finally:
         connection.close()
 
@@ -655,7 +656,7 @@ async def test_a_refusal_earns_no_certificate(trusting: Door, own: Any) -> None:
 
 
 @pytest.mark.host
-async def test_the_certificate_without_its_key_is_worth_nothing(
+async def test_cve_2026_1709_the_certificate_without_its_key_is_worth_nothing_on_any_route(
     inside: tuple[Door, Agent, str], tmp_path: Path
 ) -> None:
     """There is no token that could be stolen; the certificate itself is public, and a key of one's own does not fit."""
@@ -664,10 +665,13 @@ async def test_the_certificate_without_its_key_is_worth_nothing(
     site, now, key = door.place.site, datetime.now(UTC), ec.generate_private_key(ec.SECP256R1())
     again = site.issue_agent_certificate(key.public_key(), SERVER, "stolen", now, timedelta(hours=1))
     mine = own_key(tmp_path / "mine.pem", again, key)  # even of the right CA, and for this server
-    assert await asyncio.to_thread(ask, door, mine) == 401
-    assert await asyncio.to_thread(ask, door, None) == 401
+    routes = guarded(create_agent_app(door, bytes(32)))
+    for route in routes:
+        assert await asyncio.to_thread(ask, door, mine, *route) == 401, route
+        assert await asyncio.to_thread(ask, door, None, *route) == 401, route
     session = (await door.place.view()).agent
     assert session is not None
+    assert session.ready_at is None
     named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"agent {session.id}")])
     forged = (
         x509.CertificateBuilder(named, named, key.public_key(), 1, now - timedelta(hours=1), now + timedelta(hours=1))
@@ -678,8 +682,9 @@ async def test_the_certificate_without_its_key_is_worth_nothing(
     controller = tmp_path / "controller.pem"
     controller.write_bytes(tls.private_pem + tls.certificate_pem)
     for shown in (own_key(tmp_path / "forged.pem", forged, key), controller):
-        with pytest.raises(OSError):
-            await asyncio.to_thread(ask, door, shown)
+        for route in routes:
+            with pytest.raises(OSError):
+                await asyncio.to_thread(ask, door, shown, *route)
     assert await asyncio.to_thread(agent.controller.call, "GET", "/agent/v1/orders?wait=0") == {}
 
 

@@ -1,5 +1,6 @@
-"""The certificate of a BMC is changed, and the change is cut off at every point, by a kill of the controller or by a
-reboot of the BMC: it is never a stranger, and ends with a certificate of the site that the log knows."""
+"""The certificate of a BMC is changed, and the change is cut off at every point, by a kill of the controller, by a
+reboot of the BMC or by a vault that is sealed: it is never a stranger, and ends with a certificate of the site that the
+log knows."""
 
 import asyncio
 import ssl
@@ -20,13 +21,13 @@ from freehold.root_of_trust import authorities, pki
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wired")]
 __all__ = ["wired"]
-CUTS = [Cut.KILL, Cut.REBOOT, Cut.FLAP]
 LONG_AGO = 1_000_000_000.0
 REPLACE = "POST /redfish/v1/CertificateService/Actions/CertificateService.ReplaceCertificate"
 IN_ALL = {
     Cut.KILL: f"after {REPLACE}",
     Cut.REBOOT: f"after {REPLACE}",
     Cut.FLAP: "before GET /redfish/v1/CertificateService",
+    Cut.SEAL: "before vault get site/keys/bmc-ca",
 }
 
 
@@ -52,8 +53,10 @@ def at_once(course: Course) -> None:
     """It serves it from the next connection on."""
 
 
-@pytest.mark.parametrize("serves", [at_once, waits])
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    ("cut", "serves"),
+    [(cut, serves) for cut in Cut for serves in (at_once, waits) if (cut, serves) != (Cut.SEAL, waits)],
+)  # when the BMC serves it is nothing to the vault
 async def test_a_first_certificate_cut_off_anywhere_comes_and_the_bmc_is_never_a_stranger(
     cut: Cut, serves: Callable[[Course], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +67,7 @@ async def test_a_first_certificate_cut_off_anywhere_comes_and_the_bmc_is_never_a
     )
     assert IN_ALL[cut] in points
     assert ("after POST /redfish/v1/Managers/1/Actions/Manager.Reset" in points) == (
-        serves is waits and cut is not Cut.FLAP
+        serves is waits and cut in (Cut.KILL, Cut.REBOOT)
     )
 
 
@@ -77,7 +80,7 @@ def renewed(facts: Facts) -> bool:
     return facts.bmc_certificate is not None and facts.bmc_certificate.not_after > LONG_AGO
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", list(Cut))
 async def test_a_renewal_cut_off_anywhere_ends_and_the_bmc_is_never_a_stranger(cut: Cut, tmp_path: Path) -> None:
     old = {"state": ServerState.AVAILABLE, "bmc_certificate": ending}
     due = partial(go_on, origin=await kept("declared", prepare), done=certified, **old)

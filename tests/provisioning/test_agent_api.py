@@ -5,6 +5,7 @@ import gzip
 import json
 
 import pytest
+from agent_routes import guarded
 from aiohttp.test_utils import TestClient, TestServer
 
 from freehold.model.errors import FreeholdError
@@ -137,15 +138,20 @@ async def test_cve_2022_23951_a_body_that_inflates_is_cut_off_at_the_limit(clien
     assert backend.seen == []
 
 
+GUARDED = guarded(create_agent_app(Backend(), bytes(32)))
+
+
+def test_cve_2026_1709_the_routes_behind_the_certificate_are_all_of_the_app_but_three():
+    assert len(GUARDED) >= 5
+    assert {("GET", "/agent/v1/orders"), ("POST", "/agent/v1/orders/1/result")} < set(GUARDED)
+
+
 @pytest.mark.parametrize("headers", [{}, {"Shown": "bad"}, {"Authorization": "Bearer good"}])
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "orders"), ("POST", "orders/1/progress"), ("POST", "orders/1/result"), ("POST", "ready")],
-)
+@pytest.mark.parametrize(("method", "path"), GUARDED)
 async def test_cve_2026_1709_without_the_certificate_of_a_live_session_nothing_is_heard(
     client, backend, method, path, headers
 ):
-    response = await client.request(method, f"/agent/v1/{path}", headers=headers, data=b"{}")
+    response = await client.request(method, path, headers=headers, data=b"{}")
     assert response.status == 401
     assert backend.seen == []
 

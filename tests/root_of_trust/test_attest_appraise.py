@@ -1,5 +1,6 @@
 """The decider, by recorded boots and by attacks on them: attacks are named in words, accidents are untrusted."""
 
+import itertools
 import struct
 import uuid
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from freehold.root_of_trust.attestation.event_log import (
     EventLog,
     parse_event_log,
 )
+from freehold.root_of_trust.attestation.reference import ReferenceValues
 
 
 def verdict(log: EventLog | bytes | None = None, mode: str = "secure-boot", **changes: object) -> Verdict:
@@ -416,19 +418,60 @@ def test_an_empty_policy_trusts_nothing() -> None:
     assert {pcr for pcr, one in result.pcrs.items() if one.status is PcrStatus.MISMATCHED} == {4, 7, 11}
 
 
+def swapped(log: EventLog, one: int, other: int) -> EventLog:
+    """The log with two of its events in each other's place."""
+    events = list(log.events)
+    events[one], events[other] = events[other], events[one]
+    return replace(log, events=tuple(events))
+
+
+def neighbours(log: EventLog, pcr: int) -> list[tuple[int, int]]:
+    """Positions of events that follow one another in this PCR, whatever other PCRs measure between them."""
+    places = [at for at, one in enumerate(log.events) if one.pcr == pcr and one.type != 3]
+    return list(itertools.pairwise(places))
+
+
+def with_option_roms() -> tuple[EventLog, ReferenceValues]:
+    """A boot that measures two option ROMs, which the recorded one does not, and its approved reference values."""
+    recorded = parse_event_log(log_bytes())
+    at = where(list(recorded.events), 2, 4)
+    roms = [measured(2, 0x80000004, name) for name in (b"the card's", b"the other card's")]
+    log = replace(recorded, events=(*recorded.events[:at], *roms, *recorded.events[at:]))
+    return log, reference(log)
+
+
+@pytest.mark.parametrize(("pcr", "count"), [(0, 3), (2, 2), (4, 4), (7, 6)])
+def test_two_neighbouring_events_in_the_wrong_order_are_refused(pcr: int, count: int) -> None:
+    """The same measurements in another order are another boot. A PCR 7 with the authority before the
+    separator says that it was used before the policy was."""
+    log, approved = with_option_roms()
+    assert verdict(log, reference=(approved,)).trusted
+    pairs = neighbours(log, pcr)
+    assert len(pairs) == count
+    for one, other in pairs:
+        assert log.events[one].digests != log.events[other].digests
+        result = verdict(swapped(log, one, other), reference=(approved,))
+        assert not result.trusted, (one, other)
+        assert all(reason.startswith(f"PCR {pcr}: ") for reason in result.reasons), result.reasons
+
+
 @settings(max_examples=100, deadline=2000)
 @given(data=st.data())
 def test_no_single_change_to_a_policed_pcr_is_ever_trusted(data: st.DataObject) -> None:
     """Drop, double, swap or alter any event of PCR 0, 2, 4 or 7, with a quote that fits: always untrusted."""
-    log = parse_event_log(log_bytes())
+    log, approved = with_option_roms()
     events = list(log.events)
     policed = [n for n, one in enumerate(events) if one.pcr in (0, 2, 4, 7) and one.type != 3]
     at = data.draw(st.sampled_from(policed))
-    match data.draw(st.sampled_from(["drop", "double", "alter"])):
+    match data.draw(st.sampled_from(["drop", "double", "swap", "alter"])):
         case "drop":
             del events[at]
         case "double":
             events.insert(at, events[at])
+        case "swap":
+            same = [n for n in policed if events[n].pcr == events[at].pcr]
+            other = data.draw(st.sampled_from([n for n in same if events[n].digests != events[at].digests]))
+            events[at], events[other] = events[other], events[at]
         case "alter":
             events[at] = replace(events[at], digests={"sha256": data.draw(st.binary(min_size=32, max_size=32))})
-    assert not verdict(replace(log, events=tuple(events))).trusted
+    assert not verdict(replace(log, events=tuple(events)), reference=(approved,)).trusted

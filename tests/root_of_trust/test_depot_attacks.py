@@ -5,6 +5,7 @@ Each one is refused by name, and the site goes on with what it had.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -274,12 +275,15 @@ def test_endless_metadata(victim: Victim, name: str) -> None:
     victim.refuses(DataEndless, r"exceeding the maximum allowed length of (16384|512000)")
 
 
-def test_endless_targets_metadata_and_snapshot(victim: Victim) -> None:
+@pytest.mark.parametrize("role", ["targets", "snapshot"])
+def test_endless_targets_metadata_and_snapshot(victim: Victim, role: str) -> None:
     attacker = victim.attacker
     forged = attacker.targets([], [victim.rig.people["alice"], victim.rig.people["bob"]], 4)
     attacker.with_online_key(victim.rig.online, forged, 4)
-    os.truncate(attacker.repository / "metadata/4.targets.json", 1 << 40)
-    victim.refuses(DataEndless, "4.targets.json.* exceeding")
+    number = 4 if role == "targets" else attacker.newest(Snapshot).signed.version
+    name = f"{number}.{role}.json"
+    os.truncate(attacker.repository / "metadata" / name, 1 << 40)
+    victim.refuses(DataEndless, f"{re.escape(name)}.* exceeding")
 
 
 def test_endless_target(rig: Rig) -> None:

@@ -1,7 +1,8 @@
 """An AppRole session with an OpenBao server, for the transit key and for the KV store.
 
 TLS is always verified, against the operator's own CA. Nothing of the environment plays a part: no proxy, no token of
-somebody else's, no CA bundle; redirects are not followed, as they would carry the token away. A token that ran out is
+somebody else's, no CA bundle; redirects are not followed, as they would carry the token away, and count as failures: a
+standby node that sends a write on to another node has not done it. A token that ran out is
 renewed by logging in again, once. Nothing else is tried twice here: the caller knows what may be repeated.
 """
 
@@ -31,6 +32,10 @@ class OpenBaoDenied(CustodyUnavailable):
     """The AppRole is not accepted, or its policy does not allow this."""
 
 
+class _SentOn(Exception):
+    """Another node should be asked. hvac takes every status below 400 for success."""
+
+
 class OpenBao:
     """Blocking; threads may share it. `secret_id` is asked at every log-in and not kept."""
 
@@ -41,6 +46,7 @@ class OpenBao:
             )
         session = requests.Session()
         session.trust_env = False
+        session.hooks["response"].append(_no_redirect)
         session.verify = ca  # hvac prefers the session's setting to its own argument
         self.address = address
         self._role_id, self._secret_id = role_id, secret_id
@@ -84,6 +90,11 @@ class OpenBao:
         where = f"OpenBao at {self.address}"
         try:
             return work(self._client)
+        except _SentOn:
+            raise OpenBaoUnreachable(
+                f"{where} is not the active node, so it cannot {what}",
+                remedy="do this again; if it stays so, give the address of the active node in custody.json",
+            ) from None
         except OSError as error:  # requests' errors derive from it
             certificate = isinstance(error, requests.exceptions.SSLError)
             raise OpenBaoUnreachable(
@@ -117,6 +128,11 @@ class OpenBao:
             raise OpenBaoUnreachable(
                 f"{where} cannot {what}: {_said(error)}", remedy="look into its log; then do this again"
             ) from None
+
+
+def _no_redirect(response: requests.Response, *_: object, **__: object) -> None:
+    if 300 <= response.status_code < 400:
+        raise _SentOn
 
 
 def _said(error: Exception) -> str:

@@ -79,7 +79,7 @@ class OpenBaoVault:
             found, version = self._read(path)
             if self._write(path, change(found), version):
                 entry = self._entry(path)
-                if entry is not None:
+                if entry is not None and entry.current_version > version:  # the only one there is never destroyed
                     self._destroy_versions(path, [old for old in _undestroyed(entry) if old <= version])
                 return
         raise VaultError(f"others write {path} all the time", remedy="do this again")
@@ -144,11 +144,12 @@ class OpenBaoVault:
                 return (error.json or {}).get("data")
 
         answer = self._bao.call(f"read {path}", read)
-        if answer is None and (known := self._known_all_the_same(path)) is not None:
+        if (answer is None or answer["data"] is None) and (known := self._known_all_the_same(path)) is not None:
             answer = self._bao.call(f"read {path}", read)  # somebody may have stored it in between
-            if answer is None:
+            if answer is None or (answer["data"] is None and known.live):
                 raise OpenBaoUnreachable(
-                    f"OpenBao at {self._bao.address} says that there is no {path}, and knows of its version {known}",
+                    f"OpenBao at {self._bao.address} says that there is no {path}, and knows of its version "
+                    f"{known.current_version}",
                     remedy=_ONCE_ACTIVE,
                 )
         if answer is None:
@@ -164,37 +165,49 @@ class OpenBaoVault:
                 remedy="find out who writes there; the mount belongs to the vault alone",
             ) from None
 
-    def _known_all_the_same(self, path: str) -> int | None:
-        """The current version of an entry that OpenBao just said is not there. That is believed of the active node
-        only, and only if it knows of no version either: it would mean that nobody knows a BMC's password. Raises
+    def _known_all_the_same(self, path: str) -> _Entry | None:
+        """What OpenBao knows of an entry's versions of which it just said that there is no secret. That is believed of
+        the active node only, and only if it knows of no live version either: it would mean that nobody knows a BMC's
+        password. Raises `CustodyUnavailable`."""
+        self._require_active(f"there is no {path}")
+        entry = self._entry(path)
+        return entry if entry is not None and entry.versions else None
+
+    def _require_active(self, word: str) -> None:
+        """A standby node may be behind, and one that has just started is a standby node. Raises
         `CustodyUnavailable`."""
         status = self._bao.call(
-            f"tell whether {path} is there", lambda client: client.sys.read_health_status(method="HEAD").status_code
+            f"tell whether {word}", lambda client: client.sys.read_health_status(method="HEAD").status_code
         )
         if status != _ACTIVE:
             state = _NOT_ACTIVE.get(status, f"not ready (health {status})")
             raise OpenBaoUnreachable(
-                f"OpenBao at {self._bao.address} is {state}, so its word that there is no {path} does not count",
+                f"OpenBao at {self._bao.address} is {state}, so its word that {word} does not count",
                 remedy=_ONCE_ACTIVE,
             )
-        entry = self._entry(path)
-        return entry.current_version if entry is not None and entry.versions else None
 
     def _write(self, path: str, secret: bytes, version: int) -> bool:
         """False if `version` is not the current one any more."""
 
-        def write(client: Any) -> bool:
+        def write(client: Any) -> Any:
             try:
-                client.secrets.kv.v2.create_or_update_secret(
+                return client.secrets.kv.v2.create_or_update_secret(
                     path, {"secret": b64encode(secret).decode("ascii")}, cas=version, mount_point=self._mount
                 )
             except InvalidRequest as error:
                 if "check-and-set" in str(error):
-                    return False
+                    return None
                 raise
-            return True
 
-        return self._bao.call(f"write {path}", write)
+        answer = self._bao.call(f"write {path}", write)
+        if answer is None:
+            return False
+        if _version_of(answer) != version + 1:
+            raise OpenBaoUnreachable(
+                f"OpenBao at {self._bao.address} does not say that it has stored version {version + 1} of {path}",
+                remedy=_ONCE_ACTIVE,
+            )
+        return True
 
     def _destroy_versions(self, path: str, versions: list[int]) -> None:
         if versions:
@@ -213,11 +226,18 @@ class OpenBaoVault:
         def names(client: Any) -> list[str]:
             try:
                 answer = client.secrets.kv.v2.list_secrets(folder, mount_point=self._mount)
-            except InvalidPath:
+            except InvalidPath as error:
+                if error.errors:
+                    raise
                 return []
             return [str(name) for name in answer["data"]["keys"]]
 
-        for name in self._bao.call(f"list {folder or 'all secrets'}", names):
+        what = f"list {folder or 'all secrets'}"
+        found = self._bao.call(what, names)
+        if not found:  # else a destruction could find nothing to destroy
+            self._require_active(f"nothing is in {folder or 'the vault'}")
+            found = self._bao.call(what, names)
+        for name in found:
             path = f"{folder}/{name}" if folder else name
             if name.endswith("/"):
                 yield from self._list(path.rstrip("/"))
@@ -228,11 +248,21 @@ class OpenBaoVault:
         def metadata(client: Any) -> Any:
             try:
                 return client.secrets.kv.v2.read_secret_metadata(path, mount_point=self._mount)["data"]
-            except InvalidPath:
+            except InvalidPath as error:
+                if error.errors:
+                    raise
                 return None
 
         answer = self._bao.call(f"read the versions of {path}", metadata)
         return None if answer is None else msgspec.convert(answer, _Entry, strict=False)
+
+
+def _version_of(written: Any) -> int | None:
+    """The version that the answer to a write names; None if it names none."""
+    try:
+        return int(written["data"]["version"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _undestroyed(entry: _Entry) -> list[int]:
