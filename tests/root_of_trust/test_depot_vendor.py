@@ -370,6 +370,34 @@ def cabinet(files: dict[str, bytes], compress: bool = True) -> bytes:
     return archive.save(compress=compress)
 
 
+@pytest.mark.host
+@pytest.mark.parametrize("over_digest", [False, True])
+def test_a_cabinet_and_a_catalogue_by_the_tools_that_vendors_use(
+    file: BinaryIO, pki: Pki, tmp_path: Path, over_digest: bool
+) -> None:
+    """gcab and libjcat, not our reading of their formats."""
+    (tmp_path / NAME).write_bytes(DATA)
+    signer = (pki.directory / "leaf.pem", pki.directory / "key.pem")
+    more = ("--target", "sha256") if over_digest else ()
+    if over_digest:  # what is signed is the checksum, which has to be there first
+        tool(tmp_path, "jcat-tool", "self-sign", "firmware.jcat", NAME, "--kind", "sha256")
+    tool(tmp_path, "jcat-tool", "sign", "firmware.jcat", NAME, *signer, *more)
+    tool(tmp_path, "gcab", "--create", "--zip", "acme.cab", NAME, "firmware.jcat")
+    member = jcat.extract((tmp_path / "acme.cab").read_bytes(), NAME)
+    assert member.data == DATA
+    assert member.catalogue is not None
+    assert vendor.verify(file, DIGEST, NAME, member.catalogue, pki.pem(pki.ca)) == (Scheme.JCAT_PKCS7, pki.fingerprint)
+    (tmp_path / "changed").write_bytes(DATA + b"!")
+    with (tmp_path / "changed").open("rb") as changed:
+        digest = hashlib.sha256(DATA + b"!").hexdigest()
+        why = "another SHA-256 than its catalogue says" if over_digest else "no signature in the catalogue"
+        refused(why, changed, digest, NAME, member.catalogue, pki.pem(pki.ca))
+
+
+def tool(directory: Path, *command: object) -> None:
+    subprocess.run([str(word) for word in command], cwd=directory, capture_output=True, check=True)
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_file_comes_out_of_a_cabinet_with_its_catalogue(compress: bool) -> None:
     made = cabinet({NAME: DATA, "firmware.jcat": b"catalogue", "firmware.metainfo.xml": b"<x/>"}, compress)
