@@ -57,7 +57,7 @@ def once(source: Path, directory: Path) -> dict[str, float]:
         imported = seconds(import_it)
         for name in ("alice", "bob"):
             sign_staged(depot.staging, depot.staged(), people[name])
-        depot.publish(online, now)
+        depot.publish([online], now)
         wanted = Wanted(Kind.OS_IMAGE, "bench", "image", "1")
         used = seconds(lambda: use(depot.client(), wanted))
     return {"sha256sum": plain, "import": imported, "use": used}
