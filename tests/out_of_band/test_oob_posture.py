@@ -69,7 +69,7 @@ def test_posture_findings_name_what_is_wrong_worst_first() -> None:
             AccountFact(uri="/a/3", username="old", role="", enabled=False),
         ),
         policy=AccountPolicy(lockout_threshold=0),
-        connectors=(CloudConnector(name="HPE Compute Ops Management", state="Connected", source="/m: Status", enabled=True),),
+        connectors=(CloudConnector(name="HPE COM", state="Connected", source="/m: Status", enabled=True),),
     )
     findings = posture_findings(posture, subject="s1")
     assert [finding.kind for finding in findings] == [

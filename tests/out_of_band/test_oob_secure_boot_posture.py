@@ -55,7 +55,7 @@ def test_a_bmc_that_shows_nothing_is_a_remark(right: SecureBootState, wanted: Ke
     assert kinds(msgspec.structs.replace(right, databases={}), wanted) == [("secure-boot-unseen", "info")]
     for state, read in (
         (None, "its System has no SecureBoot resource"),
-        (msgspec.structs.replace(right, databases={}), "SecureBoot: no SecureBootDatabases; SecureBootMode is UserMode"),
+        (msgspec.structs.replace(right, databases={}), "SecureBoot: no SecureBootDatabases; SecureBootMode is User"),
     ):
         (found,) = secure_boot_findings(state, wanted, subject="server-1")
         assert found.evidence.startswith(read)

@@ -59,10 +59,15 @@ def _source(resource: Json, name: str) -> str:
 
 
 def dell_attributes_uri(manager: Json) -> str | None:
-    """iDRAC's attribute group of the manager itself; `Links.Oem.Dell.DellAttributes` lists several groups."""
+    """iDRAC's attribute group of the manager itself; `Links.Oem.Dell.DellAttributes` lists several groups, all of them
+    below the iDRAC's URI. Older firmware has `Managers/<group>/Attributes` for each."""
     groups = at(manager, "Links", "Oem", "Dell", "DellAttributes")
     uris = [link(group) or "" for group in groups] if isinstance(groups, list) else []
-    return next((uri for uri in uris if "/iDRAC." in uri), None)
+    return next((uri for uri in uris if _group(uri).startswith("iDRAC.")), None)
+
+
+def _group(uri: str) -> str:
+    return uri.rstrip("/").removesuffix("/Attributes").rpartition("/")[2]
 
 
 def service_advisor_uri(manager: Json) -> str | None:
