@@ -45,7 +45,7 @@ IDRAC = Bmc(
     {"Model": "13G Monolithic"},
 )
 ASPEED = Bmc({}, {"Manufacturer": "Quanta"}, {"Model": "AST2500"})
-ILO_5 = Bmc({"Product": "ProLiant DL365 Gen10 Plus"}, {"Manufacturer": "HPE"}, {"Model": "iLO 5"}).with_version("3.14")
+ILO_5 = Bmc({"Product": "ProLiant DL365 Gen10 Plus"}, {"Manufacturer": "HPE"}, {"Model": "iLO 5"}).with_version("2.50")
 IDRAC_9 = Bmc(IDRAC.root, IDRAC.system, {"Model": "15G Monolithic"}).with_version("2.41.40.40")
 IPMI_ON = Bmc({}, {"Manufacturer": "Anybody"}, {}, ("HTTPS", "IPMI"))
 
