@@ -1,6 +1,7 @@
 """`freehold audit` as a person meets it, on a site whose BMCs are the lab's Redfish service on loopback."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def test_findings_end_with_3_and_say_what_to_do(rack: Rack) -> None:
     (found,) = answer.json()["servers"]
     assert (found["server"], found["clean"], found["error"]) == ("server-1", False, None)
     assert {"bmc-ipmi-enabled", "bmc-host-interface-bootstrapping", "ipmi-silent"} <= kinds(answer.json(), "server-1")
-    assert all(each["remedy"] and each["severity"] for each in found["findings"])
+    assert all(each["remedy"] and each["severity"] and each["evidence"].strip() for each in found["findings"])
     assert PASSWORD not in answer.out
 
 
@@ -134,6 +135,21 @@ def test_the_table_has_a_line_for_each_finding_worst_first(rack: Rack) -> None:
     assert "NetworkProtocol.IPMI.ProtocolEnabled is true, port 623" in answer.out
     assert answer.err.startswith("1 server audited: ")
     assert answer.code == 3
+
+
+def test_the_row_of_each_finding_has_severity_evidence_and_remedy_uncut(rack: Rack) -> None:
+    rack.own("server-1")
+    lines = rack.site("audit", "server-1").out.splitlines()[1:]
+    rows = [re.split(" {3,}", line) for line in lines]  # an empty cell leaves fewer than five
+    answer = rack.site("audit", "server-1", "-o", "json").json()
+    (server,) = answer["servers"]
+    shown = [("server-1", each) for each in server["findings"]]
+    shown = [*(("(site)", each) for each in answer["site"]), *shown]
+    assert len(shown) > 5
+    for (where, found), row in zip(shown, rows, strict=True):
+        told = [where, found["severity"], f"{found['kind']}: {found['detail']}", found["evidence"], found["remedy"]]
+        assert all(cell.strip() for cell in told), found
+        assert row == told
 
 
 def test_a_closed_bmc_ends_with_0(site: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

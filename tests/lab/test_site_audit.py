@@ -2,6 +2,7 @@
 named, as a table and as JSON, while the controller undoes what policy lets it undo."""
 
 import json
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,14 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 ROOT = "/redfish/v1"
 ACCOUNTS, PROTOCOLS = f"{ROOT}/AccountService/Accounts", f"{ROOT}/Managers/1/NetworkProtocol"
 DB = f"{ROOT}/Systems/1/SecureBoot/SecureBootDatabases/db/Certificates"
+TOLD = ("kind", "severity", "subject", "detail", "evidence", "remedy")
+
+
+def table_rows(table: str) -> list[tuple[str, str, str, str]]:
+    """(server, severity, kind, remedy) of each row that has all five cells. The table cuts and wraps nothing; its
+    columns are at least three spaces apart, and an empty cell leaves none behind."""
+    rows = [re.split(" {3,}", line) for line in table.splitlines()[1:]]
+    return [(row[0], row[1], row[2].partition(":")[0], row[4]) for row in rows if len(row) == 5]
 
 
 def audited(rig: SiteRig, code: int) -> dict[str, dict[str, Any]]:
@@ -27,11 +36,14 @@ def audited(rig: SiteRig, code: int) -> dict[str, dict[str, Any]]:
     table = rig.freehold(*command, check=False)
     assert table.returncode == code, table.stdout + table.stderr
     told = rig.freehold(*command, "-o", "json", check=False)
-    (server,) = json.loads(told.stdout)["servers"]
+    answer = json.loads(told.stdout)
+    (server,) = answer["servers"]
     assert server["clean"] is (code == 0)
+    for found in (*answer["site"], *server["findings"]):
+        assert all(found[field].strip() for field in TOLD), found
+    rows = table_rows(table.stdout)
     for found in server["findings"]:
-        assert all(found[field] for field in ("kind", "severity", "subject", "detail", "remedy")), found
-        assert found["kind"] in table.stdout
+        assert ("server-1", found["severity"], found["kind"], found["remedy"]) in rows, (found, table.stdout)
     return {found["kind"]: found for found in server["findings"] if found["severity"] != "info"}
 
 

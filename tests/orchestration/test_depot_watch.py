@@ -145,6 +145,9 @@ async def test_who_signs_for_the_depot_and_is_no_operator_of_the_site_is_a_findi
     assert (finding.kind, finding.subject, finding.severity) == ("depot-operator", "depot/carol", "critical")
     assert "who is no operator of the site" in finding.detail
     assert "freehold depot rotate" in finding.remedy
+    carol, alice = (rig.people[name].public_key.key_id for name in ("carol", "alice"))
+    assert f"key {carol} of carol" in finding.evidence
+    assert f"operators of the site: alice (key {alice}), bob (key " in finding.evidence
 
 
 def test_one_person_is_one_key_and_one_key_one_name() -> None:
@@ -169,6 +172,8 @@ async def test_what_expires_soon_is_a_finding_of_the_site_and_goes_when_it_is_re
     kinds = {each.subject: each for each in await place.store.site.findings()}
     assert set(kinds) == {"depot/targets"}
     assert kinds["depot/targets"].severity == "warning"
+    expires = f"{day(20):%Y-%m-%d}"
+    assert f"signed targets metadata of the depot: expires is {expires}" in kinds["depot/targets"].evidence
     rig.release("1.1")
     await look_at_depot(place.site, place.store, log)
     assert await place.store.site.findings() == ()
@@ -181,6 +186,7 @@ async def test_a_depot_that_cannot_be_used_any_more_is_a_critical_finding(rig: R
     (finding,) = depot_findings(rig.depot, Operators({}), utc_now())
     assert (finding.kind, finding.severity) == ("depot-refused", "critical")
     assert str(timestamp) in finding.detail
+    assert finding.evidence.startswith(f"depot {rig.depot.directory}: Metadata")
 
 
 async def test_no_depot_is_no_finding(place: Place, log: EvidenceLog) -> None:

@@ -242,6 +242,7 @@ async def test_an_installed_os_goes_on_under_the_ca_that_it_knows(place: Place) 
     assert next_step(view, now) == before
     (found,) = key_replacements.audited(view)
     assert (found.kind, found.subject) == ("replaced-agent-ca", SERVER)
+    assert found.evidence == "its record: deployed with agent CA 1; the newest of the site is 2"
     await place.establish(image=ImageFact(name="debian", version="12", manifest="ab" * 32, agent_ca=2))
     assert key_replacements.audited(await place.view()) == ()
     assert [agent_port(each) for each in (1, 2, 3)] == [8443, 8445, 8446]

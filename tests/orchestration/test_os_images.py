@@ -332,6 +332,7 @@ async def test_a_site_that_gives_out_what_it_built_says_so(place: Place, rig: Ri
     await look_at_images(place.site, place.store)
     (finding,) = await place.store.site.findings()
     assert (finding.severity, finding.kind) == (Severity.INFO, "images-built")
+    assert finding.evidence == "spec.images of the Site is built; the depot lists none for this site"
     release(rig, os_raw)  # whoever signs for images means them to be taken
     await look_at_images(place.site, place.store)
     (finding,) = await place.store.site.findings()

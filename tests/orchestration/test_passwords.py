@@ -1,5 +1,7 @@
 """The index of password digests: what it says, and what a crash at any moment may leave behind."""
 
+import hashlib
+import hmac
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from freehold.model.errors import FreeholdError
 from freehold.orchestration.passwords import (
     COMPLETE,
     INDEX,
+    KEY,
     ChangedMeanwhile,
     PasswordIndex,
     VaultSlots,
@@ -263,3 +266,27 @@ async def test_kept_passwords_that_cannot_be_read_do_not_keep_a_person_from_sett
     vault.put("bmc/s1/kept", b"?")
     await slots(vault).replace(OLD)
     assert await slots(vault).kept() == ()
+
+
+def test_a_digest_is_keyed_by_its_vault(tmp_path: Path, vault: CountingVault) -> None:
+    """Whoever has the evidence of a site, and not its vault, cannot try passwords against the digests in it."""
+    kek = FileKek.create(tmp_path / "other.key")
+    EmbeddedVault.create(tmp_path / "other", kek)
+    other = EmbeddedVault.open(tmp_path / "other", kek)
+    here, there = PasswordIndex(vault).digest(OLD.password), PasswordIndex(other).digest(OLD.password)
+    assert here != there
+    assert PasswordIndex(vault).digest(OLD.password) == here  # the key is kept
+    text = OLD.password.encode()
+    for unkeyed in ("sha256", "sha512", "sha3_256", "blake2s", "sha1", "md5"):
+        plain = hashlib.new(unkeyed, text).hexdigest()
+        assert plain not in (here, there)
+    assert hmac.digest(b"", text, "sha256").hex() not in (here, there)
+
+
+def test_a_digest_is_hmac_sha_256_under_the_key_of_the_vault(vault: CountingVault) -> None:
+    digest = PasswordIndex(vault).digest(OLD.password)
+    key = vault.get(KEY)
+    assert key is not None
+    assert len(key) == 32
+    assert digest == hmac.new(key, OLD.password.encode(), "sha256").hexdigest()
+    assert PasswordIndex(vault).digest(NEW.password) != digest

@@ -142,5 +142,9 @@ async def test_an_audit_says_it_and_says_when_nobody_has_looked_yet(owned: Place
     assert audited(msgspec.structs.replace(server, status=checked), 2) == ()
     found = revoked(SERVER, booted("debian"), owned.site.keys.secure_boot.newest_set())
     assert found is not None
+    assert f"{booted('debian').authenticode.hex()}, held against keys of generation 2" in found.evidence
+    gone = revoked(SERVER, None, owned.site.keys.secure_boot.newest_set())
+    assert gone is not None
+    assert "no build that is kept has them" in gone.evidence
     bears = msgspec.structs.replace(checked, findings=(found,))
     assert audited(msgspec.structs.replace(server, status=bears), 2) == (found,)

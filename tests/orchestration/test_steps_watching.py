@@ -395,6 +395,8 @@ async def test_a_waiver_that_ended_is_a_critical_finding_until_it_is_signed_anew
     assert (found.severity, found.kind, found.subject) == (Severity.CRITICAL, "waiver-ended", "secure-boot-databases")
     assert "has not the site's Secure Boot keys" in found.detail
     assert "Waiver of secure-boot-databases" in (found.remedy or "")
+    assert "its Secure Boot databases were not written" in found.evidence
+    assert "no signed Waiver of secure-boot-databases holds" in found.evidence
     assert told.statements == (("posture", {"kind": "waiver-ended", "lacks": ["secure-boot-databases"]}),)
     assert told.events == (found.detail,)
     view = await owned.view()

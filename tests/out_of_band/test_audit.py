@@ -124,6 +124,7 @@ async def test_a_factory_bmc_shows_all_that_is_wrong_with_it(tmp_path: Path) -> 
     severities = [finding.severity for finding in report.findings]
     assert severities == sorted(severities, key=[Severity.CRITICAL, Severity.WARNING, Severity.INFO].index)
     assert all(finding.subject == "server-1" for finding in report.findings)
+    assert all(finding.evidence.strip() and finding.remedy.strip() for finding in report.findings)
     text = msgspec.json.encode(report).decode()
     assert "a-long-password" not in text
     assert "factory-pass" not in text
@@ -163,6 +164,8 @@ async def test_the_real_trees_are_audited_as_far_as_they_go(tmp_path: Path, name
         async with RedfishClient.connect(bmc.address, identity, Credential("root", "x")) as client:
             observed = await audit_bmc(client, bmc.address)
     report = audit("s1", observed, own_account="Administrator")
+    assert report.findings
+    assert all(finding.evidence.strip() and finding.remedy.strip() for finding in report.findings)
     kinds = [finding.kind for finding in report.findings]
     hpe = name.startswith("hpe")
     assert observed.firmware.vendors[0] == ("HPE" if hpe else "Contoso")

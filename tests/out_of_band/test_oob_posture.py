@@ -43,7 +43,7 @@ CLOSED = Posture(
     services=(ServiceFact(name="IPMI", enabled=False, port=623), ServiceFact(name="HTTPS", enabled=True, port=443)),
     accounts=(AccountFact(uri="/a/2", username="freehold", role="Administrator", enabled=True),),
     policy=AccountPolicy(lockout_threshold=5),
-    connectors=(CloudConnector(name="Call home", state="False", enabled=False),),
+    connectors=(CloudConnector(name="Call home", state="False", source="/c: Enabled", enabled=False),),
     snmp=Snmp(enabled=True, v1=False, v2c=False, defaults=("public",)),
     host_interfaces=(HostInterfaceFact(uri="/h/1", enabled=False, no_auth=True, bootstrapping=True),),
 )
@@ -69,7 +69,7 @@ def test_posture_findings_name_what_is_wrong_worst_first() -> None:
             AccountFact(uri="/a/3", username="old", role="", enabled=False),
         ),
         policy=AccountPolicy(lockout_threshold=0),
-        connectors=(CloudConnector(name="HPE Compute Ops Management", state="Connected", enabled=True),),
+        connectors=(CloudConnector(name="HPE COM", state="Connected", source="/m: Status", enabled=True),),
     )
     findings = posture_findings(posture, subject="s1")
     assert [finding.kind for finding in findings] == [
@@ -82,6 +82,8 @@ def test_posture_findings_name_what_is_wrong_worst_first() -> None:
     assert findings[0].evidence == "NetworkProtocol.IPMI.ProtocolEnabled is true, port 623"
     assert "'root'" in findings[1].detail
     assert "Connected" in findings[2].detail
+    assert findings[2].evidence == "/m: Status is Connected"
+    assert all(finding.evidence.strip() for finding in findings)
 
 
 def test_every_kind_of_finding_is_one_that_the_next_look_can_take_back() -> None:
@@ -90,7 +92,7 @@ def test_every_kind_of_finding_is_one_that_the_next_look_can_take_back() -> None
         services=tuple(ServiceFact(name=name, enabled=True, port=1) for name in names),
         accounts=(AccountFact(uri="/a/1", username="root", role="Administrator", enabled=True),),
         policy=AccountPolicy(),
-        connectors=(CloudConnector(name="Call home", state="True", enabled=True),),
+        connectors=(CloudConnector(name="Call home", state="True", source="/c: Enabled", enabled=True),),
         snmp=Snmp(enabled=True, v1=True, v2c=True, defaults=("public",)),
         host_interfaces=(HostInterfaceFact(uri="/h/1", enabled=True, no_auth=True, bootstrapping=True),),
         external_providers=(ExternalProvider(name="LDAP", uri="/a", addresses=("10.0.0.1",)),),
@@ -98,6 +100,9 @@ def test_every_kind_of_finding_is_one_that_the_next_look_can_take_back() -> None
         unread={"/x": "500"},
     )
     assert set(kinds(everything)) == POSTURE_KINDS
+    for finding in posture_findings(everything, subject="s1"):  # each with all that an audit lists
+        assert finding.evidence.strip(), finding
+        assert finding.remedy.strip(), finding
 
 
 def test_what_could_not_be_read_takes_no_finding_back() -> None:

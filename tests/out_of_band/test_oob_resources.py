@@ -44,6 +44,7 @@ def test_wrong_types_become_absent_with_a_finding_each() -> None:
         "/redfish/v1/Systems/1#TrustedModules",
     ]
     assert "a int ('12345')" in findings[0].detail
+    assert findings[0].evidence == f"{findings[0].subject}: a int ('12345')"
 
 
 def test_a_whole_float_is_an_integer() -> None:

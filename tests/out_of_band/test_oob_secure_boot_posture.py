@@ -44,6 +44,8 @@ def test_a_foreign_key_is_named_with_its_fingerprint(right: SecureBootState, wan
 def test_what_is_missing_or_off_is_critical(right: SecureBootState, wanted: KeyDatabases) -> None:
     off = msgspec.structs.replace(right, enabled=False)
     assert kinds(off, wanted) == [("secure-boot-off", "critical")]
+    (found,) = secure_boot_findings(off, wanted, subject="server-1")
+    assert found.evidence == "SecureBoot: SecureBootEnable is not true, SecureBootMode is UserMode"
     setup = msgspec.structs.replace(right, databases=right.databases | {"PK": ()}, signatures={"dbx": ()})
     assert kinds(setup, wanted) == [("secure-boot-key-missing", "critical")] * 2
 
@@ -51,3 +53,9 @@ def test_what_is_missing_or_off_is_critical(right: SecureBootState, wanted: KeyD
 def test_a_bmc_that_shows_nothing_is_a_remark(right: SecureBootState, wanted: KeyDatabases) -> None:
     assert kinds(None, wanted) == [("secure-boot-unseen", "info")]
     assert kinds(msgspec.structs.replace(right, databases={}), wanted) == [("secure-boot-unseen", "info")]
+    for state, read in (
+        (None, "its System has no SecureBoot resource"),
+        (msgspec.structs.replace(right, databases={}), "SecureBoot: no SecureBootDatabases; SecureBootMode is User"),
+    ):
+        (found,) = secure_boot_findings(state, wanted, subject="server-1")
+        assert found.evidence.startswith(read)

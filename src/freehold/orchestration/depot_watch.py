@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from tuf.api.metadata import Metadata
 from freehold.evidence import Artifacts, EvidenceLog, Predicate, Statement, Subject
 from freehold.evidence.artifacts import FIELD as ARTIFACTS
 from freehold.model.errors import FreeholdError
-from freehold.model.findings import Finding, Severity
+from freehold.model.findings import Finding, Severity, refusal_of
 from freehold.orchestration.site import Site
 from freehold.orchestration.store import Store
 from freehold.root_of_trust import pki
@@ -54,7 +55,7 @@ async def look_at_depot(site: Site, store: Store, log: EvidenceLog) -> None:
         await asyncio.to_thread(renew, site, now)
     except (FreeholdError, OSError) as error:
         logger.error("the depot's timestamp cannot be renewed: %s", error)
-        renewal = (_refused(error, "the depot's timestamp cannot be renewed: "),)
+        renewal = (_refused(error, site.depot.directory, "the depot's timestamp cannot be renewed: "),)
     people = await store.approvals.operators()
     found = await asyncio.to_thread(depot_findings, site.depot, people, now)
     for each in await store.site.set_findings(SOURCE, (*renewal, *found)):
@@ -75,11 +76,11 @@ def depot_findings(depot: Depot, people: Operators, now: datetime) -> tuple[Find
     except DepotMissing:
         return ()
     except (DepotError, OSError) as error:
-        return (_refused(error),)
+        return (_refused(error, depot.directory),)
     return (*expiring(client.view.expiries, now), *people_findings(public_keys_of(client.view.root), people))
 
 
-def _refused(error: FreeholdError | OSError, before: str = "") -> Finding:
+def _refused(error: FreeholdError | OSError, directory: Path, before: str = "") -> Finding:
     what = error.what if isinstance(error, FreeholdError) else str(error)
     remedy = (error.remedy or "") if isinstance(error, FreeholdError) else ""
     return Finding(
@@ -88,6 +89,7 @@ def _refused(error: FreeholdError | OSError, before: str = "") -> Finding:
         subject="depot",
         detail=f"{before}{what}; no package can be used",
         remedy=remedy or "`freehold depot verify` says more",
+        evidence=refusal_of(f"depot {directory}", error),
     )
 
 

@@ -81,6 +81,7 @@ def audited(server: ServerView) -> tuple[Finding, ...]:
         detail=f"its OS knows the controller by agent CA {image.agent_ca}, which was replaced",
         remedy=f"deploy it anew: `freehold decommission {server.name}`; when none is left: `freehold pki replace agent"
         " --finish`",
+        evidence=f"its record: deployed with agent CA {image.agent_ca}; the newest of the site is {newest}",
     )
     return (found,)
 

@@ -18,7 +18,7 @@ import msgspec
 
 from freehold.evidence import dsse, durable
 from freehold.model.errors import FreeholdError
-from freehold.model.findings import Finding, Severity
+from freehold.model.findings import Finding, Severity, refusal_of
 from freehold.model.resources import DepotImage, ImageSpec
 from freehold.orchestration.depot_watch import renew
 from freehold.orchestration.measurements import BootedImage
@@ -331,6 +331,7 @@ def _built(*, intended: bool) -> Finding:
         subject="images",
         detail="images that this controller built may be assigned and booted: nobody else vouches for them",
         remedy="import image and agent into the depot, let two operators sign them, and declare spec.images: depot",
+        evidence=f"spec.images of the Site is built; the depot lists {'some' if intended else 'none'} for this site",
     )
 
 
@@ -338,5 +339,10 @@ def _finding(severity: Severity, kind: str, subject: str, error: FreeholdError |
     what: Any = error.what if isinstance(error, FreeholdError) else str(error)
     remedy = (error.remedy or "") if isinstance(error, FreeholdError) else ""
     return Finding(
-        severity=severity, kind=kind, subject=subject, detail=what, remedy=remedy or "`freehold depot verify`"
+        severity=severity,
+        kind=kind,
+        subject=subject,
+        detail=what,
+        remedy=remedy or "`freehold depot verify`",
+        evidence=refusal_of(subject, error),
     )

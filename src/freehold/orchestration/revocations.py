@@ -17,8 +17,10 @@ def revoked(server: str, image: BootedImage | None, newest: KeySet) -> Finding |
     """What is wrong with the image that `server` runs; None: the newest keys start it too. An image that is not kept
     here cannot be judged, and that is a finding as well."""
     if image is None:
+        read = "its image's digests are in its record, and no build that is kept has them"
         why = "the build that it runs is not kept here, so nobody can say whether it is revoked"
     elif (refusal := image.refused_by(newest)) is not None:
+        read = f"Authenticode digest {image.authenticode.hex()}, held against keys of generation {newest.generation}"
         why = f"it runs {image.name}, which the site's newest Secure Boot keys refuse: {refusal}"
     else:
         return None
@@ -28,6 +30,7 @@ def revoked(server: str, image: BootedImage | None, newest: KeySet) -> Finding |
         subject=server,
         detail=why,
         remedy=f"deploy it anew: `freehold decommission {server}`; until then it attests under the keys that it has",
+        evidence=read,
     )
 
 

@@ -118,6 +118,7 @@ def ended_finding(server: str, finding: Waivable) -> Finding:
         subject=finding.value,
         detail=f"{_WITHOUT[finding]}; the waiver of that has ended",
         remedy=f"mend it, {remedy(server, finding)}",
+        evidence=f"record of {server}: {_RECORDED[finding]}; no signed Waiver of {finding} holds today",
     )
 
 
@@ -128,6 +129,15 @@ _WITHOUT = {
     Waivable.MISSING_MEDIUM: "disks that were in it are unaccounted for",
     Waivable.IPMI: "its BMC answers IPMI over LAN",
     Waivable.BMC_DIRECTORY: "its BMC lets in whom a directory vouches for",
+}
+
+_RECORDED = {
+    Waivable.BMC_CERTIFICATE: "no certificate was installed on its BMC, by a waiver",
+    Waivable.SECURE_BOOT_DATABASES: "its Secure Boot databases were not written, by a waiver",
+    Waivable.TPM: "no endorsement key was bound, by a waiver",
+    Waivable.MISSING_MEDIUM: "media were missing when it was erased",
+    Waivable.IPMI: "its port of IPMI answered after IPMI was turned off, by a waiver",
+    Waivable.BMC_DIRECTORY: "a directory was left on when its BMC's services were closed",
 }
 
 

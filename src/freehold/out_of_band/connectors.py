@@ -9,10 +9,11 @@ from freehold.out_of_band.redfish import Json, RedfishClient, link
 
 
 class CloudConnector(msgspec.Struct, frozen=True, kw_only=True):
-    """`name` is the vendor's word, `state` its value as read."""
+    """`name` is the vendor's word, `state` its value as read, `source` the resource and property that held it."""
 
     name: str
     state: str
+    source: str
     enabled: bool
 
 
@@ -27,31 +28,46 @@ def connectors_in(
     found = []
     status = at(manager, "Oem", "Hpe", "CloudConnect", "CloudConnectStatus")
     if isinstance(status, str):
-        found.append(_connector("HPE Compute Ops Management", status, off=("NotEnabled", "Disabled", "DisabledByCOM")))
+        source = _source(manager, "Oem.Hpe.CloudConnect.CloudConnectStatus")
+        off = ("NotEnabled", "Disabled", "DisabledByCOM")
+        found.append(_connector("HPE Compute Ops Management", status, source, off=off))
     enabled = remote_support.get("RemoteSupportEnabled")
     if isinstance(enabled, bool):
-        found.append(_connector("HPE Insight Remote Support", str(enabled), off=("False",)))
+        source = _source(remote_support, "RemoteSupportEnabled")
+        found.append(_connector("HPE Insight Remote Support", str(enabled), source, off=("False",)))
     attributes = dell_attributes.get("Attributes")
     if isinstance(attributes, dict):
         for name, value in sorted(attributes.items()):
             switch = name.endswith(("Enable", "Enabled", "EnableState"))
             if switch and name.startswith(("SupportAssist.1.", "CloudIQ.1.")):
-                found.append(_connector(f"Dell {name}", str(value), off=("Disabled", "False", "0")))
+                source = _source(dell_attributes, f"Attributes.{name}")
+                found.append(_connector(f"Dell {name}", str(value), source, off=("Disabled", "False", "0")))
     call_home = service_advisor.get("CallHomeEnabled")
     if isinstance(call_home, bool):
-        found.append(_connector("Lenovo call home", str(call_home), off=("False",)))
+        source = _source(service_advisor, "CallHomeEnabled")
+        found.append(_connector("Lenovo call home", str(call_home), source, off=("False",)))
     return tuple(found)
 
 
-def _connector(name: str, state: str, *, off: tuple[str, ...]) -> CloudConnector:
-    return CloudConnector(name=name, state=state, enabled=state not in off)
+def _connector(name: str, state: str, source: str, *, off: tuple[str, ...]) -> CloudConnector:
+    return CloudConnector(name=name, state=state, source=source, enabled=state not in off)
+
+
+def _source(resource: Json, name: str) -> str:
+    """`/redfish/v1/Managers/1: Oem.Hpe.…`. A resource that does not say its own URI is called the BMC's."""
+    return f"{resource.get('@odata.id') or 'the BMC'}: {name}"
 
 
 def dell_attributes_uri(manager: Json) -> str | None:
-    """iDRAC's attribute group of the manager itself; `Links.Oem.Dell.DellAttributes` lists several groups."""
+    """iDRAC's attribute group of the manager itself; `Links.Oem.Dell.DellAttributes` lists several groups, all of them
+    below the iDRAC's URI. Older firmware has `Managers/<group>/Attributes` for each."""
     groups = at(manager, "Links", "Oem", "Dell", "DellAttributes")
     uris = [link(group) or "" for group in groups] if isinstance(groups, list) else []
-    return next((uri for uri in uris if "/iDRAC." in uri), None)
+    return next((uri for uri in uris if _group(uri).startswith("iDRAC.")), None)
+
+
+def _group(uri: str) -> str:
+    return uri.rstrip("/").removesuffix("/Attributes").rpartition("/")[2]
 
 
 def service_advisor_uri(manager: Json) -> str | None:

@@ -175,6 +175,7 @@ def _missing(uri: str) -> Finding:
         subject=uri,
         detail="the BMC links to this resource and does not have it",
         remedy="update the BMC's firmware, or report it to the vendor",
+        evidence=f"GET {uri}: not there",
     )
 
 

@@ -224,7 +224,7 @@ def posture_findings(
     """What is not as it should be, worst first. `subject` is the server's name. Pure."""
     found: list[Finding] = []
 
-    def note(severity: Severity, kind: str, detail: str, remedy: str, evidence: str = "") -> None:
+    def note(severity: Severity, kind: str, detail: str, remedy: str, evidence: str) -> None:
         found.append(
             Finding(severity=severity, kind=kind, subject=subject, detail=detail, remedy=remedy, evidence=evidence)
         )
@@ -279,6 +279,7 @@ def posture_findings(
                 "bmc-cloud-connector",
                 f"{connector.name} is {connector.state}: the BMC talks to its vendor",
                 "turn it off in the BMC",
+                f"{connector.source} is {connector.state}",
             )
     for interface in posture.host_interfaces:
         found += _host_interface_findings(interface, subject)
@@ -303,7 +304,7 @@ def disproved(posture: Posture) -> frozenset[str]:
 
 def _snmp_findings(snmp: Snmp, subject: str) -> list[Finding]:
     found = []
-    read = f"SNMP on; v1 {_said(snmp.v1)}, v2c {_said(snmp.v2c)}"
+    read = f"NetworkProtocol.SNMP.ProtocolEnabled is true; v1 {_said(snmp.v1)}, v2c {_said(snmp.v2c)}"
     read += ", communities set that the BMC does not show" if snmp.hidden else ""
     if snmp.by_community:
         found.append(

@@ -199,7 +199,7 @@ class LogEntry(_Shape, frozen=True):
 def read(shape: type[T], raw: Any, findings: list[Finding], *, subject: str = "") -> T:
     """`raw` as `shape`. Absent and null fields take the default; wrong-typed ones too, with one finding each."""
     if not isinstance(raw, dict):
-        findings.append(_oddity(subject or shape.__name__, f"is {_kind(raw)} instead of an object"))
+        findings.append(_oddity(subject or shape.__name__, _kind(raw), f"is {_kind(raw)} instead of an object"))
         return shape()
     subject = subject or str(raw.get("@odata.id") or shape.__name__)
     hints = get_type_hints(shape)
@@ -231,7 +231,8 @@ def _take(hint: Any, value: Any, findings: list[Finding], subject: str) -> Any:
             return msgspec.convert(value, hint)
         except msgspec.ValidationError:
             pass
-    findings.append(_oddity(subject, f"is {_kind(value)}, which the schema does not allow; it is treated as absent"))
+    seen = _kind(value)
+    findings.append(_oddity(subject, seen, f"is {seen}, which the schema does not allow; it is treated as absent"))
     return None
 
 
@@ -239,11 +240,12 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__} ({str(value)[:40]!r})"
 
 
-def _oddity(subject: str, detail: str) -> Finding:
+def _oddity(subject: str, seen: str, detail: str) -> Finding:
     return Finding(
         severity=Severity.INFO,
         kind="redfish-oddity",
         subject=subject,
         detail=detail,
         remedy="update the BMC's firmware, or report it to the vendor",
+        evidence=f"{subject}: {seen}",
     )

@@ -15,11 +15,19 @@ def secure_boot_findings(state: SecureBootState | None, wanted: KeyDatabases, *,
         detail = "the BMC does not show the Secure Boot databases: only PCR 7 of its boots tells what they hold"
         remedy = "none: attestation checks it at every boot"
         return [
-            Finding(severity=Severity.INFO, kind="secure-boot-unseen", subject=subject, detail=detail, remedy=remedy)
+            Finding(
+                severity=Severity.INFO,
+                kind="secure-boot-unseen",
+                subject=subject,
+                detail=detail,
+                evidence=_unseen(state),
+                remedy=remedy,
+            )
         ]
     found = []
     if not state.enabled:
-        found.append(_critical("secure-boot-off", subject, "Secure Boot is off: the next boot starts anything", "off"))
+        read = f"SecureBoot: SecureBootEnable is not true, SecureBootMode is {state.mode or 'absent'}"
+        found.append(_critical("secure-boot-off", subject, "Secure Boot is off: the next boot starts anything", read))
     for name, ours in wanted.entries.items():
         if name == "dbx" and name not in state.signatures:
             continue  # the BMC does not show it
@@ -32,6 +40,12 @@ def secure_boot_findings(state: SecureBootState | None, wanted: KeyDatabases, *,
             detail = f"{name} lacks {len(missing)} of the site's"
             found.append(_critical("secure-boot-key-missing", subject, detail, ", ".join(missing)))
     return found
+
+
+def _unseen(state: SecureBootState | None) -> str:
+    if state is None:
+        return "its System has no SecureBoot resource that can be read"
+    return f"SecureBoot: no SecureBootDatabases; SecureBootMode is {state.mode or 'absent'}"
 
 
 def _critical(kind: str, subject: str, detail: str, evidence: str) -> Finding:

@@ -100,6 +100,7 @@ def tls_findings(trials: tuple[TlsTrial, ...], *, subject: str) -> list[Finding]
     evidence = "; ".join(
         f"{trial.version}: {trial.outcome}" + (f" ({trial.why})" if trial.why else "") for trial in trials
     )
+    evidence = evidence or "no TLS version was tried"
     found: list[Finding] = []
 
     def note(severity: Severity, kind: str, detail: str, remedy: str) -> None:

@@ -29,6 +29,7 @@ def expiring(expiries: Mapping[str, datetime], now: datetime) -> tuple[Finding, 
                 detail=f"the depot's {role} metadata {'expired' if late else 'expires'} at {expires:%Y-%m-%d %H:%M:%SZ}"
                 + ("; no package can be used" if late else ""),
                 remedy=_REMEDY[role],
+                evidence=f"signed {role} metadata of the depot: expires is {expires:%Y-%m-%dT%H:%M:%SZ}",
             )
         )
     return tuple(found)

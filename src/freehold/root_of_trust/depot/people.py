@@ -21,6 +21,7 @@ REMEDY = (
 def people_findings(depot: Mapping[str, PublicKey], site: Operators) -> tuple[Finding, ...]:
     """A critical finding for each of the depot's people who is not an operator of the site. None, if the site has no
     operators: then there is nobody to compare with."""
+    known = ", ".join(f"{name} (key {key.key_id})" for name, key in sorted(site.people.items()))
     return tuple(
         Finding(
             severity=Severity.CRITICAL,
@@ -28,6 +29,7 @@ def people_findings(depot: Mapping[str, PublicKey], site: Operators) -> tuple[Fi
             subject=f"depot/{name}",
             detail=f"the depot counts signatures of {name} (key {depot[name].key_id}), {why}",
             remedy=REMEDY,
+            evidence=f"root metadata of the depot: key {depot[name].key_id} of {name}; operators of the site: {known}",
         )
         for name, why in _strangers(depot, site)
     )
