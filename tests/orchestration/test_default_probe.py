@@ -20,8 +20,10 @@ from freehold.out_of_band.factory_credentials import (
     IN_USE,
     NO_LOCKOUT,
     UNTRIED,
+    Trial,
     allowance,
     candidates,
+    default_findings,
     try_credentials,
 )
 from freehold.out_of_band.posture import AccountFact, AccountPolicy, Posture, read_posture
@@ -52,6 +54,41 @@ def test_only_what_the_vendor_documents_is_a_candidate() -> None:
     assert users(Firmware(vendors=("Dellmont",))) == []
     assert users(Firmware(vendors=("Super Micro Computer, Inc.",))) == ["ADMIN"]
     assert users(Firmware(product="AMI")) == ["admin", "sysadmin"]
+
+
+@pytest.mark.parametrize(
+    ("manufacturer", "expected"),
+    [
+        ("GIGABYTE", [("admin", "password"), ("admin", "admin")]),
+        ("Giga Computing Technology", [("admin", "password")]),
+        ("Quanta Cloud Technology Inc.", [("root", "superuser"), ("admin", "cmb9.admin"), ("", "")]),
+        ("Intel Corporation", [("root", "superuser"), ("", "")]),
+        ("Huawei", [("Administrator", "Admin@9000")]),
+        ("Oracle Corporation", [("root", "changeme")]),
+        ("Lenovo", [("USERID", "PASSW0RD")]),
+    ],
+)
+def test_what_is_less_sure_comes_last(manufacturer: str, expected: list[tuple[str, str]]) -> None:
+    found = candidates(Firmware(vendors=(manufacturer,)), (), "freehold")
+    assert [(each.username, each.password) for each in found] == expected
+
+
+def test_no_bmc_has_more_candidates_than_one_without_a_lockout_may_be_asked() -> None:
+    for named in ("GIGABYTE AMI", "Quanta AMI", "IBM OpenBMC", "Intel", "Lenovo AMI"):
+        assert len(candidates(Firmware(vendors=(named,)), (), "freehold")) <= NO_LOCKOUT
+
+
+def test_a_user_with_several_passwords_is_said_until_all_were_tried_or_one_was_taken() -> None:
+    wanted = candidates(Firmware(vendors=("GIGABYTE",)), (), "freehold")
+    policy = AccountPolicy(lockout_threshold=3)
+    refused, taken, unknown = (("admin", trial) for trial in (Trial.REFUSED, Trial.TAKEN, Trial.UNKNOWN))
+    for tried in ((), (refused,), (unknown,), (refused, unknown)):
+        (found,) = default_findings(SERVER, wanted, tried, policy)
+        assert (found.kind, found.detail) == (UNTRIED, "factory credentials were not tried: 'admin'")
+    assert default_findings(SERVER, wanted, (refused, refused), policy) == ()
+    for tried in ((taken,), (refused, taken)):
+        (found,) = default_findings(SERVER, wanted, tried, policy)
+        assert (found.kind, found.evidence) == (IN_USE, "a log-in with it succeeded: 'admin'")
 
 
 def test_our_own_account_is_never_a_candidate() -> None:
@@ -89,8 +126,8 @@ class Bmc:
 
 
 @asynccontextmanager
-async def lab_bmc(directory: Path, vault: Vault, password: str) -> AsyncIterator[Bmc]:
-    config = BmcConfig(password, directory, port=0, manufacturer="Dell Inc.")
+async def lab_bmc(directory: Path, vault: Vault, password: str, user: str = "root") -> AsyncIterator[Bmc]:
+    config = BmcConfig(password, directory, port=0, factory_user=user, manufacturer="Dell Inc.")
     runner = await serve(MemoryHardware(), config)
     address = f"127.0.0.1:{runner.addresses[0][1]}"
     identity = BmcIdentity(spki_sha256=(await fetch_identity(address)).spki_sha256)
@@ -99,7 +136,7 @@ async def lab_bmc(directory: Path, vault: Vault, password: str) -> AsyncIterator
         return RedfishClient.connect(address, identity, credential, server=SERVER)
 
     try:
-        async with connect(Credential("root", password)) as client:
+        async with connect(Credential(user, password)) as client:
             body = {"UserName": OWN.username, "Password": OWN.password, "RoleId": "Administrator"}
             await client.post("/redfish/v1/AccountService/Accounts", body)
             posture = await read_posture(client)
@@ -199,3 +236,45 @@ async def test_an_answer_that_is_neither_yes_nor_no_ends_it(changed: Bmc, monkey
     monkeypatch.setattr(RedfishClient, "login", lost)
     tried = await try_credentials(changed.connect, candidates(IBM, (), "freehold"))
     assert tried == (("USERID", "unknown"),)
+
+
+GIGABYTE, QUANTA = Firmware(vendors=("GIGABYTE",)), Firmware(vendors=("Quanta Cloud Technology Inc.",))
+
+
+async def test_two_passwords_of_one_user_are_two_attempts_and_nobody_is_locked(tmp_path: Path, vault: Vault) -> None:
+    async with lab_bmc(tmp_path / "bmc", vault, "another-password", "admin") as bmc:
+        (found,) = await bmc.probe(GIGABYTE, lockout_threshold=3)
+        assert (found.kind, found.detail) == (UNTRIED, "factory credentials were not tried: 'admin'")
+        assert bmc.failures() == 1
+        for _ in range(3):
+            await bmc.probe(GIGABYTE, lockout_threshold=5)
+        assert bmc.failures() == 3
+        async with bmc.connect(Credential("admin", "another-password")) as client:  # not locked
+            assert client.root
+
+
+async def test_a_user_who_was_let_in_is_not_refused_with_another_password(tmp_path: Path, vault: Vault) -> None:
+    async with lab_bmc(tmp_path / "bmc", vault, "password", "admin") as bmc:
+        (found,) = await bmc.probe(GIGABYTE)
+        assert (found.kind, found.severity) == (IN_USE, Severity.CRITICAL)
+        assert bmc.failures() == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "named"),
+    [("", "", "the user without a name"), ("admin", "cmb9.admin", "'admin'"), ("root", "superuser", "'root'")],
+)
+async def test_each_factory_credential_of_a_quanta_is_found(
+    tmp_path: Path, vault: Vault, user: str, password: str, named: str
+) -> None:
+    async with lab_bmc(tmp_path / "bmc", vault, password, user) as bmc:
+        found = [each for each in await bmc.probe(QUANTA, lockout_threshold=10) if each.kind == IN_USE]
+    assert [each.severity for each in found] == [Severity.CRITICAL]
+    assert f"documented password for {named}" in found[0].detail
+    assert not password or password not in repr(found)
+
+
+async def test_a_bmc_that_refuses_all_of_a_quanta_s_is_asked_once_for_each(changed: Bmc) -> None:
+    assert await changed.probe(QUANTA, lockout_threshold=5) == ()
+    assert changed.failures() == 1  # the one account of the three that is there
+    assert kinds(await changed.probe(QUANTA, lockout_threshold=5)) == [UNTRIED]

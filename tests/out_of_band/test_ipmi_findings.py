@@ -26,7 +26,9 @@ WORST = IpmiPosture(
 
 
 def kinds(posture: IpmiPosture, declared: bool | None) -> dict[str, Severity]:
-    return {finding.kind: finding.severity for finding in ipmi_findings(posture, subject="s1", declared=declared)}
+    found = ipmi_findings(posture, subject="s1", declared=declared)
+    assert all(finding.evidence.strip() and finding.remedy.strip() for finding in found)
+    return {finding.kind: finding.severity for finding in found}
 
 
 def test_silence_is_a_finding_only_if_redfish_says_that_ipmi_is_on() -> None:

@@ -125,3 +125,8 @@ def test_findings_of_trials() -> None:
     assert kinds(A, A, R, R) == ["bmc-old-tls", "bmc-no-modern-tls"]
     assert kinds(N, U, A, A) == ["bmc-tls-untested"]
     assert kinds(U, U, U, U) == ["bmc-no-modern-tls", "bmc-tls-untested"]
+
+
+def test_that_nothing_was_tried_is_the_evidence_then() -> None:
+    (found,) = tls_findings((), subject="s1")
+    assert (found.kind, found.evidence) == ("bmc-no-modern-tls", "no TLS version was tried")

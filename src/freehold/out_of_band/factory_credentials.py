@@ -4,6 +4,7 @@ no account can be locked by them.
 `candidates` and `allowance` decide and are pure; `try_credentials` does it, over TLS to the BMC that is recognised.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
@@ -24,14 +25,19 @@ _ROWS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("supermicro", "super micro"), "ADMIN", "ADMIN"),
     (("lenovo", "ibm"), "USERID", "PASSW0RD"),
     (("openbmc", "ibm", "nvidia"), "root", "0penBmc"),
+    (("gigabyte", "giga computing"), "admin", "password"),
     (("ibm", "ami", "american megatrends", "gigabyte"), "admin", "admin"),
     (("ami", "american megatrends"), "sysadmin", "superuser"),
     (("intel", "quanta"), "root", "superuser"),
     (("oracle",), "root", "changeme"),
-    (("huawei",), "Administrator", "Admin@9000"),
+    (("huawei",), "Administrator", "Admin@9000"),  # from memory
+    (("quanta",), "admin", "cmb9.admin"),  # no manual was seen: tools for Quanta's servers carry it
+    (("intel", "quanta"), "", ""),
 )
-"""Words of the vendor's name, user, password: as the vendors' manuals have them. HPE's, and all that came after
-California's SB-327, are different on each board, so nobody can try them."""
+"""Words of the vendor's name, user, password: as the vendors' manuals have them, the surest first: the budget may end
+before the list does. HPE's, and all that came after California's SB-327, are different on each board, so nobody can try
+them. Gigabyte's is that of boards shipped before March 2020 (its security announcement 1762). The user without a name
+is User 1 of IPMI, off from the factory (QSSC-S4R, table 194); a BMC that takes it over Redfish takes anybody."""
 
 
 class Trial(StrEnum):
@@ -64,9 +70,12 @@ def allowance(policy: AccountPolicy) -> int:
 async def try_credentials(
     connect: Callable[[Credential], RedfishClient], credentials: Sequence[Credential]
 ) -> tuple[tuple[str, Trial], ...]:
-    """(user, what came of it) of one attempt each; an answer that is neither yes nor no ends it."""
+    """(user, what came of it) of one attempt each; an answer that is neither yes nor no ends it. Once a user is let in,
+    its other passwords are not tried: they could only be refused, and be counted."""
     tried: list[tuple[str, Trial]] = []
     for credential in credentials:
+        if (credential.username, Trial.TAKEN) in tried:
+            continue
         try:
             async with connect(credential):
                 pass
@@ -84,10 +93,12 @@ async def try_credentials(
 def default_findings(
     server: str, wanted: Sequence[Credential], tried: Sequence[tuple[str, Trial]], policy: AccountPolicy
 ) -> tuple[Finding, ...]:
-    """What is taken is critical; what was not tried is said. Passwords are in neither. Pure."""
+    """What is taken is critical; what was not tried is said, a user with several passwords if any of them was not.
+    Passwords are in neither. Pure."""
     taken = [user for user, trial in tried if trial is Trial.TAKEN]
-    judged = {user for user, trial in tried if trial is not Trial.UNKNOWN}
-    untried = [each.username for each in wanted if each.username not in judged]
+    left = Counter(each.username for each in wanted)
+    left -= Counter(user for user, trial in tried if trial is not Trial.UNKNOWN)
+    untried = [user for user in left if user not in taken]
     found = []
     if taken:
         found.append(
@@ -95,9 +106,9 @@ def default_findings(
                 severity=Severity.CRITICAL,
                 kind=IN_USE,
                 subject=server,
-                detail=f"the BMC takes the factory's documented password for {', '.join(map(repr, taken))}",
+                detail=f"the BMC takes the factory's documented password for {', '.join(map(_named, taken))}",
                 remedy="disable the account, or give it a password of its own",
-                evidence="a log-in with it succeeded",
+                evidence=f"a log-in with it succeeded: {', '.join(map(_named, taken))}",
             )
         )
     if untried or not wanted:
@@ -108,7 +119,7 @@ def default_findings(
                 severity=Severity.INFO,
                 kind=UNTRIED,
                 subject=server,
-                detail=f"factory credentials were not tried: {', '.join(map(repr, untried))}"
+                detail=f"factory credentials were not tried: {', '.join(map(_named, untried))}"
                 if wanted
                 else "no factory credential is documented for this vendor, so none was tried",
                 remedy="try them by hand, one attempt each, when the BMC has forgotten earlier ones",
@@ -116,3 +127,7 @@ def default_findings(
             )
         )
     return tuple(found)
+
+
+def _named(user: str) -> str:
+    return repr(user) if user else "the user without a name"
