@@ -253,7 +253,6 @@ _targets: dict[str, tuple[list[bytes], int, Callable[[bytes], object]]] = {}
 def stretch(work: tuple[str, range]) -> dict[str, Any]:
     """In a worker."""
     if not _targets:
-        os.nice(10)
         _targets.update(targets(seeds()))
     name, numbers = work
     given, _, action = _targets[name]
@@ -270,7 +269,7 @@ def fuzz(total: int, processes: int, seed: int) -> dict[str, Any]:
     if processes == 1:
         results = list(map(stretch, work))
     else:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        with multiprocessing.get_context("spawn").Pool(processes, os.nice, (10,)) as pool:
             results = list(pool.imap_unordered(stretch, work))
     by_target: dict[str, dict[str, Any]] = {}
     for one in results:
