@@ -1,7 +1,9 @@
 """Kills a keeper at every file operation in turn, as kill -9 would: nothing happens after it, and a write is halved."""
 
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +49,18 @@ def run_until_crash(monkeypatch: pytest.MonkeyPatch, dies_at: int, work: Callabl
         except Crash:
             return True
     return False
+
+
+def crashes(
+    where: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], check: Callable[[], object]
+) -> int:
+    """Runs `work` on what is in `where`, dying at each change in turn; how many there were."""
+    saved = where.with_name("saved")
+    shutil.copytree(where, saved)
+    for step in range(1000):
+        shutil.rmtree(where)
+        shutil.copytree(saved, where)
+        if not run_until_crash(monkeypatch, step, work):
+            return step
+        check()
+    raise AssertionError("it never ends")

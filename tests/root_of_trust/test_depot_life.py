@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from freehold.root_of_trust.depot.metadata import Days, days_of, people_of
 from freehold.root_of_trust.depot.staging import Staging, sign_staged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
-from crash_points import run_until_crash
+from crash_points import crashes
 
 
 @pytest.fixture(autouse=True)
@@ -375,26 +374,6 @@ def test_a_published_depot_that_was_changed_is_not_built_upon(rig: Rig) -> None:
         rig.add("2.0")
 
 
-def crashes(
-    where: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    prepare: Callable[[], object],
-    work: Callable[[], object],
-    check: Callable[[], object],
-) -> int:
-    """Runs `work` on what `prepare` left in `where`, dying at each change in turn; how many there were."""
-    prepare()
-    saved = where.parent / "saved"
-    shutil.copytree(where, saved)
-    for step in range(1000):
-        shutil.rmtree(where)
-        shutil.copytree(saved, where)
-        if not run_until_crash(monkeypatch, step, work):
-            return step
-        check()
-    raise AssertionError("it never ends")
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Rig:
     """A depot that has published once."""
@@ -433,7 +412,8 @@ def test_a_publication_cut_short_anywhere_shows_the_old_or_the_new_state(
     def work() -> None:
         home.depot.publish([home.online], NOW)
 
-    assert crashes(home.depot.directory, monkeypatch, prepare, work, check) > 15
+    prepare()
+    assert crashes(home.depot.directory, monkeypatch, work, check) > 15
     assert outcomes == {"1.0", "2.0"}
 
 
@@ -451,7 +431,8 @@ def test_a_first_publication_cut_short_anywhere_can_be_repeated(
         rig.depot.publish([rig.online], NOW)
         assert usable(rig.depot, "1.0") == "1.0"
 
-    assert crashes(rig.depot.directory, monkeypatch, prepare, lambda: rig.depot.publish([rig.online], NOW), check) > 15
+    prepare()
+    assert crashes(rig.depot.directory, monkeypatch, lambda: rig.depot.publish([rig.online], NOW), check) > 15
 
 
 def test_founding_cut_short_anywhere_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +445,7 @@ def test_founding_cut_short_anywhere_can_be_repeated(tmp_path: Path, monkeypatch
         rig.publish()
         rig.depot.client()
 
-    assert crashes(rig.depot.directory, monkeypatch, lambda: None, rig.found, check) > 5
+    assert crashes(rig.depot.directory, monkeypatch, rig.found, check) > 5
 
 
 def test_a_rotation_cut_short_anywhere_can_be_repeated(home: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +467,8 @@ def test_a_rotation_cut_short_anywhere_can_be_repeated(home: Rig, monkeypatch: p
         assert home.depot.client().seen.root == 2
         assert usable(home.depot, "1.0") == "1.0"
 
-    crashes(home.depot.directory, monkeypatch, prepare, lambda: home.depot.publish([home.online], NOW), check)
+    prepare()
+    crashes(home.depot.directory, monkeypatch, lambda: home.depot.publish([home.online], NOW), check)
     assert outcomes == {0, 1, 2}
 
 
@@ -497,7 +479,7 @@ def test_an_import_cut_short_anywhere_loses_nothing(home: Rig, monkeypatch: pyte
         assert usable(home.depot, "1.0", "2.0") == "2.0"
         assert not (home.depot.directory / "incoming").exists()
 
-    assert crashes(home.depot.directory, monkeypatch, lambda: None, lambda: home.add("2.0"), check) > 8
+    assert crashes(home.depot.directory, monkeypatch, lambda: home.add("2.0"), check) > 8
 
 
 @pytest.mark.slow
@@ -518,7 +500,8 @@ def test_a_mirror_cut_short_anywhere_shows_the_old_or_the_new_state(home: Rig, m
     def work() -> None:
         mirror(home.site, home.directory / "medium")
 
-    assert crashes(home.site.directory, monkeypatch, prepare, work, check) > 15
+    prepare()
+    assert crashes(home.site.directory, monkeypatch, work, check) > 15
     assert outcomes == {"1.0", "2.0"}
 
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ from freehold.root_of_trust.online_key import online_keys
 from freehold.root_of_trust.vault import EmbeddedVault, Vault
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
-from crash_points import run_until_crash
+from crash_points import crashes
 
 CURRENT, NEXT = "site/keys/depot", "site/keys/depot-next"
 
@@ -351,21 +350,6 @@ def test_a_root_of_strangers_destroys_no_key(rig: Kept) -> None:
     assert rig.held == {CURRENT: former, NEXT: made}
 
 
-def crashes(
-    rig: Kept, where: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], check: Callable[[], object]
-) -> int:
-    """Runs `work` on what is in `where`, dying at each change of a file in turn; how many there were."""
-    saved = rig.directory / "saved"
-    shutil.copytree(where, saved)
-    for step in range(1000):
-        shutil.rmtree(where)
-        shutil.copytree(saved, where)
-        if not run_until_crash(monkeypatch, step, work):
-            return step
-        check()
-    raise AssertionError("it never ends")
-
-
 def renewed(rig: Kept) -> int:
     """What the controller does at any time, whatever was cut short: a timestamp by the key that the root names."""
     assert rig.depot.refresh_timestamp(online_keys(rig.vault), day(20))
@@ -386,7 +370,7 @@ def test_the_staging_of_a_new_key_cut_short_anywhere_can_be_repeated(
         assert rig.bring_out("alice", "bob").replaced
         assert rig.held == {CURRENT: made}
 
-    assert crashes(rig, rig.home, monkeypatch, rig.rotate, check) > 15
+    assert crashes(rig.home, monkeypatch, rig.rotate, check) > 15
 
 
 @pytest.mark.parametrize(
@@ -436,7 +420,7 @@ def test_the_publication_of_a_new_key_cut_short_anywhere_can_be_repeated(
         assert rig.depot.staged().waiting == {}
         assert rig.depot.client().find(wanted("1.0"))
 
-    assert crashes(rig, rig.home, monkeypatch, lambda: online_key.publish(rig.depot, rig.vault, NOW), check) > 30
+    assert crashes(rig.home, monkeypatch, lambda: online_key.publish(rig.depot, rig.vault, NOW), check) > 30
     both, one = (CURRENT, NEXT), (CURRENT,)
     assert outcomes == {(1, both), (0, both), (2, both), (2, one)}
 
@@ -453,7 +437,7 @@ def test_a_mirror_of_a_new_key_cut_short_anywhere_can_be_repeated(rig: Kept, mon
         mirror(rig.site, medium)
         assert rig.site.client().seen.online_key == rig.online.key_id
 
-    assert crashes(rig, rig.site.directory, monkeypatch, lambda: mirror(rig.site, medium), check) > 10
+    assert crashes(rig.site.directory, monkeypatch, lambda: mirror(rig.site, medium), check) > 10
     assert outcomes == {0, 1, 2}
 
 

@@ -39,8 +39,8 @@ def file(tmp_path: Path) -> Iterator[BinaryIO]:
         yield opened
 
 
-def run(*command: object, data: bytes = b"") -> bytes:
-    return subprocess.run([str(word) for word in command], input=data, capture_output=True, check=True).stdout
+def run(*command: object, data: bytes = b"", cwd: Path | None = None) -> bytes:
+    return subprocess.run([str(word) for word in command], input=data, capture_output=True, check=True, cwd=cwd).stdout
 
 
 class OpenPgp:
@@ -380,9 +380,9 @@ def test_a_cabinet_and_a_catalogue_by_the_tools_that_vendors_use(
     signer = (pki.directory / "leaf.pem", pki.directory / "key.pem")
     more = ("--target", "sha256") if over_digest else ()
     if over_digest:  # what is signed is the checksum, which has to be there first
-        tool(tmp_path, "jcat-tool", "self-sign", "firmware.jcat", NAME, "--kind", "sha256")
-    tool(tmp_path, "jcat-tool", "sign", "firmware.jcat", NAME, *signer, *more)
-    tool(tmp_path, "gcab", "--create", "--zip", "acme.cab", NAME, "firmware.jcat")
+        run("jcat-tool", "self-sign", "firmware.jcat", NAME, "--kind", "sha256", cwd=tmp_path)
+    run("jcat-tool", "sign", "firmware.jcat", NAME, *signer, *more, cwd=tmp_path)
+    run("gcab", "--create", "--zip", "acme.cab", NAME, "firmware.jcat", cwd=tmp_path)
     member = jcat.extract((tmp_path / "acme.cab").read_bytes(), NAME)
     assert member.data == DATA
     assert member.catalogue is not None
@@ -392,10 +392,6 @@ def test_a_cabinet_and_a_catalogue_by_the_tools_that_vendors_use(
         digest = hashlib.sha256(DATA + b"!").hexdigest()
         why = "another SHA-256 than its catalogue says" if over_digest else "no signature in the catalogue"
         refused(why, changed, digest, NAME, member.catalogue, pki.pem(pki.ca))
-
-
-def tool(directory: Path, *command: object) -> None:
-    subprocess.run([str(word) for word in command], cwd=directory, capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("compress", [False, True])

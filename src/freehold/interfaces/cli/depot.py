@@ -215,7 +215,7 @@ def publish(carried: Sequence[Path], state: Path, output: str) -> None:
     click.echo(f"root version {found.root.signed.version}, SHA-256 {fingerprint}")
     if replaced:
         click.echo(f"online key {client.seen.online_key}; the former one is destroyed: carry this root to every site")
-    click.echo(f"carry it: cp -r {here.repository.directory} TO")
+    click.echo(f"carry it: cp -rT {here.repository.directory} TO")
     show_findings(findings_of(client.view, state))
 
 
